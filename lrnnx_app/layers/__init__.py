@@ -1,0 +1,1 @@
+"""Layers: one paper, one file, found by file name (`model.layer.name` in a recipe)."""

@@ -1,0 +1,142 @@
+"""The contract of a layer, and `forward`/`step` of every diagonal one derived from two functions.
+
+A layer maps (B, T, d_model) to (B, T, d_model) and carries a state, a NamedTuple of tensors with batch
+first. Running a sequence in one go, in chunks, or step by step gives the same output and state.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.ops import planar
+from lrnnx_app.ops.linear_scan import linear_scan
+
+
+class Layer(nn.Module):
+    """A causal sequence layer `LAYERS[name](d_model, Config(…))`.
+
+    A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
+    recurrence: they get a learning rate of their own and no weight decay.
+    """
+
+    recurrent: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first step: a NamedTuple of (batch, …) tensors, float32 or wider."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Run a sequence.
+
+        Args:
+            x: input (B, T, d_model), T ≥ 1.
+            state: state before x; `init_state` if None. Differentiable in and out.
+            dt: (B, T) time since the previous sample, None when evenly sampled.
+            lengths: (B,) valid steps of right-padded rows; later steps hold the state.
+            reset: (B, T) true where a packed sequence starts.
+
+        Returns:
+            y (B, T, d_model), and the state after each row's last valid step.
+        """
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
+        """One step: x (B, d_model), dt (B,) or None; returns y (B, d_model) and the next state."""
+        raise NotImplementedError
+
+    def recurrent_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters named in `recurrent`."""
+        return (getattr(self, name) for name in self.recurrent)
+
+
+class DiagonalState(NamedTuple):
+    """h: (B, N), or planar complex (B, 2, N)."""
+
+    h: Tensor
+
+
+class DiagonalLayer(Layer):
+    """A layer around h[t] = a[t]·h[t−1] + b[t].
+
+    A subclass sets `state_shape`, (N,) or (2, N), and supplies `coefficients` and `readout`; both act on
+    each step alone, so `forward` and `step` follow from them here and are not overridden.
+    """
+
+    state_shape: tuple[int, ...]
+
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape)."""
+        raise NotImplementedError
+
+    def readout(self, h: Tensor, x: Tensor) -> Tensor:
+        """Output (B, T, d_model) from the states (B, T, *state_shape) and the input."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int) -> DiagonalState:
+        like = next(self.parameters())
+        return DiagonalState(like.new_zeros(batch, *self.state_shape))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: DiagonalState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, DiagonalState]:
+        a, b = self.coefficients(x, dt)
+        a = self._over_time(a)
+        h0 = None if state is None else state.h
+        h, last = linear_scan(a, b, h0, lengths=lengths, reset=reset)
+        return self.readout(h, x), DiagonalState(last)
+
+    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        x = x[:, None]
+        a, b = self.coefficients(x, None if dt is None else dt[:, None])
+        a, b = self._over_time(a)[:, 0], b[:, 0].to(state.h.dtype)
+        h = (planar.mul(a.expand_as(b), state.h) if len(self.state_shape) == 2 else a * state.h) + b
+        return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
+
+    def _over_time(self, a: Tensor) -> Tensor:
+        return a[None, None] if a.ndim == len(self.state_shape) else a
+
+    def extra_repr(self) -> str:
+        kind = "complex" if len(self.state_shape) == 2 else "real"
+        return f"d_model={self.d_model}, states={self.state_shape[-1]} {kind}"
+
+
+def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
+    """gain∘(weight x) as one real matmul; gain None is 1.
+
+    Args:
+        x: (B, T, H), real.
+        weight: (2, N, H), planar.
+        gain: (2, N), which goes into the matrix, or (B, T, 2, N); planar.
+
+    Returns:
+        (B, T, 2, N), planar.
+    """
+    if gain is not None and gain.ndim == 2:
+        weight, gain = planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1), None
+    b = nn.functional.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
+    return b if gain is None else planar.mul(gain, b)
+
+
+def real_readout(h: Tensor, weight: Tensor) -> Tensor:
+    """Re(weight h) as one real matmul: h (B, T, 2, N), weight (2, H, N), both planar; (B, T, H)."""
+    return nn.functional.linear(h.flatten(-2), torch.cat((weight[0], -weight[1]), -1))

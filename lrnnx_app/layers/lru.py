@@ -1,0 +1,48 @@
+"""LRU: the linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
+from lrnnx_app.ops import planar
+
+
+class LRU(DiagonalLayer):
+    """h = λ∘h + γ∘(B u), y = Re(C h) + D∘u, with λ = exp(−exp(nu_log) + i·exp(theta_log)).
+
+    There is no timescale: data time δ enters as λ^δ.
+    """
+
+    recurrent = ("nu_log", "theta_log", "gamma_log")
+
+    @dataclass
+    class Config:
+        d_state: int = 64  # complex states N
+        r_min: float = 0.9  # |λ| starts uniform (by area) in the ring [r_min, r_max]
+        r_max: float = 0.999
+        max_phase: float = 2 * math.pi  # arg λ starts uniform in [0, max_phase]
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        n = config.d_state
+        self.state_shape = (2, n)
+        low, high = config.r_min**2, config.r_max**2
+        radius = torch.sqrt(torch.rand(n) * (high - low) + low)
+        phase = (config.max_phase * torch.rand(n)).clamp_min(1e-8)
+        self.nu_log = nn.Parameter(torch.log(-torch.log(radius)))
+        self.theta_log = nn.Parameter(torch.log(phase))
+        self.gamma_log = nn.Parameter(torch.log(1 - radius * radius) / 2)
+        self.B = nn.Parameter(torch.randn(2, n, d_model) / math.sqrt(2 * d_model))
+        self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(n))
+        self.D = nn.Parameter(torch.randn(d_model))
+
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_lambda = torch.stack((-torch.exp(self.nu_log), torch.exp(self.theta_log)))
+        span = log_lambda if dt is None else log_lambda * dt[..., None, None]
+        return planar.exp(span), drive(x, self.B * torch.exp(self.gamma_log)[:, None])
+
+    def readout(self, h: Tensor, x: Tensor) -> Tensor:
+        return real_readout(h, self.C) + self.D * x

@@ -1,0 +1,1 @@
+"""Operators: each file has schema, reference, fake kernel and autograd of one op."""
