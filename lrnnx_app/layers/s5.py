@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.errors import RecipeError, nearest
 from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES
@@ -30,6 +31,12 @@ class S5(DiagonalLayer):
         conj_sym: bool = True
         clip_eigs: bool = False  # hold Re λ at or below −1e-4
         step_rescale: float = 1.0  # multiplies the step: 2.0 runs a 16 kHz model on 8 kHz input
+
+        def __post_init__(self) -> None:
+            if self.rule not in RULES:
+                raise RecipeError(f"rule: unknown '{self.rule}'; {nearest(self.rule, RULES)}")
+            if self.blocks < 1 or self.d_state < 1 or self.d_state % self.blocks:
+                raise RecipeError(f"blocks: expected a divisor of d_state ({self.d_state}), not {self.blocks}")
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

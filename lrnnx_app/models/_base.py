@@ -1,0 +1,59 @@
+"""What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrnnx_app.data import DataSpec
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.registry import LAYERS
+
+
+class Model(nn.Module):
+    """A causal model `MODELS[name](spec, Config(…))`.
+
+    Attributes:
+        hop: samples consumed at a time; a stream is fed in multiples of it.
+        lookahead: samples beyond t that the output at t depends on (below hop).
+    """
+
+    hop: int = 1
+    lookahead: int = 0
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first sample: a pytree of (batch, …) tensors."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Run a sequence from a state; arguments as in `lrnnx_app.layers._base.Layer.forward`."""
+        raise NotImplementedError
+
+
+def build_layer(d_model: int, config: Any) -> Layer:
+    """The layer that `config.name` names."""
+    return LAYERS.find(config.name, "model.layer.name")(d_model, config)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: norm → layer → GELU → half-GLU (y·σ(W y)) → dropout → add."""
+
+    def __init__(self, d_model: int, layer_config: Any, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.layer = build_layer(d_model, layer_config)
+        self.gate = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        y = nn.functional.gelu(y)
+        return x + self.dropout(y * self.gate(y).sigmoid())
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        y, state = self.layer(self.norm(x), state, **kwargs)
+        return self._add(x, y), state
+
+    def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
+        y, state = self.layer.step(self.norm(x), state, dt)
+        return self._add(x, y), state
