@@ -3,9 +3,9 @@
 import csv
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,20 +58,32 @@ class Audio(DataModule):
         c = self.config
         if bool(c.root) != bool(c.noise_root):
             missing = "data.noise_root" if c.root else "data.root"
-            raise DataError(f"{missing}: expected a folder, since data.root (clean) and data.noise_root go together")
+            raise DataError(
+                f"{missing}: expected a folder, since data.root (clean) and data.noise_root go together"
+            )
         if c.root:
             speech = _share(find_audio(Path(c.root), "clean speech"), Path(c.root), split)
-            noise = Clips(_share(find_audio(Path(c.noise_root), "noise"), Path(c.noise_root), split), c.sample_rate)
+            noise = Clips(
+                _share(find_audio(Path(c.noise_root), "noise"), Path(c.noise_root), split), c.sample_rate
+            )
         else:
             speech = _embedded_speech(split)
             noise = _embedded_music(split, c.sample_rate)
         return Mixtures(Clips(speech, c.sample_rate), noise, c, train=split == "train")
 
 
+class Collection(Protocol):
+    """Waveforms (T,) by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
 class Mixtures:
     """The noisy examples of one split."""
 
-    def __init__(self, speech: Clips, noise: Sequence[Tensor], config: Audio.Config, train: bool) -> None:
+    def __init__(self, speech: Clips, noise: Collection, config: Audio.Config, train: bool) -> None:
         self.speech, self.noise, self.config, self.train = speech, noise, config, train
 
     def __len__(self) -> int:
@@ -122,7 +134,7 @@ def _embedded_speech(split: str) -> list[Path]:
         return [ASSETS / row["file"] for row in csv.DictReader(file) if row["split"] == split]
 
 
-def _embedded_music(split: str, rate: int) -> Sequence[Tensor]:
+def _embedded_music(split: str, rate: int) -> Collection:
     tracks = Clips(find_audio(ASSETS / "music", "music"), rate)
     if split == "train":
         return tracks[0], tracks[1]

@@ -81,7 +81,10 @@ def _mnist(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[chosen] / 255, labels[chosen]
 
 
-READERS: dict[str, Callable[[Path, str], tuple[np.ndarray, np.ndarray]]] = {"digits": _digits, "mnist": _mnist}
+READERS: dict[str, Callable[[Path, str], tuple[np.ndarray, np.ndarray]]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+}
 
 
 def read_idx(root: Path, name: str, dimensions: int) -> np.ndarray:
@@ -99,6 +102,8 @@ def read_idx(root: Path, name: str, dimensions: int) -> np.ndarray:
         raise DataError(f"{path}: not readable as gzip ({error})") from error
     header = 4 + 4 * dimensions
     shape = np.frombuffer(content[4:header], ">u4") if len(content) >= header else np.zeros(0, int)
-    if content[:4] != bytes((0, 0, IDX_BYTES, dimensions)) or len(content) != header + int(np.prod(shape, dtype=object)):
+    if content[:4] != bytes((0, 0, IDX_BYTES, dimensions)) or len(content) != header + int(
+        np.prod(shape, dtype=object)
+    ):
         raise DataError(f"{path}: not a whole IDX file of {dimensions}-dimensional bytes")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

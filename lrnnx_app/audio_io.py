@@ -1,6 +1,6 @@
 """Reading audio files, and folders of them, as mono float32 at one rate."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,7 +41,9 @@ def mono(samples: np.ndarray, path: Path) -> np.ndarray:
     mixed = samples.mean(1)
     if not np.isfinite(mixed).all():
         at = int(np.flatnonzero(~np.isfinite(mixed))[0])
-        raise DataError(f"{path}: sample {at} is not a finite number; expected finite samples, repair the file")
+        raise DataError(
+            f"{path}: sample {at} is not a finite number; expected finite samples, repair the file"
+        )
     return mixed
 
 
@@ -56,7 +58,7 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
         return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
 
 
-class Clips(Sequence[torch.Tensor]):
+class Clips:
     """A list of audio files, decoded on demand; a small collection is kept in memory."""
 
     def __init__(self, paths: Iterable[Path], rate: int) -> None:
@@ -71,7 +73,7 @@ class Clips(Sequence[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:
         return self._read(self.paths[index], self.rate)
 
 

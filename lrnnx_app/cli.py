@@ -33,11 +33,15 @@ def options(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
+    ] = False,
 ) -> None:
     """Train a recipe, test it and write a run folder."""
     from lrnnx_app import recipe as recipes
@@ -53,7 +57,9 @@ def train(
         if key.startswith("test/"):
             table.add_row(key, f"{value:.4g}")
     table.add_row("parameters", f"{summary['parameters']:,}")
-    table.add_row("training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s")
+    table.add_row(
+        "training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"
+    )
     table.add_row("run", str(folder))
     console.print(table)
     console.print(f"Next: {_next_command(config, folder)}")

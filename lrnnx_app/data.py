@@ -67,7 +67,7 @@ class Source(Protocol):
 
 class Address(NamedTuple):
     epoch: int
-    index: int
+    row: int
 
 
 class _Addressed(Dataset[Example]):
@@ -81,7 +81,7 @@ class _Addressed(Dataset[Example]):
         return len(self.source)
 
     def __getitem__(self, address: Address) -> Example:
-        return self.source.example(address.index, np.random.default_rng([*self.seed, *address]))
+        return self.source.example(address.row, np.random.default_rng([*self.seed, *address]))
 
 
 class AddressSampler(Sampler[Address]):

@@ -60,7 +60,15 @@ def confusion_matrix(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
     if len(counts) <= 40:
         for (row, column), count in np.ndenumerate(counts):
             dark = count > counts.max() / 2
-            axis.text(column, row, int(count), ha="center", va="center", color="white" if dark else "black", fontsize=7)
+            axis.text(
+                column,
+                row,
+                str(int(count)),
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                fontsize=7,
+            )
     return figure
 
 
@@ -72,13 +80,22 @@ def learning_curves(metrics_csv: Path) -> Figure | None:
             for key, value in row.items():
                 split, _, metric = key.partition("/")
                 if split in ("train", "valid") and value:
-                    curves.setdefault(metric, {}).setdefault(split, []).append((int(row["step"]), float(value)))
+                    curves.setdefault(metric, {}).setdefault(split, []).append(
+                        (int(row["step"]), float(value))
+                    )
     if not curves:
         return None
     figure = _figure(4.5 * len(curves), 3.2)
-    for axis, (metric, splits) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    for axis, (metric, splits) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
         for split, points in splits.items():
-            axis.plot(*zip(*points, strict=True), label=split, marker="o" if len(points) < 30 else None, markersize=3)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=split,
+                marker="o" if len(points) < 30 else None,
+                markersize=3,
+            )
         axis.set(title=metric, xlabel="step")
         axis.legend()
         axis.grid(alpha=0.3)

@@ -114,6 +114,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
     """Merge a recipe's own keys and the overrides into the schema; see `load`."""
     chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
+    assert isinstance(chosen, DictConfig)
     schema = _schema(chosen, source)
     schema.name = name
     _drop_orphans(file, overrides, schema)
@@ -123,7 +124,9 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
         resolved = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise RecipeError(f"{source}: {_one_line(error)}") from error
-    merged = _merge(schema, OmegaConf.create(resolved), source)
+    plain = OmegaConf.create(resolved)
+    assert isinstance(plain, DictConfig)
+    merged = _merge(schema, plain, source)
     if overrides:
         source += " with the overrides"
     for key in ("model.layer", "model", "task", "data", "trainer"):
@@ -151,8 +154,9 @@ def _schema(chosen: DictConfig, source: str) -> DictConfig:
     for key, registry in (("task", TASKS), ("model", MODELS), ("data", DATA), ("model.layer", LAYERS)):
         name = _select(chosen, f"{key}.name")
         if not isinstance(name, str):
-            raise RecipeError(f"{source}: {key}.name: expected the name of a {registry.kind}, one of: "
-                              f"{', '.join(registry)}")
+            raise RecipeError(
+                f"{source}: {key}.name: expected the name of a {registry.kind}, one of: {', '.join(registry)}"
+            )
         try:
             entry = registry.find(name, f"{key}.name")
         except RecipeError as error:

@@ -59,7 +59,9 @@ class Run:
         for path in (self.best, self.last):
             if path.is_file():
                 return path
-        raise RunError(f"{self.path}: no checkpoints/best.ckpt or last.ckpt; train it first: lrnnx train RECIPE")
+        raise RunError(
+            f"{self.path}: no checkpoints/best.ckpt or last.ckpt; train it first: lrnnx train RECIPE"
+        )
 
     def task(self) -> Task:
         """The trained task, in evaluation mode, on the CPU.
@@ -89,8 +91,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content["spec"] = DataSpec.read(content["spec"])
         content["state_dict"].keys()
     except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise RunError(f"{path}: not a checkpoint that lrnnx wrote ({type(error).__name__}); "
-                       "expected one, restore or retrain it") from error
+        raise RunError(
+            f"{path}: not a checkpoint that lrnnx wrote ({type(error).__name__}); "
+            "expected one, restore or retrain it"
+        ) from error
     return content
 
 
@@ -110,5 +114,3 @@ def load_weights(task: Task, weights: dict[str, Any], path: Path) -> None:
             f"expected {own.get(name, 'no such parameter')} by {RECIPE}"
         )
     task.load_state_dict(weights)
-
-

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from lrnnx_app import report
+from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import RunError
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.registry import TASKS
@@ -33,19 +33,21 @@ class Throughput(Callback):
         self.seconds = 0.0
         self._start = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._start = self._start or time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
         self.samples += len(batch.x) * trainer.world_size
         self.seconds += now - self._start
         self._start = now
-        module.log("samples_per_second", self.rate, prog_bar=True, batch_size=len(batch.x))
+        pl_module.log("samples_per_second", self.rate, prog_bar=True, batch_size=len(batch.x))
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = 0.0
 
     @property
@@ -53,7 +55,9 @@ class Throughput(Callback):
         return self.samples / self.seconds if self.seconds else 0.0
 
 
-def train(config: DictConfig, out: Path | None = None, resume: Path | None = None) -> tuple[Path, dict[str, Any]]:
+def train(
+    config: DictConfig, out: Path | None = None, resume: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Train a resolved recipe, test its best checkpoint, and write the run folder.
 
     Args:
@@ -81,7 +85,8 @@ def train(config: DictConfig, out: Path | None = None, resume: Path | None = Non
     _quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
     data = build_data(recipe)
-    data.source("train"), data.source("valid"), data.source("test")  # complain before anything is written
+    for split in SPLITS:  # what is wrong with the data is said before anything is written
+        data.source(split)
     task = build_task(recipe, data.spec)
     if checkpoint is not None:
         load_weights(task, read_checkpoint(checkpoint)["state_dict"], checkpoint)
@@ -102,7 +107,9 @@ def train(config: DictConfig, out: Path | None = None, resume: Path | None = Non
     report.draw(task, folder)
     summary = {
         "recipe": recipe.name,
-        "metrics": {key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key},
+        "metrics": {
+            key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key
+        },
         "parameters": sum(p.numel() for p in task.parameters()),
         "steps": trainer.global_step,
         "seconds": round(seconds, 2),
@@ -130,7 +137,9 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
         precision=run.recipe.trainer.precision,  # type: ignore[arg-type]
     )
     trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
-    return {key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())}
+    return {
+        key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())
+    }
 
 
 def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
@@ -193,15 +202,18 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings(
+        "ignore", message=".*number of training batches.*smaller than the logging interval.*"
+    )
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this runs from, with "+" if it has changes; None for an installed package."""
+    """The checkout's commit, with "+" if it has changes; None for an installed package."""
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
     try:
+
         def git(*words: str) -> str:
             return subprocess.run(
                 ("git", "-C", str(here), *words), capture_output=True, text=True, check=True

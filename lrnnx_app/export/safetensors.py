@@ -30,7 +30,9 @@ def export(run: Run, path: Path) -> float:
     metadata = {"recipe": OmegaConf.to_yaml(run.config), "spec": json.dumps(asdict(task.spec))}
     part = path.with_name(f".{path.name}.part")
     try:
-        save_file({name: value.contiguous() for name, value in task.model.state_dict().items()}, part, metadata)
+        save_file(
+            {name: value.contiguous() for name, value in task.model.state_dict().items()}, part, metadata
+        )
         difference = _difference(task.model, load(part), task.spec)
         if difference:
             raise LrnnxError(f"{path}: the reloaded model differs by {difference:.3g}; nothing was kept")

@@ -36,7 +36,9 @@ class S5(DiagonalLayer):
             if self.rule not in RULES:
                 raise RecipeError(f"rule: unknown '{self.rule}'; {nearest(self.rule, RULES)}")
             if self.blocks < 1 or self.d_state < 1 or self.d_state % self.blocks:
-                raise RecipeError(f"blocks: expected a divisor of d_state ({self.d_state}), not {self.blocks}")
+                raise RecipeError(
+                    f"blocks: expected a divisor of d_state ({self.d_state}), not {self.blocks}"
+                )
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

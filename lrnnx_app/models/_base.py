@@ -1,10 +1,10 @@
 """What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import LAYERS
 
@@ -57,3 +57,16 @@ class Block(nn.Module):
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
         y, state = self.layer.step(self.norm(x), state, dt)
         return self._add(x, y), state
+
+
+class Blocks(nn.ModuleList):
+    """Blocks in the order in which a model runs them; their states form a tuple in that order."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__(blocks)
+
+    def __iter__(self) -> Iterator[Block]:
+        return super().__iter__()  # type: ignore[return-value]
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        return tuple(block.layer.init_state(batch) for block in self)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.models._base import Block, Model
+from lrnnx_app.models._base import Block, Blocks, Model
 
 POOLS = ("mean", "last", "none")
 
@@ -47,14 +47,15 @@ class Backbone(Model):
         self.pool = config.pool
         width = config.d_model
         self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)
-        self.blocks = nn.ModuleList(Block(width, config.layer, config.dropout) for _ in range(config.depth))
+        self.blocks = Blocks(Block(width, config.layer, config.dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, spec.d_output)
 
     def init_state(self, batch: int) -> BackboneState:
         like = self.head.weight
-        layers = tuple(block.layer.init_state(batch) for block in self.blocks)
-        return BackboneState(layers, like.new_zeros(batch, like.shape[1]), like.new_zeros(batch))
+        return BackboneState(
+            self.blocks.init_state(batch), like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
+        )
 
     def forward(
         self,
@@ -68,7 +69,7 @@ class Backbone(Model):
         """x (B, T, d_input), or (B, T) tokens; see the class for the output.
 
         Raises:
-            ValueError: `reset` is given to a pooled model, whose one output per row cannot tell sequences apart.
+            ValueError: `reset` is given to a pooled model, which has one output per row.
         """
         if reset is not None and self.pool != "none":
             raise ValueError(f"a model with pool '{self.pool}' takes no packed rows; expected reset=None")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.models._base import Block, Model
+from lrnnx_app.models._base import Block, Blocks, Model
 
 
 class Down(nn.Linear):
@@ -57,51 +57,49 @@ class UNet(Model):
         def __post_init__(self) -> None:
             if len(self.channels) != len(self.strides) or not self.channels:
                 raise RecipeError(
-                    f"channels: expected as many as strides ({len(self.strides)}), at least one, not {self.channels}"
+                    f"channels: expected one for each of the strides {self.strides}, not {self.channels}"
                 )
             if min(*self.channels, *self.strides, self.depth) < 1:
                 raise RecipeError("channels, strides and depth: expected positive integers")
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
         super().__init__()
-        widths = [spec.d_input, *config.channels]
-        self.strides = tuple(config.strides)
-        self.hop = math.prod(config.strides)
+        widths, strides = config.channels, config.strides
+        self.strides, self.depth = tuple(strides), config.depth
+        self.hop = math.prod(strides)
         self.lookahead = self.hop - 1
-
-        def blocks(width: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(width, config.layer, config.dropout) for _ in range(config.depth))
-
-        pairs = list(zip(widths[:-1], widths[1:], config.strides, strict=True))
-        self.down = nn.ModuleList(Down(*pair) for pair in pairs)
-        self.encoder = nn.ModuleList(blocks(width) for width in config.channels)
-        self.decoder = nn.ModuleList(blocks(width) for width in reversed(config.channels))
-        self.up = nn.ModuleList(
-            Up(wide, narrow, stride) for narrow, wide, stride in reversed(pairs[1:])
+        steps = list(zip(widths[:-1], widths[1:], strides[1:], strict=True))
+        self.analysis = Down(spec.d_input, widths[0], strides[0])
+        self.down = nn.ModuleList(Down(narrow, wide, stride) for narrow, wide, stride in steps)
+        self.blocks = Blocks(
+            Block(width, config.layer, config.dropout)
+            for width in (*widths, *reversed(widths))
+            for _ in range(config.depth)
         )
-        width = config.channels[0]
-        self.mask = nn.Linear(width, width)
-        self.head = Up(width, spec.d_output, config.strides[0])
+        self.up = nn.ModuleList(Up(wide, narrow, stride) for narrow, wide, stride in reversed(steps))
+        self.mask = nn.Linear(widths[0], widths[0])
+        self.synthesis = Up(widths[0], spec.d_output, strides[0])
         self._start_as_identity()
 
     @torch.no_grad()
     def _start_as_identity(self) -> None:
-        frame = nn.init.orthogonal_(self.down[0].weight)
+        frame = nn.init.orthogonal_(self.analysis.weight)
+        if self.synthesis.weight.shape == frame.T.shape:
+            self.synthesis.weight.copy_(frame.T)
         self.mask.weight.mul_(0.1)
         nn.init.ones_(self.mask.bias)
-        for end in (self.down[0], self.head):
-            nn.init.zeros_(end.bias)
-        if self.head.weight.shape == frame.T.shape:
-            self.head.weight.copy_(frame.T)
+        nn.init.zeros_(self.analysis.bias)
+        nn.init.zeros_(self.synthesis.bias)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
-        levels = (*self.encoder, *self.decoder)
-        return tuple(block.layer.init_state(batch) for level in levels for block in level)
+        return self.blocks.init_state(batch)
 
     def forward(
         self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """x (B, T, d_input) → (B, T, d_output) and the state; a T that is no multiple of hop ends the stream.
+        """x (B, T, d_input) → (B, T, d_output) and the state.
+
+        A T that is no multiple of hop ends the stream: its last frame is filled up with silence.
 
         Raises:
             ValueError: dt is given; frames need evenly spaced samples.
@@ -113,23 +111,29 @@ class UNet(Model):
             x = x * (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
         x = nn.functional.pad(x, (0, 0, 0, -time % self.hop))
         before = iter(self.init_state(len(x)) if state is None else state)
+        blocks = iter(self.blocks)
         after: list[Any] = []
-        skips: list[Tensor] = []
-        ends: list[Tensor | None] = []
 
-        def run(level: Any, x: Tensor, end: Tensor | None) -> Tensor:
-            for block in level:
-                x, new = block(x, next(before), lengths=end)
+        def level(x: Tensor, ends: Tensor | None) -> Tensor:
+            for _ in range(self.depth):
+                x, new = next(blocks)(x, next(before), lengths=ends)
                 after.append(new)
             return x
 
-        x = features = self.down[0](x)
-        for index, (stride, level) in enumerate(zip(self.strides, self.encoder, strict=True)):
-            lengths = None if lengths is None else (lengths + stride - 1) // stride
-            x = run(level, self.down[index](x) if index else x, lengths)
+        x = features = self.analysis(x)
+        ends = [_frames(lengths, self.strides[0])]
+        x = level(x, ends[-1])
+        skips = [x]
+        for down, stride in zip(self.down, self.strides[1:], strict=True):
+            ends.append(_frames(ends[-1], stride))
+            x = level(down(x), ends[-1])
             skips.append(x)
-            ends.append(lengths)
-        x = run(self.decoder[0], skips.pop(), ends.pop())
-        for up, level in zip(self.up, self.decoder[1:], strict=True):
-            x = run(level, up(x) + skips.pop(), ends.pop())
-        return self.head(features * self.mask(x))[:, :time], tuple(after)
+        x = level(skips.pop(), ends.pop())
+        for up in self.up:
+            x = level(up(x) + skips.pop(), ends.pop())
+        return self.synthesis(features * self.mask(x))[:, :time], tuple(after)
+
+
+def _frames(lengths: Tensor | None, stride: int) -> Tensor | None:
+    """Frames that hold at least one valid step."""
+    return None if lengths is None else (lengths + stride - 1) // stride

@@ -62,10 +62,14 @@ def denoise_file(
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     try:
         with open_audio(source) as reader:
-            subtype = reader.subtype if soundfile.check_format(target.suffix[1:].upper(), reader.subtype) else None
+            subtype = (
+                reader.subtype if soundfile.check_format(target.suffix[1:].upper(), reader.subtype) else None
+            )
             timing.audio = reader.frames / reader.samplerate
-            run = _offline(model, rate, reader, source, timing) if offline else _streamed(
-                model, rate, reader, source, chunk, timing
+            run = (
+                _offline(model, rate, reader, source, timing)
+                if offline
+                else _streamed(model, rate, reader, source, chunk, timing)
             )
             with soundfile.SoundFile(part, "w", reader.samplerate, 1, subtype) as writer:
                 for samples in run:
@@ -122,4 +126,3 @@ def _offline(
         yield y if own == rate else resample(y, rate, own)
     timing.compute = time.perf_counter() - start
     timing.chunks.append(timing.compute)
-

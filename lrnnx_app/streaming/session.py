@@ -25,7 +25,7 @@ class StreamingSession:
         self.model = model.eval()
         self.chunk = model.hop if chunk is None else chunk
         if self.chunk < 1 or self.chunk % model.hop:
-            raise StreamError(f"a chunk of {self.chunk} samples: expected a multiple of the model's hop, {model.hop}")
+            raise StreamError(f"chunk of {self.chunk} samples: expected a multiple of hop {model.hop}")
         self.state: Any = model.init_state(batch)
         self._ended = False
 

@@ -70,9 +70,7 @@ class Task(LightningModule):
 
 def parameter_groups(model: nn.Module, config: Task.Config) -> list[dict[str, Any]]:
     """Recurrence (own rate, no decay); matrices (decay); norms and biases (no decay)."""
-    recurrent = {
-        id(p): p for m in model.modules() if isinstance(m, Layer) for p in m.recurrent_parameters()
-    }
+    recurrent = {id(p): p for m in model.modules() if isinstance(m, Layer) for p in m.recurrent_parameters()}
     rest = [p for p in model.parameters() if id(p) not in recurrent]
     groups = [
         {"params": list(recurrent.values()), "lr": config.ssm_lr, "weight_decay": 0.0},

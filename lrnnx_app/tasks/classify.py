@@ -35,7 +35,7 @@ class Classify(Task):
         logits, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
         return logits.float()
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self._logits(batch)
         loss = self.loss(logits, batch.y)
         self.train_metrics.update(logits, batch.y)
@@ -43,13 +43,13 @@ class Classify(Task):
         self.log_dict(self.train_metrics, prog_bar=True, batch_size=len(batch.x))
         return loss
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._logits(batch)
         self.valid_metrics.update(logits, batch.y)
         self.log("valid/loss", self.loss(logits, batch.y), batch_size=len(batch.x))
         self.log_dict(self.valid_metrics, prog_bar=True, batch_size=len(batch.x))
 
-    def test_step(self, batch: Batch, _: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._logits(batch)
         self.test_metrics.update(logits, batch.y)
         self.confusion.update(logits, batch.y)

@@ -26,6 +26,8 @@ class Denoise(Task):
 
     monitor = "valid/si_snr_improvement"
 
+    window: Tensor
+
     @dataclass
     class Config(Task.Config):
         spectral: float = 1.0
@@ -36,19 +38,21 @@ class Denoise(Task):
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         estimate, target = self._waves(batch)
         score = si_snr(estimate, target).mean()
         loss = -score + self.config.spectral * self._spectral_distance(estimate, target)
         before = si_snr(batch.x[..., 0], target).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
-        self.log("train/si_snr_improvement", (score - before).detach(), prog_bar=True, batch_size=len(batch.x))
+        self.log(
+            "train/si_snr_improvement", (score - before).detach(), prog_bar=True, batch_size=len(batch.x)
+        )
         return loss
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._score(batch)
 
-    def test_step(self, batch: Batch, _: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         for row in self._score(batch):
             if len(self.examples) < EXAMPLES:
                 self.examples.append(row)
@@ -65,9 +69,8 @@ class Denoise(Task):
     def figures(self) -> Iterator[tuple[str, Any]]:
         from lrnnx_app.plots import spectrograms
 
-        for index, (name, *waves) in enumerate(self.examples):
-            titles = ("noisy", "denoised", "clean")
-            panels = dict(zip(titles, waves, strict=True))
+        for index, (name, noisy, denoised, clean) in enumerate(self.examples):
+            panels = {"noisy": noisy, "denoised": denoised, "clean": clean}
             yield f"spectrogram_{index}_{name}", spectrograms(panels, self.spec.sample_rate)
 
     def sounds(self) -> Iterator[tuple[str, Tensor]]:
@@ -101,7 +104,9 @@ class Denoise(Task):
         return rows
 
     def _log_scores(self, split: str) -> None:
-        noisy, denoised = (torch.as_tensor(metric.compute()).reshape(-1) for metric in (self.noisy, self.denoised))
+        noisy, denoised = (
+            torch.as_tensor(metric.compute()).reshape(-1) for metric in (self.noisy, self.denoised)
+        )
         gain = denoised - noisy
         values = {"si_snr_noisy": noisy.mean(), "si_snr": denoised.mean(), "si_snr_improvement": gain.mean()}
         if split == "test" and len(gain) > 1:
