@@ -34,7 +34,7 @@ class S5(DiagonalLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config = config
-        self.rule = RULES[config.rule]
+        self.rule_name = config.rule
         size = config.d_state // config.blocks
         lam, vectors = legs_normal(size)
         if config.conj_sym:  # the half with positive imaginary part
@@ -60,15 +60,12 @@ class S5(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         step = torch.exp(self.log_step) * self.config.step_rescale
-        a, gain = self.rule(self.eigenvalues(), step, dt)
+        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
         return a, drive(x, self.B, gain.expand(*gain.shape[:-1], self.log_step.shape[0]))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
         return real_readout(h, scale * self.C) + self.D * x
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.config.rule}"
 
 
 def _planes(z: Tensor) -> Tensor:
