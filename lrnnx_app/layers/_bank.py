@@ -8,7 +8,7 @@ of time that are recomputed in the backward pass.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
@@ -63,6 +63,9 @@ class BankLayer(DiagonalLayer):
         """The cheaper path for rows that can be convolved."""
         return "fft" if time >= FFT_FROM else "scan"
 
+    def choices(self) -> str:
+        return f"fft from {FFT_FROM} steps, else scan"
+
     def forward(
         self,
         x: Tensor,
@@ -110,10 +113,11 @@ class BankLayer(DiagonalLayer):
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
             log_a, gain, c = self.evenly()
-            w = fft_conv(v, self.taps(planar.mul(c, gain)[None], log_a, time)[0].T)
-            last = planar.mul(gain, self.absorb(v, log_a, lengths))
+            w = fft_conv(v, taps(planar.mul(c, gain)[None], log_a, time, self.groups)[0].T)
+            last = planar.mul(gain, absorb(v, log_a, lengths))
             if state is not None:
-                w = w + self.taps(planar.mul(planar.mul(c, planar.exp(log_a)), state.h), log_a, time)
+                onward = planar.mul(planar.mul(c, planar.exp(log_a)), state.h)
+                w = w + taps(onward, log_a, time, self.groups)
                 last = last + carried(state.h, log_a, time, lengths)
         return self.outputs(w.to(x.dtype), x), DiagonalState(last)
 
@@ -123,29 +127,33 @@ class BankLayer(DiagonalLayer):
         a, gain = RULES[self.rule_name](lam, step, None)
         return planar.log(a) if self.rule_name == "bilinear" else lam * step, gain.expand_as(a), c
 
-    def taps(self, weight: Tensor, log_a: Tensor, time: int) -> Tensor:
-        """Re Σ_n weight·a^l for l < time: weight (M, 2, S) to (M, time, groups)."""
-        coarse, fine = factors(log_a, time)
-        left = self._modes_last(planar.mul(weight[:, None], coarse) * fine.new_tensor([[1.0], [-1.0]]))
-        products = left.flatten(1, 2) @ self._modes_last(fine[None])[:, 0].mT
-        return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
-
-    def absorb(self, v: Tensor, log_a: Tensor, lengths: Tensor | None) -> Tensor:
-        """Σ_s a^s·v[end − 1 − s]: v (B, T, groups) to (B, 2, S)."""
-        coarse, fine = factors(log_a, v.shape[1])
-        q, c = coarse.shape[0], fine.shape[0]
-        back = padded(backwards(v, lengths), q * c).unflatten(1, (q, c))
-        rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ self._modes_last(fine[None])[:, 0]
-        inner = rows.view(self.groups, v.shape[0], q, 2, self.modes).permute(1, 2, 3, 0, 4).flatten(-2)
-        return planar.mul(coarse, inner).sum(1)
-
-    def _modes_last(self, z: Tensor) -> Tensor:
-        """(M, K, 2, groups·modes) to (groups, M, K, 2·modes)."""
-        return z.unflatten(-1, (self.groups, self.modes)).permute(3, 0, 1, 2, 4).flatten(-2)
-
     def extra_repr(self) -> str:
-        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path
+        chosen = f"auto ({self.choices()})" if self.path == "auto" else self.path
         return f"{super().extra_repr()}, path={chosen}"
+
+
+def taps(weight: Tensor, log_a: Tensor, time: int, groups: int) -> Tensor:
+    """Re Σ_n weight·a^l for l < time, summed in each group: weight (M, 2, S) to (M, time, groups)."""
+    coarse, fine = factors(log_a, time)
+    left = _modes_last(planar.conj(planar.mul(weight[:, None], coarse)), groups)
+    products = left.flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0].mT
+    return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
+
+
+def absorb(v: Tensor, log_a: Tensor, lengths: Tensor | None) -> Tensor:
+    """Σ_s a^s·v[end − 1 − s] for every state of a group: v (B, T, groups) to (B, 2, S)."""
+    batch, time, groups = v.shape
+    coarse, fine = factors(log_a, time)
+    q, c = coarse.shape[0], fine.shape[0]
+    back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
+    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0]
+    inner = rows.view(groups, batch, q, 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
+    return planar.mul(coarse, inner).sum(1)
+
+
+def _modes_last(z: Tensor, groups: int) -> Tensor:
+    """(M, K, 2, groups·modes) to (groups, M, K, 2·modes)."""
+    return z.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(-2)
 
 
 def factors(log_a: Tensor, time: int) -> tuple[Tensor, Tensor]:
@@ -170,8 +178,3 @@ def backwards(v: Tensor, lengths: Tensor | None) -> Tensor:
     source = lengths[:, None] - 1 - torch.arange(v.shape[1], device=v.device)
     rows = v.gather(1, source.clamp_min(0)[..., None].expand_as(v))
     return torch.where((source >= 0)[..., None], rows, 0)
-
-
-def padded(v: Tensor, time: int) -> Tensor:
-    """v (B, T, G) with zeros up to `time`."""
-    return torch.nn.functional.pad(v, (0, 0, 0, time - v.shape[1]))
