@@ -4,6 +4,7 @@ A layer maps (B, T, d_model) to (B, T, d_model) and carries a state, a NamedTupl
 first. Running a sequence in one go, in chunks, or step by step gives the same output and state.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -77,13 +78,18 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         """The rule, the number of states, and the floats that one stream carries between calls."""
-        size = sum(tensor[0].numel() for tensor in self.init_state(1))
-        return f"d_model={self.d_model}, rule={self.rule_name}, states={self.n_states}, state_size={size}"
+        kept = f"states={self.n_states}, state_size={self.state_size}"
+        return f"d_model={self.d_model}, rule={self.rule_name}, {kept}"
 
     @property
     def n_states(self) -> str:
         """How many states of which kind, e.g. `64 complex`."""
-        return f"{sum(tensor[0].numel() for tensor in self.init_state(1))} real"
+        return f"{self.state_size} real"
+
+    @property
+    def state_size(self) -> int:
+        """Floats in the state of one stream."""
+        return sum(tensor[0].numel() for tensor in self.init_state(1))
 
 
 class DiagonalState(NamedTuple):
@@ -143,6 +149,10 @@ class DiagonalLayer(Layer):
     @property
     def n_states(self) -> str:
         return f"{self.state_shape[-1]} {'complex' if len(self.state_shape) == 2 else 'real'}"
+
+    @property
+    def state_size(self) -> int:
+        return math.prod(self.state_shape)
 
 
 def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:

@@ -133,26 +133,23 @@ class S4(Layer):
             last = last + dense.carry(state.h, time, lengths)
         return y, S4State(last)
 
-    def _readout(self, dense: "_nplr.Dense | None" = None) -> Tensor:
+    def _readout(self, dense: _nplr.Dense | None = None) -> Tensor:
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
-        C = self.C.movedim(0, -2)
         if not self.config.l_max:
-            return C
+            return self.C.movedim(0, -2)
         if torch.is_grad_enabled():
-            return (dense or _nplr.Dense(self.system())).untruncated(C, self.config.l_max)
-        if torch.compiler.is_compiling() and self._recovered is not None:
-            return self._recovered[1]
+            return self._recover(dense)
+        if torch.compiler.is_compiling():
+            return self._recover(dense) if self._recovered is None else self._recovered[1]
         parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
-        version = () if torch.compiler.is_compiling() else tuple(
-            number for p in parameters for number in (p._version, p.data_ptr())
-        )
+        version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
         if self._recovered is None or self._recovered[0] != version:
-            dense = dense or _nplr.Dense(self.system())
-            recovered = dense.untruncated(C, self.config.l_max)
-            if torch.compiler.is_compiling():
-                return recovered
-            self._recovered = version, recovered
+            self._recovered = version, self._recover(dense)
         return self._recovered[1]
+
+    def _recover(self, dense: _nplr.Dense | None) -> Tensor:
+        dense = dense or _nplr.Dense(self.system())
+        return dense.untruncated(self.C.movedim(0, -2), self.config.l_max)
 
     def extra_repr(self) -> str:
         path = self.config.path
