@@ -109,7 +109,7 @@ class BankLayer(DiagonalLayer):
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
     ) -> tuple[Tensor, DiagonalState]:
-        v, time = self.inputs(x), x.shape[1]
+        v, time = valid(self.inputs(x), lengths), x.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
             log_a, gain, c = self.evenly()
@@ -169,6 +169,13 @@ def carried(h: Tensor, log_a: Tensor, time: int, lengths: Tensor | None) -> Tens
     if lengths is None:
         return planar.mul(planar.exp(log_a * time), h)
     return planar.mul(planar.exp(log_a * lengths.to(log_a.dtype)[:, None, None]), h)
+
+
+def valid(v: Tensor, lengths: Tensor | None) -> Tensor:
+    """v (B, T, G) without what lies beyond a row's end, which a transform would spread by its rounding."""
+    if lengths is None:
+        return v
+    return torch.where((torch.arange(v.shape[1], device=v.device) < lengths[:, None])[..., None], v, 0)
 
 
 def backwards(v: Tensor, lengths: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.layers._bank import BankLayer, DiagonalState, absorb, factors, taps
+from lrnnx_app.layers._bank import BankLayer, DiagonalState, absorb, factors, taps, valid
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -111,6 +111,7 @@ class Centaurus(BankLayer):
     ) -> tuple[Tensor, DiagonalState]:
         if path != "mix" or state is not None:
             return super()._convolve(x, state, lengths, path)
+        x = valid(x, lengths)
         driven = x if self.mode == "full" else self.inputs(x)
         with torch.autocast(x.device.type, enabled=False):
             log_a, gain, _ = self.evenly()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.layers import _nplr
+from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops.fft_conv import fft_conv
@@ -120,7 +121,7 @@ class S4(Layer):
         return torch.cat(ys, 1), S4State(h)
 
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
-        system, time = self.system(), u.shape[1]
+        system, time, u = self.system(), u.shape[1], valid(u, lengths)
         dense = _nplr.Dense(system)
         fits = time <= self.config.l_max
         length = self.config.l_max if fits else time
