@@ -85,8 +85,11 @@ def kernel(system: System, C_tilde: Tensor, length: int) -> Tensor:
         spectrum = _cauchy(lam, pairs, step, theta)
     else:
         chunks = (theta[start : start + size] for start in range(0, total, size))
-        keep = {"use_reentrant": False, "preserve_rng_state": False}
-        spectrum = torch.cat([checkpoint(_cauchy, lam, pairs, step, chunk, **keep) for chunk in chunks], -1)
+        parts = [
+            checkpoint(_cauchy, lam, pairs, step, chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+        spectrum = torch.cat(parts, -1)
     return irfft(spectrum, length)
 
 

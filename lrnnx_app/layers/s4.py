@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.layers import _nplr
-from lrnnx_app.layers._bank import valid
+from lrnnx_app.layers._bank import FFT_FROM, PATHS, checked_path, valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
-FFT_FROM = 32  # steps from which a convolution pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
 
 
@@ -41,6 +40,7 @@ class S4(Layer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config, n = config, config.d_state // 2
+        self.path = checked_path(config.path, PATHS)
         lam, P, B = (z.float() for z in _nplr.legs(config.d_state))
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
@@ -62,7 +62,8 @@ class S4(Layer):
 
     def system(self) -> _nplr.System:
         lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag))
-        return _nplr.System(*(z.movedim(0, -2) for z in (lam, self.P, self.B)), torch.exp(self.log_dt))
+        lam, P, B = (z.movedim(0, -2) for z in (lam, self.P, self.B))
+        return _nplr.System(lam, P, B, torch.exp(self.log_dt))
 
     def forward(
         self,
@@ -73,7 +74,7 @@ class S4(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, S4State]:
-        path = self.config.path
+        path = self.path
         if path == "auto":
             path = "fft" if x.shape[1] >= FFT_FROM else "scan"
         with torch.autocast(x.device.type, enabled=False):
@@ -153,6 +154,5 @@ class S4(Layer):
         return dense.untruncated(self.C.movedim(0, -2), self.config.l_max)
 
     def extra_repr(self) -> str:
-        path = self.config.path
-        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if path == "auto" else path
+        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path
         return f"{super().extra_repr()}, l_max={self.config.l_max}, path={chosen}"

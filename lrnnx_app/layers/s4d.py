@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.layers._bank import BankLayer
+from lrnnx_app.layers._bank import PATHS, BankLayer, checked_path
 from lrnnx_app.layers._hippo import legs_normal
 
 
@@ -28,7 +28,7 @@ class S4D(BankLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.groups, self.modes = d_model, config.d_state // 2
-        self.rule_name, self.path = config.rule, config.path
+        self.rule_name, self.path = config.rule, checked_path(config.path, PATHS)
         lam = initial_modes(config.init, config.d_state).float()
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
