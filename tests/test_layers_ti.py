@@ -224,6 +224,38 @@ def test_a_chunked_scan_is_the_scan(name, monkeypatch):
     assert _error(torch.autograd.grad(found.square().sum() + h.h.sum(), x)[0], gradient) <= 1e-12
 
 
+@pytest.mark.parametrize("continued", [False, True])
+def test_s4_packed_in_blocks_is_packed_step_by_step(continued):
+    layer = S4(2, S4.Config(d_state=8)).double()
+    x = torch.randn(4, 150, 2, dtype=torch.float64, requires_grad=True)
+    reset = torch.rand(4, 150) < 0.03
+    reset[0], reset[1, 0] = False, True
+    lengths = torch.tensor([150, 1, 70, 140])
+    inside = torch.arange(150) < lengths[:, None]
+    state = _nplr.S4State(torch.randn(4, 2, 2, 4, dtype=torch.float64)) if continued else None
+    results = []
+    for layer.path in ("fft", "scan"):
+        y, last = layer(x, state, lengths=lengths, reset=reset)
+        gradient = torch.autograd.grad(y[inside].square().sum() + last.h.sum(), x)[0]
+        results.append((y[inside], last.h, gradient))
+    assert all(_error(found, expected) <= 1e-11 for found, expected in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_recomputed_parts_compile_whole(name, monkeypatch):
+    torch.compiler.reset()
+    layer, x = build_layer(name, 2).double(), torch.randn(2, 40, 2, dtype=torch.float64)
+    monkeypatch.setattr(_bank, "CHUNK", 16 * 4 * 64)
+    monkeypatch.setattr(_nplr, "FREQUENCIES", 16 * 64)
+    reset = torch.rand(2, 40) < 0.1
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for masks in ({"reset": reset}, {}):
+        y, expected = compiled(x, **masks)[0], layer(x, **masks)[0]
+        assert _error(y, expected) <= 1e-12
+        wanted = torch.autograd.grad(expected.square().sum(), layer.C)[0]
+        assert _error(torch.autograd.grad(y.square().sum(), layer.C)[0], wanted) <= 1e-12
+
+
 def test_chunked_frequencies_and_steps_are_whole_ones(monkeypatch):
     layer = S4(2, S4.Config(d_state=4)).double()
     x = torch.randn(1, 150, 2, dtype=torch.float64)

@@ -23,7 +23,8 @@ class S4(Layer):
     One of each conjugate pair of the N states is kept; Λ = −exp(log_A_real) + i·A_imag. `C` is the paper's
     C̃ = C(I − Ā^L) for L = `l_max`, or C itself where l_max is 0. The kernel comes from C̃ by a Cauchy sum;
     for a sequence longer than l_max, C̃ is made anew for its length, so that nothing is cut off.
-    Evenly sampled rows without `reset` are convolved, everything else goes step by step in O(N).
+    Evenly sampled rows are convolved by FFT, or by blocks of dense powers where `reset` packs sequences;
+    elapsed time goes step by step in O(N), since it changes Ā at every step.
     """
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
@@ -58,7 +59,7 @@ class S4(Layer):
 
     def init_state(self, batch: int) -> S4State:
         _, channels, n = self.C.shape
-        return S4State(self.C.new_zeros(batch, channels, 2, n))
+        return S4State(self.C.new_zeros(batch, channels, 2, n, dtype=state_dtype(self.C.dtype)))
 
     def system(self) -> _nplr.System:
         lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag))
@@ -79,8 +80,10 @@ class S4(Layer):
             path = "fft" if x.shape[1] >= FFT_FROM else "scan"
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(state_dtype(x.dtype))
-            if path == "scan" or dt is not None or reset is not None:
+            if path == "scan" or dt is not None:
                 y, state = self._scan(u, state, dt, lengths, reset)
+            elif reset is not None:
+                y, state = self._blocks(u, state, lengths, reset)
             else:
                 y, state = self._convolve(u, state, lengths)
         return y.to(x.dtype) + (self.D * x).to(x.dtype), state
@@ -134,6 +137,15 @@ class S4(Layer):
             y = y + dense.emit(C, state.h, time)
             last = last + dense.carry(state.h, time, lengths)
         return y, S4State(last)
+
+    def _blocks(
+        self, u: Tensor, state: S4State | None, lengths: Tensor | None, reset: Tensor
+    ) -> tuple[Tensor, S4State]:
+        dense, time, u = _nplr.Dense(self.system()), u.shape[1], valid(u, lengths)
+        h = self.init_state(u.shape[0]).h if state is None else state.h
+        y = dense.packed(self._readout(dense), u, h, reset)
+        u, h = _nplr.last_sequence(u, h, lengths, reset)
+        return y, S4State(dense.absorb(u, lengths) + dense.carry(h, time, lengths))
 
     def _readout(self, dense: _nplr.Dense | None = None) -> Tensor:
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
