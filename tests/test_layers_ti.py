@@ -299,7 +299,15 @@ def test_s4d_initializations_are_the_formulas(init, first):
     assert float(lam[1, 1]) == pytest.approx(first)
 
 
+def test_sizes_that_do_not_fit_are_named():
+    for layer, options in ((S4, {"d_state": 5}), (S4D, {"d_state": 5}), (S5, {"d_state": 6, "blocks": 2})):
+        with pytest.raises(RecipeError, match="d_state"):
+            layer(2, layer.Config(**options))
+
+
 def test_unknown_words_name_the_nearest():
+    with pytest.raises(RecipeError, match="bilinear"):
+        S5(2, S5.Config(rule="bilinea"))
     with pytest.raises(RecipeError, match="legs"):
         S4D(2, S4D.Config(init="leg"))
     with pytest.raises(RecipeError, match="neck"):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrnnx_app.errors import RecipeError, nearest
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
@@ -171,17 +170,6 @@ def carried(h: Tensor, log_a: Tensor, time: int, lengths: Tensor | None) -> Tens
     if lengths is None:
         return planar.mul(planar.exp(log_a * time), h)
     return planar.mul(planar.exp(log_a * lengths.to(log_a.dtype)[:, None, None]), h)
-
-
-def checked_path(path: str, options: tuple[str, ...]) -> str:
-    """`path` itself.
-
-    Raises:
-        RecipeError: it is not one of the options.
-    """
-    if path not in options:
-        raise RecipeError(f"path: cannot compute by '{path}'; {nearest(path, options)}")
-    return path
 
 
 def valid(v: Tensor, lengths: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import backwards
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
@@ -38,7 +39,13 @@ class System(NamedTuple):
 
 
 def legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Λ, P and B (2, n // 2) of HiPPO-LegS in the eigenbasis of its normal part, planar, in float64."""
+    """Λ, P and B (2, n // 2) of HiPPO-LegS in the eigenbasis of its normal part, planar, in float64.
+
+    Raises:
+        RecipeError: n is odd.
+    """
+    if n % 2:
+        raise RecipeError(f"d_state: must be even (conjugate pairs), not {n}")
     lam, vectors = legs_normal(n)
     V = torch.complex(*vectors)[:, n - n // 2 :]
     index = torch.arange(n, dtype=torch.float64)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, absorb, checked_path, factors, taps, valid
+from lrnnx_app.errors import one_of
+from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, absorb, factors, taps, valid
 from lrnnx_app.layers._base import DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
@@ -48,11 +48,9 @@ class Centaurus(BankLayer):
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        if config.mode not in MODES:
-            raise RecipeError(f"mode: unknown Centaurus mode '{config.mode}'; {nearest(config.mode, MODES)}")
-        self.mode, n = config.mode, config.d_state
+        self.mode, n = one_of("mode", config.mode, MODES), config.d_state
         self.dense = config.mode in ("pointwise", "full")
-        self.path = checked_path(config.path, (*PATHS, "mix") if self.dense else PATHS)
+        self.path = one_of("path", config.path, (*PATHS, "mix") if self.dense else PATHS)
         banks = config.repeats if config.mode in ("pointwise", "neck") else d_model
         size = banks * n
         self.groups, self.modes = (size, 1) if self.dense else (banks, n)
