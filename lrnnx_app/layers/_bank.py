@@ -19,7 +19,7 @@ from lrnnx_app.ops.linear_scan import state_dtype
 
 FFT_FROM = 32  # steps from which a convolution pays
 PATHS = ("auto", "scan", "fft")
-CHUNK = 2**23  # state elements of a chunk of the scan
+CHUNK = 2**21  # state elements of a chunk of the scan
 
 
 class BankLayer(DiagonalLayer):

@@ -18,7 +18,7 @@ from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import irfft
 
-FREQUENCIES = 2**22  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
+FREQUENCIES = 2**20  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
 BLOCK = 64  # steps that one dense product takes in at once
 PACKED = 32  # the same where sequences are packed: its square is the work inside a block
 
