@@ -85,9 +85,9 @@ def train(
     _quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
     data = build_data(recipe)
+    task = build_task(recipe, data.spec)
     for split in SPLITS:  # what is wrong with the data is said before anything is written
         data.source(split)
-    task = build_task(recipe, data.spec)
     if checkpoint is not None:
         load_weights(task, read_checkpoint(checkpoint)["state_dict"], checkpoint)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrnnx_app.layers._base import Layer
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._build import build_layer
 
 
 class Model(nn.Module):
-    """A causal model `MODELS[name](spec, Config(…))`.
+    """A model `MODELS[name](spec, Config(…))`; causal up to `lookahead` if its layers are.
 
     Attributes:
         hop: samples consumed at a time; a stream is fed in multiples of it.
@@ -31,18 +31,18 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
-def build_layer(d_model: int, config: Any) -> Layer:
-    """The layer that `config.name` names."""
-    return LAYERS.find(config.name, "model.layer.name")(d_model, config)
-
-
 class Block(nn.Module):
     """Pre-norm residual block: norm → layer → GELU → half-GLU (y·σ(W y)) → dropout → add."""
 
-    def __init__(self, d_model: int, layer_config: Any, dropout: float = 0.0) -> None:
+    def __init__(
+        self, d_model: int, layer_config: Any, dropout: float = 0.0, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.layer = build_layer(d_model, layer_config)
+        try:
+            self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
+        except RecipeError as error:
+            raise RecipeError(f"model.layer.{error}") from error
         self.gate = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -69,4 +69,9 @@ class Blocks(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
+        """The blocks' states before the first step.
+
+        Raises:
+            StreamError: a layer runs in both directions.
+        """
         return tuple(block.layer.init_state(batch) for block in self)

@@ -34,6 +34,7 @@ class Backbone(Model):
         depth: int = 4
         dropout: float = 0.0
         pool: str = "mean"  # mean | last | none
+        bidirectional: bool = False  # two directions joined in every block; cannot stream
         layer: Any = None
 
         def __post_init__(self) -> None:
@@ -47,7 +48,9 @@ class Backbone(Model):
         self.pool = config.pool
         width = config.d_model
         self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)
-        self.blocks = Blocks(Block(width, config.layer, config.dropout) for _ in range(config.depth))
+        self.blocks = Blocks(
+            Block(width, config.layer, config.dropout, config.bidirectional) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, spec.d_output)
 
@@ -73,22 +76,23 @@ class Backbone(Model):
         """
         if reset is not None and self.pool != "none":
             raise ValueError(f"a model with pool '{self.pool}' takes no packed rows; expected reset=None")
-        state = self.init_state(len(x)) if state is None else state
+        before = (None,) * len(self.blocks) if state is None else state.layers
         x = self.encoder(x)
-        layers = []
-        for block, before in zip(self.blocks, state.layers, strict=True):
-            x, after = block(x, before, dt=dt, lengths=lengths, reset=reset)
-            layers.append(after)
-        return self._finish(x, state._replace(layers=tuple(layers)), lengths)
+        after = []
+        for block, layer_state in zip(self.blocks, before, strict=True):
+            x, layer_state = block(x, layer_state, dt=dt, lengths=lengths, reset=reset)
+            after.append(layer_state)
+        pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
+        return self._finish(x, BackboneState(tuple(after), *pool), lengths)
 
     def step(self, x: Tensor, state: BackboneState, dt: Tensor | None = None) -> tuple[Tensor, BackboneState]:
         """One sample: x (B, d_input) or (B,) tokens; the output has no time axis."""
         x = self.encoder(x)
-        layers = []
-        for block, before in zip(self.blocks, state.layers, strict=True):
-            x, after = block.step(x, before, dt)
-            layers.append(after)
-        y, state = self._finish(x[:, None], state._replace(layers=tuple(layers)), None)
+        after = []
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x, layer_state = block.step(x, layer_state, dt)
+            after.append(layer_state)
+        y, state = self._finish(x[:, None], state._replace(layers=tuple(after)), None)
         return y[:, 0] if self.pool == "none" else y, state
 
     def _finish(

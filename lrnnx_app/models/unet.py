@@ -110,7 +110,7 @@ class UNet(Model):
         if lengths is not None:
             x = x * (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
         x = nn.functional.pad(x, (0, 0, 0, -time % self.hop))
-        before = iter(self.init_state(len(x)) if state is None else state)
+        before = iter((None,) * len(self.blocks) if state is None else state)
         blocks = iter(self.blocks)
         after: list[Any] = []
 

@@ -31,7 +31,7 @@ class StreamingSession:
 
     @torch.inference_mode()
     def push(self, x: Tensor, dt: Tensor | None = None) -> Tensor:
-        """The outputs that belong to x (B, T, d_input), T ≤ chunk; a T that is no multiple of hop is the last.
+        """The outputs that belong to x (B, T, d_input), T ≤ chunk; a T off the hop ends the stream.
 
         Raises:
             StreamError: x is too long, or follows the last push.
