@@ -55,10 +55,11 @@ class Backbone(Model):
         self.head = nn.Linear(width, spec.d_output)
 
     def init_state(self, batch: int) -> BackboneState:
+        return BackboneState(self.blocks.init_state(batch), *self._empty_pool(batch))
+
+    def _empty_pool(self, batch: int) -> tuple[Tensor, Tensor]:
         like = self.head.weight
-        return BackboneState(
-            self.blocks.init_state(batch), like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
-        )
+        return like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
 
     def forward(
         self,

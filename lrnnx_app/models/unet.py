@@ -109,6 +109,7 @@ class UNet(Model):
         time = x.shape[1]
         if lengths is not None:
             x = x * (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
+            lengths = lengths + -lengths % self.hop
         x = nn.functional.pad(x, (0, 0, 0, -time % self.hop))
         before = iter((None,) * len(self.blocks) if state is None else state)
         blocks = iter(self.blocks)
@@ -121,11 +122,11 @@ class UNet(Model):
             return x
 
         x = features = self.analysis(x)
-        ends = [_frames(lengths, self.strides[0])]
+        ends = [None if lengths is None else lengths // self.strides[0]]
         x = level(x, ends[-1])
         skips = [x]
         for down, stride in zip(self.down, self.strides[1:], strict=True):
-            ends.append(_frames(ends[-1], stride))
+            ends.append(None if ends[-1] is None else ends[-1] // stride)
             x = level(down(x), ends[-1])
             skips.append(x)
         x = level(skips.pop(), ends.pop())
@@ -133,7 +134,3 @@ class UNet(Model):
             x = level(up(x) + skips.pop(), ends.pop())
         return self.synthesis(features * self.mask(x))[:, :time], tuple(after)
 
-
-def _frames(lengths: Tensor | None, stride: int) -> Tensor | None:
-    """Frames that hold at least one valid step."""
-    return None if lengths is None else (lengths + stride - 1) // stride

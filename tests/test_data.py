@@ -1,0 +1,168 @@
+"""Data modules: addressed randomness, splits that do not leak, the user's own files, and bad files."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data_modules.audio import Audio, coloured_noise
+from data_modules.image_sequence import ImageSequence
+from lrnnx_app.data import SPLITS, AddressSampler, DataModule
+from lrnnx_app.errors import DataError
+from lrnnx_app.registry import DATA
+
+EMBEDDED: dict[str, DataModule] = {
+    "audio": Audio(Audio.Config(batch_size=4, seconds=0.5, examples_per_epoch=8, mixtures=1)),
+    "image_sequence": ImageSequence(ImageSequence.Config(batch_size=4)),
+}
+
+
+def test_every_module_is_tested() -> None:
+    assert set(EMBEDDED) == set(DATA)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("split", SPLITS)
+def test_batches_fit_the_description_and_repeat(name: str, split: str) -> None:
+    module = EMBEDDED[name]
+    first, second = (next(iter(module.loader(split))) for _ in range(2))
+    assert first.x.shape[-1] == module.spec.d_input
+    assert len(first.names) == len(first.x) == module.config.batch_size
+    if module.spec.classes:
+        assert first.y.max() < module.spec.d_output
+    else:
+        assert first.y.shape == (*first.x.shape[:2], module.spec.d_output)
+    assert torch.equal(first.x, second.x)
+    assert torch.isfinite(first.x).all()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_training_depends_on_epoch_and_seed_and_evaluation_does_not(name: str) -> None:
+    one, other = EMBEDDED[name], type(EMBEDDED[name])(EMBEDDED[name].config, seed=1)
+    assert not torch.equal(next(iter(one.loader("train"))).x, next(iter(other.loader("train"))).x)
+    assert torch.equal(next(iter(one.loader("test"))).x, next(iter(other.loader("test"))).x)
+    loader = one.loader("train")
+    before = next(iter(loader)).x
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert not torch.equal(before, next(iter(loader)).x)
+
+
+def test_workers_change_nothing() -> None:
+    config = Audio.Config(batch_size=4, seconds=0.2, examples_per_epoch=8, workers=2)
+    alone = Audio(Audio.Config(batch_size=4, seconds=0.2, examples_per_epoch=8))
+    for ours, theirs in zip(Audio(config).loader("train"), alone.loader("train"), strict=True):
+        assert torch.equal(ours.x, theirs.x)
+
+
+def test_sampler_visits_every_row_once() -> None:
+    sampler = AddressSampler(10, seed=0, shuffle=True)
+    sampler.set_epoch(3)
+    addresses = list(sampler)
+    assert sorted(a.row for a in addresses) == list(range(10))
+    assert {a.epoch for a in addresses} == {3}
+    assert [a.row for a in addresses] != list(range(10))
+
+
+def test_embedded_splits_share_no_clip_and_no_music() -> None:
+    sources = {split: EMBEDDED["audio"].source(split) for split in SPLITS}
+    clips = {split: set(source.speech.paths) for split, source in sources.items()}  # type: ignore[attr-defined]
+    assert all(clips.values())
+    assert not (clips["train"] & clips["test"] or clips["train"] & clips["valid"] or clips["valid"] & clips["test"])
+    music = {
+        split: [source.noise[i] for i in range(len(source.noise))]  # type: ignore[attr-defined]
+        for split, source in sources.items()
+    }
+    for training_track in music["train"]:
+        for track in music["valid"] + music["test"]:
+            assert not torch.equal(training_track[: len(track)], track)
+
+
+def test_mixture_has_the_stated_noise_level() -> None:
+    config = Audio.Config(seconds=1.0, snr_min=3.0, snr_max=3.0, mixtures=1)
+    source = Audio(config).source("test")
+    for index in range(5):
+        noisy, clean, _, _ = source.example(index, np.random.default_rng(index))
+        level = 10 * torch.log10(clean.square().mean() / (noisy - clean).square().mean())
+        assert abs(float(level) - 3) < 1e-3
+
+
+def test_coloured_noise_has_its_slope() -> None:
+    rng = np.random.default_rng(0)
+    for beta in (0.0, 1.0, 2.0):
+        power = np.abs(np.fft.rfft(coloured_noise(2**16, beta, rng).numpy())) ** 2
+        low, high = power[100:200].mean(), power[10000:20000].mean()
+        assert abs(np.log10(low / high) / 2 - beta) < 0.1
+
+
+def write(path: Path, seconds: float, rate: int, channels: int = 1, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = np.random.default_rng(seed).uniform(-0.5, 0.5, (int(seconds * rate), channels))
+    soundfile.write(path, wave, rate)
+    return path
+
+
+def test_a_users_folders_of_any_rate_and_channels(tmp_path: Path) -> None:
+    for index in range(40):
+        suffix = (".wav", ".flac", ".ogg")[index % 3]
+        write(tmp_path / "clean" / f"{index}{suffix}", 0.3, (8000, 16000, 44100)[index % 3], 1 + index % 2, index)
+        write(tmp_path / "noise" / "deep" / f"{index}.wav", 0.2, 22050, 2, index)
+    config = Audio.Config(
+        root=str(tmp_path / "clean"), noise_root=str(tmp_path / "noise"), seconds=0.5, batch_size=3
+    )
+    for split in SPLITS:
+        batch = next(iter(Audio(config).loader(split)))
+        assert torch.isfinite(batch.x).all()
+        assert batch.x.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"root": "nowhere", "noise_root": "nowhere"}, "nowhere"),
+        ({"root": "nowhere"}, "data.noise_root"),
+        ({"noise_root": "nowhere"}, "data.root"),
+    ],
+)
+def test_missing_folders_are_named(options: dict[str, str], word: str) -> None:
+    with pytest.raises(DataError, match=word):
+        Audio(Audio.Config(**options)).source("train")
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 5004), ("t10k", 3)):
+        images, labels = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return tmp_path
+
+
+def test_mnist_plain_and_gzipped(mnist: Path) -> None:
+    module = ImageSequence(ImageSequence.Config(images="mnist", root=str(mnist), batch_size=2))
+    sizes = {split: len(module.source(split)) for split in SPLITS}
+    assert sizes == {"train": 4, "valid": 5000, "test": 3}
+    batch = next(iter(module.loader("test")))
+    raw = (mnist / "t10k-images-idx3-ubyte").read_bytes()
+    assert batch.x.shape == (2, 784, 1)
+    assert torch.equal(batch.x[0, :, 0], torch.tensor(list(raw[16 : 16 + 784])) / 255)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00\x00\x08", b"not an idx file at all, but long enough"])
+def test_damaged_mnist_is_named(mnist: Path, damage: bytes) -> None:
+    (mnist / "t10k-images-idx3-ubyte").write_bytes(damage)
+    module = ImageSequence(ImageSequence.Config(images="mnist", root=str(mnist)))
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
+        module.source("test")
+    (mnist / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        module.source("test")

@@ -1,0 +1,116 @@
+"""Recipes: every shipped one resolves and runs a batch; every mistake is one line with file, key and hint."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app import training
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.registry import LAYERS, MODELS, TASKS
+from lrnnx_app.run import build_data, build_task
+
+TINY = {
+    "denoise": ["data.batch_size=2", "data.seconds=0.1", "model.channels=[8,8]", "model.strides=[16,4]"],
+    "classify": ["data.batch_size=2", "model.d_model=8", "model.depth=1"],
+}
+
+
+def tiny(name: str) -> list[str]:
+    return TINY[name.partition("_")[0].replace("digits", "classify")]
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_shipped_recipe_runs_a_batch(name: str) -> None:
+    config = recipes.load(name, tiny(name))
+    loss, rows = training.dry_run(config)
+    assert loss == loss
+    assert sum(count for _, _, count in rows) > 0
+    header = recipes.find(name).read_text()
+    assert f"lrnnx train {name}" in header, "a recipe opens with its command"
+    assert config.about
+    assert config.model.layer.name == name.partition("_")[2]
+
+
+def test_saved_recipe_resolves_to_itself(tmp_path: Path) -> None:
+    config = recipes.load("denoise_lru", ["model.layer.d_state=7", "seed=3"])
+    path = tmp_path / "denoise_lru.yaml"
+    path.write_text(OmegaConf.to_yaml(config))
+    assert recipes.load(str(path)) == config
+    assert recipes.typed(config).model.layer.d_state == 7
+
+
+def test_another_layer_keeps_the_keys_it_knows(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    content = recipes.read_yaml(recipes.find("denoise_lru"))
+    content["model"]["layer"] |= {"d_state": 10, "r_min": 0.5}
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+    config = recipes.load(str(path), ["model.layer.name=s5"])
+    assert config.model.layer.d_state == 10
+    assert "r_min" not in config.model.layer
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_has_default_settings_that_build(name: str) -> None:
+    config = recipes.load("digits_lru", [f"model.layer.name={name}"])
+    recipe = recipes.typed(config)
+    task = build_task(recipe, build_data(recipe).spec)
+    assert type(recipe.model.layer).__name__ == "Config"
+    assert sum(p.numel() for p in task.parameters()) > 1000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.layer.d_stat=3"], ["command line", "model.layer.d_stat", "'d_state'"]),
+        (["modle.depth=3"], ["modle", "'model'"]),
+        (["trainer.max_steps=abc"], ["trainer.max_steps", "abc", "Integer"]),
+        (["model.layer.name=lruu"], ["model.layer.name", "lruu", "'lru'"]),
+        (["task.name=../x"], ["task.name", "../x", ", ".join(TASKS)]),
+        (["model.name=unett"], ["model.name", "'unet'"]),
+        (["data.name=audoi"], ["data.name", "'audio'"]),
+        (["trainer.max_steps=0"], ["trainer.max_steps", "positive"]),
+        (["data.snr_min=50"], ["data.snr_min", "snr_max"]),
+        (["data.music=2"], ["data.music", "sum to 1"]),
+        (["model.channels=[1]"], ["model.channels", "strides"]),
+        (["seed=${seed}"], ["nterpolation"]),
+        (["nothing"], ["'nothing'", "key.sub=value"]),
+        (["model.layer=s5"], ["model.layer", ", ".join(LAYERS)]),
+        (["task.warmup=2"], ["task.warmup", "[0, 1)"]),
+    ],
+)
+def test_mistake_in_an_override(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load("denoise_lru", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- a\n- b\n", ["mapping"]),
+        ("task: {name: denoise\n", ["YAML"]),
+        ("", ["mapping"]),
+        ("task: {name: denoise}\n", ["model.name", ", ".join(MODELS)]),
+        ("\x00", ["YAML"]),
+    ],
+)
+def test_mistake_in_a_file(tmp_path: Path, content: str, words: list[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(str(path))
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_no_code_from_yaml(tmp_path: Path) -> None:
+    path, mark = tmp_path / "evil.yaml", tmp_path / "mark"
+    path.write_text(f"about: !!python/object/apply:os.system ['touch {mark}']\n")
+    with pytest.raises(RecipeError, match="YAML"):
+        recipes.load(str(path))
+    assert not mark.exists()
