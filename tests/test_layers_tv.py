@@ -1,0 +1,489 @@
+"""Layers whose coefficients depend on the input, each against a loop over its per-step definition."""
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers.gru import GRU
+from lrnnx_app.layers.rglru import bounded_sqrt
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.gru_scan import gru_scan, reference
+from lrnnx_app.registry import LAYERS
+
+D_MODEL = 8
+CASES = {
+    **{f"s6-{rule}": ("s6", {"rule": rule}) for rule in RULES},
+    **{f"s6-complex-{rule}": ("s6", {"rule": rule, "complex": True}) for rule in RULES},
+    "s6-wide": ("s6", {"d_conv": 2, "dt_rank": 3, "bias": True, "conv_bias": False}),
+    "stream": ("stream", {}),
+    "stream-complex": ("stream", {"complex": True}),
+    "rglru": ("rglru", {"heads": 2}),
+    "rglru-wide": ("rglru", {"d_rnn": 12, "heads": 3, "d_conv": 2, "unit_start": False, "start": "released"}),
+    "s7": ("s7", {"d_state": 6}),
+    "s7-all": ("s7", {"d_state": 6, "selective": ["step", "b", "c"], "rule": "bilinear"}),
+    "gru": ("gru", {"d_state": 6}),
+    "mingru": ("mingru", {"d_state": 6}),
+    "local_attention": ("local_attention", {"window": 4, "heads": 2}),
+}
+QUICK = (
+    "s6-euler",
+    "s6-complex-zoh",
+    "stream",
+    "rglru",
+    "rglru-wide",
+    "s7-all",
+    "gru",
+    "mingru",
+    "local_attention",
+)
+
+
+def build(case, dtype=torch.float64):
+    name, options = CASES[case]
+    torch.manual_seed(0)
+    layer = LAYERS[name](D_MODEL, LAYERS[name].Config(**options))
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return layer.to(dtype)
+
+
+def draw(case, batch=3, time=13, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, time, D_MODEL, dtype=torch.float64, generator=generator)
+    dt = torch.rand(batch, time, dtype=torch.float64, generator=generator) + 0.2
+    return x, None if case == "local_attention" else dt
+
+
+def close(got, wanted, tolerance=1e-12):
+    error = (got - wanted).norm() / wanted.norm().clamp_min(1e-12)
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+# --- definitions, one step at a time -------------------------------------------------------------------
+
+
+def linear(module, x):
+    return x @ module.weight.T + (0 if module.bias is None else module.bias)
+
+
+def conv_at(module, x, t):
+    weight, width = module.weight[:, 0], module.weight.shape[-1]
+    y = torch.zeros_like(x[:, 0]) if module.bias is None else module.bias
+    for j in range(min(width, t + 1)):
+        y = y + weight[:, width - 1 - j] * x[:, t - j]
+    return y
+
+
+def discrete(rule, lam, step, elapsed):
+    span = step * elapsed
+    grown = torch.exp(lam * span)
+    return {
+        "zoh": lambda: (grown, (grown - 1) / lam),
+        "bilinear": lambda: ((1 + lam * span / 2) / (1 - lam * span / 2), span / (1 - lam * span / 2)),
+        "dirac": lambda: (grown, torch.ones_like(grown)),
+        "euler": lambda: (grown, span + 0 * lam),
+        "asynchronous": lambda: (grown, (torch.exp(lam * step) - 1) / lam),
+    }[rule]()
+
+
+def define_mamba(layer, x, dt, stream):
+    batch, time, _ = x.shape
+    inner, n = layer.A_log.shape
+    is_complex = layer.A_imag is not None
+    A = -torch.exp(layer.A_log)
+    A = torch.complex(A, layer.A_imag) if is_complex else A
+    u, z = linear(layer.in_proj, x).split(inner, -1)
+    h, outputs = torch.zeros(batch, inner, n, dtype=A.dtype), []
+    for t in range(time):
+        v = F.silu(conv_at(layer.conv1d, u, t))
+        r, B, C = torch.split(linear(layer.x_proj, v), [layer.dt_rank, *[n * (1 + is_complex)] * 2], -1)
+        if is_complex:
+            B, C = (torch.complex(w[:, :n], w[:, n:]) for w in (B, C))
+        delta = torch.log1p(torch.exp(linear(layer.dt_proj, r)))[..., None]
+        elapsed = 1.0 if dt is None else dt[:, t, None, None]
+        if stream:
+            rate = torch.log1p(torch.exp(layer.b))[None, :, None]
+            h = torch.exp(A * elapsed * rate) * h + delta * B[:, None] * v[..., None]
+        else:
+            a, gain = discrete(layer.config.rule, A, delta, elapsed)
+            h = a * h + gain * B[:, None] * v[..., None]
+        y = (C[:, None] * h).sum(-1)
+        y = (2 * y.real if is_complex else y) + layer.D * v
+        outputs.append(linear(layer.out_proj, y * F.silu(z[:, t])))
+    return torch.stack(outputs, 1)
+
+
+def define_rglru(layer, x, dt):
+    u = linear(layer.linear_x, x)
+    heads, width, _ = layer.input_gate_weight.shape
+    h, outputs = torch.zeros_like(u[:, 0]), []
+    for t in range(x.shape[1]):
+        v = conv_at(layer.conv1d, u, t)
+        gates = []
+        for weight, bias in (
+            (layer.recurrent_gate_weight, layer.recurrent_gate_bias),
+            (layer.input_gate_weight, layer.input_gate_bias),
+        ):
+            blocks = [v[:, k * width : (k + 1) * width] @ weight[k] + bias[k] for k in range(heads)]
+            gates.append(torch.sigmoid(torch.cat(blocks, -1)))
+        r, i = gates
+        a = torch.exp(-8 * r * torch.log1p(torch.exp(layer.recurrent_param)))
+        a = a if dt is None else a ** dt[:, t, None]
+        unit = t == 0 and layer.config.unit_start
+        h = a * h + (1 if unit else torch.sqrt(1 - a * a)) * i * v
+        outputs.append(
+            linear(layer.linear_out, h * F.gelu(linear(layer.linear_y, x[:, t]), approximate="tanh"))
+        )
+    return torch.stack(outputs, 1)
+
+
+def define_s7(layer, x, dt):
+    B, C = (torch.complex(*p) for p in (layer.B, layer.C))
+    lam = torch.complex(1 - 1 / (layer.w**2 + 0.5) - 1, layer.Lambda_im)
+
+    def pick(name, u):
+        return linear(layer.select[name], u) if name in layer.config.selective else 0
+
+    h, outputs = torch.zeros(x.shape[0], len(lam), dtype=lam.dtype), []
+    for t in range(x.shape[1]):
+        u = x[:, t]
+        step = torch.log1p(torch.exp(layer.step_bias + pick("step", u)))
+        a, gain = discrete(layer.config.rule, lam, step, 1.0 if dt is None else dt[:, t, None])
+        h = a * h + gain * (1 + pick("b", u)) * (u.to(B.dtype) @ B.T)
+        y = 2 * (((1 + pick("c", u)) * h) @ C.T).real + layer.D * u
+        outputs.append(y * torch.sigmoid(linear(layer.gate, F.gelu(y))))
+    return torch.stack(outputs, 1)
+
+
+def define_gru(layer, x, dt):
+    n = layer.config.d_state
+    h, outputs = x.new_zeros(x.shape[0], n), []
+    for t in range(x.shape[1]):
+        x_z, x_r, x_c = linear(layer.in_proj, x[:, t]).split(n, -1)
+        z, r = torch.sigmoid(x_z + layer.u[0] * h), torch.sigmoid(x_r + layer.u[1] * h)
+        c = torch.tanh(x_c + r * layer.u[2] * h)
+        keep = (1 - z) if dt is None else (1 - z) ** dt[:, t, None]
+        h = keep * h + (1 - keep) * c
+        outputs.append(linear(layer.out_proj, h))
+    return torch.stack(outputs, 1)
+
+
+def define_mingru(layer, x, dt):
+    h, outputs = x.new_zeros(x.shape[0], *layer.state_shape), []
+    for t in range(x.shape[1]):
+        z, value = linear(layer.in_proj, x[:, t]).chunk(2, -1)
+        keep = torch.sigmoid(-z) if dt is None else torch.sigmoid(-z) ** dt[:, t, None]
+        h = keep * h + (1 - keep) * value
+        outputs.append(linear(layer.out_proj, h))
+    return torch.stack(outputs, 1)
+
+
+def define_local_attention(layer, x, dt):
+    heads, d = layer.config.heads, layer.d_head
+
+    def turned(z, position):
+        number = torch.complex(z[..., : d // 2], z[..., d // 2 :])
+        angle = position * layer.config.base ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)
+        number = number * torch.exp(1j * angle)
+        return torch.cat((number.real, number.imag), -1)
+
+    k, v = linear(layer.kv_proj, x).split(d, -1)
+    outputs = []
+    for t in range(x.shape[1]):
+        window = range(max(0, t - layer.config.window + 1), t + 1)
+        q = turned(linear(layer.q_proj, x[:, t]).unflatten(-1, (heads, d)), t)
+        scores = torch.stack([(q * turned(k[:, s], s)[:, None]).sum(-1) for s in window], -1) / math.sqrt(d)
+        mixed = torch.einsum("bhs,bsd->bhd", scores.softmax(-1), v[:, window.start : window.stop])
+        outputs.append(linear(layer.out_proj, mixed.flatten(1)))
+    return torch.stack(outputs, 1)
+
+
+DEFINITIONS = {
+    "s6": lambda *z: define_mamba(*z, stream=False),
+    "stream": lambda *z: define_mamba(*z, stream=True),
+    "rglru": define_rglru,
+    "s7": define_s7,
+    "gru": define_gru,
+    "mingru": define_mingru,
+    "local_attention": define_local_attention,
+}
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["even", "timed"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_definition(case, timed):
+    layer = build(case)
+    x, dt = draw(case)
+    dt = dt if timed else None
+    close(layer(x, dt=dt)[0], DEFINITIONS[CASES[case][0]](layer, x, dt))
+
+
+# --- the contract --------------------------------------------------------------------------------------
+
+
+def part(dt, *cut):
+    return None if dt is None else dt[cut]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_step_equals_forward_equals_chunks(case):
+    layer = build(case)
+    x, dt = draw(case)
+    whole, last = layer(x, dt=dt)
+    for sizes in ([1] * 13, [1, 5, 7], [12, 1]):
+        state, outputs = layer.init_state(3), []
+        for start, size in zip(torch.tensor([0, *sizes]).cumsum(0).tolist(), sizes, strict=False):
+            cut = (slice(None), slice(start, start + size))
+            if size == 1:
+                y, state = layer.step(x[:, start], state, part(dt, slice(None), start))
+                y = y[:, None]
+            else:
+                y, state = layer(x[cut], state, dt=part(dt, *cut))
+            outputs.append(y)
+        close(torch.cat(outputs, 1), whole)
+        for a, b in zip(state, last, strict=True):
+            close(a, b)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_equals_separate(case):
+    layer = build(case)
+    x, dt = draw(case)
+    reset = torch.zeros(3, 13, dtype=torch.bool)
+    starts = ([0, 5, 6], [0], [0, 12])
+    for row, at in enumerate(starts):
+        reset[row, at] = True
+    old = layer(*draw(case, seed=1)[:1])[1]
+    y, last = layer(x, old, dt=dt, reset=reset)
+    for row, at in enumerate(starts):
+        for start, stop in zip(at, [*at[1:], 13], strict=True):
+            cut = (slice(row, row + 1), slice(start, stop))
+            wanted, end = layer(x[cut], dt=part(dt, *cut))
+            close(y[cut], wanted)
+        for a, b in zip(last, end, strict=True):
+            close(a[row : row + 1], b)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padded_equals_unpadded(case):
+    layer = build(case)
+    x, dt = draw(case)
+    lengths = [13, 6, 1]
+    y, last = layer(x, dt=dt, lengths=torch.tensor(lengths))
+    left = torch.stack([z.roll(13 - n, 0) for z, n in zip(x, lengths, strict=True)])
+    left_dt = (
+        None if dt is None else torch.stack([z.roll(13 - n, 0) for z, n in zip(dt, lengths, strict=True)])
+    )
+    reset = torch.arange(13) == 13 - torch.tensor(lengths)[:, None]
+    y_left, last_left = layer(left, dt=left_dt, reset=reset)
+    for row, n in enumerate(lengths):
+        cut = (slice(row, row + 1), slice(0, n))
+        wanted, end = layer(x[cut], dt=part(dt, *cut))
+        close(y[cut], wanted)
+        close(y_left[row : row + 1, 13 - n :], wanted)
+        for a, b, c in zip(last, last_left, end, strict=True):
+            close(a[row : row + 1], c)
+            close(b[row : row + 1], c)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_of_length_zero_keeps_its_state(case):
+    layer = build(case)
+    x, dt = draw(case)
+    for state in (layer.init_state(3), layer(x)[1]):
+        _, last = layer(x, state, dt=dt, lengths=torch.zeros(3, dtype=torch.int64))
+        for a, b in zip(last, state, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_causal(case):
+    layer = build(case)
+    x, dt = draw(case)
+    changed = x.clone()
+    changed[:, 7] += 1
+    y, z = layer(x, dt=dt)[0], layer(changed, dt=dt)[0]
+    torch.testing.assert_close(y[:, :7], z[:, :7], rtol=0, atol=1e-12)
+    assert (y[:, 7] - z[:, 7]).abs().min(-1).values.max() > 0
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_gradients_through_input_state_and_time(case):
+    layer = build(case)
+    x, dt = draw(case, batch=2, time=5)
+    state = layer(*draw(case, batch=2, seed=1)[:1])[1]
+    leaves = [x, *state] + ([] if dt is None else [dt])
+    leaves = [z.detach().requires_grad_() for z in leaves]
+    kind, size = type(state), len(state)
+
+    def run(x, *rest):
+        time = {} if dt is None else {"dt": rest[size]}
+        y, last = layer(x, kind(*rest[:size]), **time)
+        return y, *last
+
+    assert gradcheck(run, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_gets_a_gradient(case):
+    layer = build(case)
+    x, _ = draw(case)
+    layer(x)[0].square().mean().backward()
+    idle = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+    named = {id(p) for p in layer.parameters()}
+    assert all(id(p) in named for p in layer.recurrent_parameters())
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES.values()}))
+def test_recurrent_names_exist(name):
+    for case, (other, _) in CASES.items():
+        if other == name:
+            layer = build(case)
+            found = dict(layer.named_parameters())
+            expected = {n for n in layer.recurrent if n != "A_imag" or "complex" in case}
+            assert expected <= set(found)
+            assert len(list(layer.recurrent_parameters())) == len(expected)
+
+
+SLOWEST = {  # parameter -> value that brings |a| to 1
+    "A_log": -30.0,
+    "recurrent_param": -100.0,
+    "w": 1e4,
+    "step_bias": -30.0,
+    "b": -100.0,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_nan_in_bfloat16_where_a_nears_one(case):
+    layer = build(case, torch.float32)
+    with torch.no_grad():
+        for name, p in layer.named_parameters():
+            if name in SLOWEST:
+                p.fill_(SLOWEST[name])
+            if name == "in_proj.bias" and case in ("gru", "mingru"):
+                p[:6] = -100
+    x, dt = draw(case, time=300)
+    x, dt = x.float().requires_grad_(), None if dt is None else dt.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(x, dt=dt)
+        step, _ = layer.step(x[:, 0], state, None if dt is None else dt[:, 0])
+    assert y.isfinite().all()
+    assert step.isfinite().all()
+    assert all(z.dtype == torch.float32 and z.isfinite().all() for z in state)
+    y.float().square().mean().backward()
+    assert all(z.grad.isfinite().all() for z in (x, *layer.parameters()))
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_compiles_as_one_graph(case):
+    torch._dynamo.reset()
+    layer = build(case)
+    x, dt = draw(case)
+    given = {"dt": dt, "lengths": torch.tensor([13, 6, 1]), "reset": torch.arange(13).expand(3, -1) == 4}
+    y, last = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, **given)
+    wanted, end = layer(x, **given)
+    close(y, wanted)
+    for a, b in zip(last, end, strict=True):
+        close(a, b)
+
+
+# --- what is particular to one layer -------------------------------------------------------------------
+
+
+def test_rglru_starts_in_the_documented_range():
+    cls = LAYERS["rglru"]
+    gate = torch.ones(4096)
+    a = torch.exp(cls(4096, cls.Config(heads=4096)).decay(gate))
+    assert a.min() >= 0.9
+    assert a.max() <= 0.999
+    assert abs(a.mean() - 0.9495) < 0.003
+    root = torch.exp(cls(4096, cls.Config(heads=4096, start="released")).decay(gate) / 8)
+    assert root.min() >= 0.9
+    assert root.max() <= 0.999
+    assert abs(root.square().mean() - (0.9**2 + 0.999**2) / 2) < 0.005
+
+
+def test_bounded_sqrt_is_the_root_with_a_finite_slope():
+    x = torch.tensor([0.0, 1e-12, 0.25, 1.0], dtype=torch.float64, requires_grad=True)
+    y = bounded_sqrt(x)
+    torch.testing.assert_close(y, x.sqrt())
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, torch.tensor([1000.0, 1000.0, 1.0, 0.5], dtype=torch.float64))
+
+
+def gru_inputs(time, scale=1.0):
+    torch.manual_seed(3)
+
+    def make(*shape):
+        return (scale * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
+
+    return make(2, time, 3, 4), make(3, 4), make(2, 4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_gru_in_parallel_equals_one_step_at_a_time(scale):
+    inputs, recurrent, h0 = gru_inputs(200, scale)
+    options = {"tolerance": 1e-8, "max_iterations": 200}
+    states, _, iterations = gru_scan(inputs, recurrent, h0, **options)
+    close(states, reference(inputs, recurrent, h0))
+    assert 1 < iterations < 60
+
+
+def test_gru_that_does_not_converge_in_time_is_right_all_the_same():
+    inputs, recurrent, h0 = gru_inputs(50)
+    states, _, iterations = gru_scan(inputs, recurrent, h0, tolerance=0.0, max_iterations=1)
+    close(states, reference(inputs, recurrent, h0))
+    assert iterations == 51
+
+
+def test_gru_gradient_is_that_of_the_fixed_point():
+    given = gru_inputs(6)
+    dt = torch.rand(2, 6, dtype=torch.float64).add(0.5).requires_grad_()
+    masks = {"lengths": torch.tensor([6, 3]), "reset": torch.arange(6).expand(2, -1) == 2}
+    options = {"tolerance": 1e-8, "max_iterations": 100}
+
+    def run(*z):
+        return gru_scan(*z[:3], dt=z[3], **masks, **options)[:2]
+
+    assert gradcheck(run, (*given, dt))
+    grads = torch.autograd.grad(run(*given, dt)[0].square().sum(), (*given, dt))
+    wanted = torch.autograd.grad(reference(*given, dt=dt, **masks).square().sum(), (*given, dt))
+    for a, b in zip(grads, wanted, strict=True):
+        close(a, b)
+
+
+def test_gru_reports_its_iterations():
+    layer = GRU(D_MODEL, GRU.Config(d_state=6))
+    layer(torch.randn(2, 100, D_MODEL))
+    assert 1 < int(layer.iterations) < 50
+
+
+def test_local_attention_refuses_elapsed_time():
+    layer = build("local_attention")
+    with pytest.raises(ValueError, match="leave dt out"):
+        layer(torch.zeros(1, 3, D_MODEL).double(), dt=torch.ones(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("s6", {"rule": "zho"}, "did you mean 'zoh'"),
+        ("stream", {"rule": "zoh"}, "needs 'dirac'"),
+        ("rglru", {"start": "papers"}, "did you mean 'paper'"),
+        ("rglru", {"heads": 3}, "does not divide"),
+        ("s7", {"selective": ["stepp"]}, "did you mean 'step'"),
+        ("s7", {"rule": "zho"}, "did you mean 'zoh'"),
+        ("local_attention", {"heads": 3}, "multiple of"),
+        ("local_attention", {"window": 0}, "at least 1"),
+    ],
+)
+def test_options_that_make_no_sense(name, options, message):
+    with pytest.raises(RecipeError, match=message):
+        LAYERS[name](D_MODEL, LAYERS[name].Config(**options))
