@@ -467,7 +467,7 @@ def test_gru_reports_its_iterations():
 
 def test_local_attention_refuses_elapsed_time():
     layer = build("local_attention")
-    with pytest.raises(ValueError, match="leave dt out"):
+    with pytest.raises(ValueError, match="leave out dt"):
         layer(torch.zeros(1, 3, D_MODEL).double(), dt=torch.ones(1, 3))
 
 

@@ -4,6 +4,7 @@ A layer maps (B, T, d_model) to (B, T, d_model) and carries a state, a NamedTupl
 first. Running a sequence in one go, in chunks, or step by step gives the same output and state.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,10 +20,14 @@ class Layer(nn.Module):
 
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
-    learning rate of their own and no weight decay.
+    learning rate of their own and no weight decay. `rule_name` tells how time is discretized; a layer to
+    which elapsed time means nothing sets `uses_dt` to False.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
+    uses_dt: ClassVar[bool] = True
+    causal: bool = True
+    rule_name: str = "none"
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -69,6 +74,30 @@ class Layer(nn.Module):
         like = next(self.parameters())
         return like.new_zeros(shape, dtype=state_dtype(like.dtype))
 
+    def check_dt(self, dt: Tensor | None) -> None:
+        """Refuse elapsed time that would be ignored.
+
+        Raises:
+            ValueError: dt is given and the layer has no use for it.
+        """
+        if dt is not None and not self.uses_dt:
+            raise ValueError(f"{type(self).__name__} has no notion of elapsed time: leave out dt")
+
+    def extra_repr(self) -> str:
+        """The rule, the number of states, and the floats that one stream carries between calls."""
+        kept = f"states={self.n_states}, state_size={self.state_size}"
+        return f"d_model={self.d_model}, rule={self.rule_name}, {kept}"
+
+    @property
+    def n_states(self) -> str:
+        """How many states of which kind, e.g. `64 complex`."""
+        return f"{self.state_size} real"
+
+    @property
+    def state_size(self) -> int:
+        """Floats in the state of one stream."""
+        return sum(tensor[0].numel() for tensor in self.init_state(1))
+
 
 class DiagonalState(NamedTuple):
     """h: (B, N), or planar complex (B, 2, N)."""
@@ -105,6 +134,7 @@ class DiagonalLayer(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
+        self.check_dt(dt)
         a, b = self.coefficients(x, dt)
         a = self._over_time(a)
         h0 = None if state is None else state.h
@@ -112,6 +142,7 @@ class DiagonalLayer(Layer):
         return self.readout(h, x), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        self.check_dt(dt)
         x = x[:, None]
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
         a, b = self._over_time(a)[:, 0], b[:, 0].to(state.h.dtype)
@@ -121,9 +152,13 @@ class DiagonalLayer(Layer):
     def _over_time(self, a: Tensor) -> Tensor:
         return a[None, None] if a.ndim == len(self.state_shape) else a
 
-    def extra_repr(self) -> str:
-        kind = "complex" if len(self.state_shape) == 2 else "real"
-        return f"d_model={self.d_model}, states={self.state_shape[-1]} {kind}"
+    @property
+    def n_states(self) -> str:
+        return f"{self.state_shape[-1]} {'complex' if len(self.state_shape) == 2 else 'real'}"
+
+    @property
+    def state_size(self) -> int:
+        return math.prod(self.state_shape)
 
 
 def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:

@@ -9,44 +9,128 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.layers._bank import BankLayer, DiagonalState, absorb, factors, taps, valid
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.discretize import euler
+from lrnnx_app.ops.fft_conv import fft_conv
+from lrnnx_app.ops.linear_scan import state_dtype
+
+MODES = ("dws", "pointwise", "neck", "full")
+ELEMENTWISE = 80  # a state update of the blocked torch scan, in multiplications of a matmul (measured, CPU)
+KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
 
 
-class Centaurus(DiagonalLayer):
-    """h = exp(ΔA)∘h + Δ∘(B u), y = C Re(h): real B and C around `repeats` banks of `d_state` modes.
+class Centaurus(BankLayer):
+    """Real weights around banks of `d_state` modes, whose kernels are k[l] = Re exp(ΔA l)·Δ.
+
+    dws        K[c] = Σ_n E[c, n] k[c, n]                one bank per channel
+    pointwise  K[o, i] = Σ_s C[o, s] k[s] B[s, i]        `repeats` banks over all channels
+    neck       K[o, i] = Σ_r C[o, r] B[r, i] Σ_n E[r, n] k[r, n]   one bank per channel of a bottleneck
+    full       K[o, i] = Σ_n E[o, i, n] k[i, n]          one bank per input channel
 
     A = −softplus(A[:, 0]) + i·A[:, 1] starts at −½ + iπn in each bank; Δ is geometric over the banks.
+    A training pass takes the contraction that is cheapest at its sizes: states first (`scan`), the kernels
+    of the groups first (`fft`), or all of K first (`mix`; pointwise and full).
     """
 
     recurrent = ("A", "log_dt")
+    rule_name = "euler"
 
     @dataclass
     class Config:
+        mode: str = "pointwise"  # dws | pointwise | neck | full
         d_state: int = 16  # complex modes of a bank
-        repeats: int = 16  # banks, each with its own timescale
+        repeats: int = 16  # banks of pointwise and neck, each with its own timescale
         dt_min: float = 1e-3
         dt_max: float = 1e-1
+        path: str = "auto"  # auto | scan | fft | mix
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        n, banks = config.d_state, config.repeats
-        size = n * banks
-        self.state_shape = (2, size)
+        if config.mode not in MODES:
+            raise RecipeError(f"mode: unknown Centaurus mode '{config.mode}'; {nearest(config.mode, MODES)}")
+        self.mode, self.path, n = config.mode, config.path, config.d_state
+        self.dense = config.mode in ("pointwise", "full")
+        banks = config.repeats if config.mode in ("pointwise", "neck") else d_model
+        size = banks * n
+        self.groups, self.modes = (size, 1) if self.dense else (banks, n)
         steps = torch.linspace(math.log(config.dt_min), math.log(config.dt_max), banks)
         self.log_dt = nn.Parameter(steps.repeat_interleave(n))
         half = math.log(math.expm1(0.5))  # softplus of it is ½
         modes = torch.stack((torch.full((n,), half), math.pi * torch.arange(n)), -1)
         self.A = nn.Parameter(modes.repeat(banks, 1))
-        self.B = nn.Parameter(torch.randn(size, d_model) / math.sqrt(d_model))
-        self.C = nn.Parameter(torch.randn(d_model, size) / math.sqrt(size))
+        if config.mode in ("pointwise", "neck"):
+            self.B = nn.Parameter(torch.randn(self.groups, d_model) / math.sqrt(d_model))
+            self.C = nn.Parameter(torch.randn(d_model, self.groups) / math.sqrt(self.groups))
+        if config.mode in ("dws", "neck"):
+            self.E = nn.Parameter(torch.randn(banks, n) / math.sqrt(n))
+        if config.mode == "full":
+            self.E = nn.Parameter(torch.randn(d_model, d_model, n) / math.sqrt(size))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def system(self) -> tuple[Tensor, Tensor, Tensor]:
         lam = torch.stack((-nn.functional.softplus(self.A[:, 0]), self.A[:, 1]))
-        a, gain = euler(lam, torch.exp(self.log_dt), dt)
-        driven = nn.functional.linear(x, self.B)
-        return a, planar.join(gain[..., 0, :] * driven, torch.zeros_like(driven))
+        weight = torch.ones_like(self.log_dt) if self.dense else self.E.flatten()
+        return lam, torch.exp(self.log_dt), torch.stack((weight, torch.zeros_like(weight)))
 
-    def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return nn.functional.linear(h[..., 0, :], self.C)
+    def inputs(self, x: Tensor) -> Tensor:
+        if self.mode == "full":
+            return x.repeat_interleave(self.E.shape[-1], -1)
+        return x if self.mode == "dws" else nn.functional.linear(x, self.B)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        if self.mode == "dws":
+            return w
+        return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
+
+    def choose(self, batch: int, time: int) -> str:
+        costs = self.costs(batch, time)
+        return min(costs, key=lambda path: costs[path])
+
+    def costs(self, batch: int, time: int) -> dict[str, float]:
+        """Rough multiplications of each contraction order, the first of equals being preferred."""
+        size, channels, fft = self.state_shape[1], self.d_model, 10 * math.log2(2 * time)
+        edges = {"dws": 0, "neck": 2 * channels * self.groups}.get(self.mode, channels * size)
+        kernel = 2 * size * time
+        costs = {
+            "scan": batch * time * (ELEMENTWISE * size + edges),
+            "fft": kernel + batch * time * (2 * size + fft * self.groups + edges) + fft * time * self.groups,
+        }
+        if self.dense and channels * channels * time <= KERNEL_LIMIT:
+            pairs = channels * channels
+            full = pairs * 2 * time * (size if self.mode == "pointwise" else size // channels)
+            drive = channels * size if self.mode == "pointwise" else 0
+            each = 2 * size + drive + 4 * pairs + 2 * fft * channels
+            costs["mix"] = full + fft * pairs * time + batch * time * each
+        return costs
+
+    def choices(self) -> str:
+        return "cheapest of scan, fft, mix" if self.dense else "cheaper of scan, fft"
+
+    def _convolve(
+        self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
+    ) -> tuple[Tensor, DiagonalState]:
+        if path != "mix" or state is not None:
+            return super()._convolve(x, state, lengths, path)
+        x = valid(x, lengths)
+        driven = x if self.mode == "full" else self.inputs(x)
+        with torch.autocast(x.device.type, enabled=False):
+            log_a, gain, _ = self.evenly()
+            driven = driven.to(state_dtype(x.dtype))
+            y = fft_conv(x.to(driven.dtype), self._mixing_kernel(log_a, gain, x.shape[1]))
+            last = planar.mul(gain, absorb(driven, log_a, lengths))
+        return y.to(x.dtype), DiagonalState(last)
+
+    def _mixing_kernel(self, log_a: Tensor, gain: Tensor, time: int) -> Tensor:
+        """K (O, I, time), with no (states, time) on the way."""
+        if self.mode == "full":
+            weight = self.E.flatten(1).unsqueeze(1) * gain
+            return taps(weight, log_a, time, self.d_model).movedim(1, -1)
+        coarse, fine = factors(log_a, time)
+        left = planar.conj(planar.mul(gain, coarse)) * self.C[:, None, None]
+        right = fine[:, None] * self.B.T[None, :, None]
+        products = left.flatten(-2).flatten(0, 1) @ right.flatten(-2).flatten(0, 1).T
+        shape = (self.d_model, coarse.shape[0], fine.shape[0], self.d_model)
+        return products.view(shape).permute(0, 3, 1, 2).flatten(2)[..., :time]
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode}, {super().extra_repr()}"

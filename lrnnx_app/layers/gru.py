@@ -69,6 +69,3 @@ class GRU(Layer):
         """W x + b for z, r and c: (…, 3, N)."""
         projected = self.in_proj(x).unflatten(-1, (3, -1))
         return projected.to(state_dtype(projected.dtype))
-
-    def extra_repr(self) -> str:
-        return f"d_model={self.d_model}, states={self.config.d_state} real"

@@ -28,6 +28,8 @@ class LocalAttention(Layer):
     so that a stream may run for ever. There is no notion of elapsed time: `dt` must be None.
     """
 
+    uses_dt = False
+
     @dataclass
     class Config:
         window: int = 256
@@ -62,13 +64,7 @@ class LocalAttention(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, WindowState]:
-        """As the contract says.
-
-        Raises:
-            ValueError: dt is given.
-        """
-        if dt is not None:
-            raise ValueError("local_attention has no notion of elapsed time: leave dt out")
+        self.check_dt(dt)
         state = self.init_state(x.shape[0]) if state is None else state
         time = x.shape[1]
         past = self.config.window - 1
@@ -115,4 +111,8 @@ class LocalAttention(Layer):
         return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
 
     def extra_repr(self) -> str:
-        return f"d_model={self.d_model}, window={self.config.window}, heads={self.config.heads}"
+        return f"{super().extra_repr()}, window={self.config.window}, heads={self.config.heads}"
+
+    @property
+    def n_states(self) -> str:
+        return "0"

@@ -121,8 +121,11 @@ class RGLRU(Layer):
         return torch.sigmoid(gate.to(self._zeros().dtype)).flatten(2)
 
     def extra_repr(self) -> str:
-        states, heads = self.recurrent_param.shape[0], self.input_gate_weight.shape[0]
-        return f"d_model={self.d_model}, states={states} real, heads={heads}, start={self.config.start}"
+        return f"{super().extra_repr()}, heads={self.input_gate_weight.shape[0]}, start={self.config.start}"
+
+    @property
+    def n_states(self) -> str:
+        return f"{self.recurrent_param.shape[0]} real"
 
 
 def bounded_sqrt(x: Tensor, slope: float = 1000.0) -> Tensor:

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, drive, real_readout
+from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import linear_scan
 
 
 class S5(DiagonalLayer):
     """h = ā∘h + gain∘(B u), y = Re(C h) (2·Re with conjugate symmetry) + D∘u.
 
     λ starts as the eigenvalues of `blocks` HiPPO-N matrices side by side; B and C start in their
-    eigenbasis. With conjugate symmetry, half of the d_state states are kept.
+    eigenbasis. With conjugate symmetry, half of the d_state states are kept. In both directions as in the
+    paper, a reverse scan runs over the same driven input, and C has a second block of columns for it.
     """
 
     recurrent = ("Lambda_re", "Lambda_im", "B", "log_step")
@@ -30,11 +33,12 @@ class S5(DiagonalLayer):
         conj_sym: bool = True
         clip_eigs: bool = False  # hold Re λ at or below −1e-4
         step_rescale: float = 1.0  # multiplies the step: 2.0 runs a 16 kHz model on 8 kHz input
+        both_directions: bool = False  # the paper's bidirectional form: one B, C with twice the columns
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config = config
-        self.rule = RULES[config.rule]
+        self.rule_name, self.causal = config.rule, not config.both_directions
         size = config.d_state // config.blocks
         lam, vectors = legs_normal(size)
         if config.conj_sym:  # the half with positive imaginary part
@@ -48,9 +52,11 @@ class S5(DiagonalLayer):
         )
         V = torch.complex(*torch.stack([torch.block_diag(*[v] * config.blocks) for v in vectors]))
         B = torch.randn(config.d_state, d_model, dtype=torch.float64) / math.sqrt(d_model)
-        C = torch.randn(2, d_model, config.d_state, dtype=torch.float64) / math.sqrt(2 * config.d_state)
+        ways = 2 if config.both_directions else 1
+        C = torch.randn(2, d_model, ways * config.d_state, dtype=torch.float64)
+        C = C / math.sqrt(2 * ways * config.d_state)
         self.B = nn.Parameter(_planes(V.mH @ B.to(V.dtype)))
-        self.C = nn.Parameter(_planes(torch.complex(*C) @ V))
+        self.C = nn.Parameter(_planes(torch.complex(*C).unflatten(-1, (ways, -1)) @ V).flatten(-2))
         self.D = nn.Parameter(torch.randn(d_model))
 
     def eigenvalues(self) -> Tensor:
@@ -60,15 +66,53 @@ class S5(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         step = torch.exp(self.log_step) * self.config.step_rescale
-        a, gain = self.rule(self.eigenvalues(), step, dt)
+        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
         return a, drive(x, self.B, gain.expand(*gain.shape[:-1], self.log_step.shape[0]))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
         return real_readout(h, scale * self.C) + self.D * x
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.config.rule}"
+    def init_state(self, batch: int) -> DiagonalState:
+        if not self.causal:
+            refuse_stream("S5")
+        return super().init_state(batch)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: DiagonalState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, DiagonalState]:
+        """As of `Layer`; in both directions no state is taken, and the one returned is the forward scan's."""
+        if self.causal:
+            return super().forward(x, state, dt=dt, lengths=lengths, reset=reset)
+        if state is not None:
+            refuse_stream("S5")
+        gaps = None if dt is None else _gaps_after(dt, lengths, reset)
+        ahead, last = self._states(x, dt, lengths, reset, reverse=False)
+        back, _ = self._states(x, gaps, lengths, reset, reverse=True)
+        return self.readout(torch.cat((ahead, back), -1), x), DiagonalState(last)
+
+    def _states(
+        self, x: Tensor, dt: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        a, b = self.coefficients(x, dt)
+        return linear_scan(self._over_time(a), b, lengths=lengths, reset=reset, reverse=reverse)
+
+    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        if not self.causal:
+            refuse_stream("S5")
+        return super().step(x, state, dt)
+
+
+def _gaps_after(dt: Tensor, lengths: Tensor | None, reset: Tensor | None) -> Tensor:
+    """Time from each sample to the one after it, in place; see `reversed_gaps`."""
+    mirror, first = reversal(dt, lengths, reset)
+    return reversed_gaps(dt, mirror, first).gather(1, mirror)
 
 
 def _planes(z: Tensor) -> Tensor:

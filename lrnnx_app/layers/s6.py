@@ -49,7 +49,7 @@ class S6(Layer):
         super().__init__(d_model)
         if config.rule not in RULES:
             raise RecipeError(f"rule: unknown discretization '{config.rule}'; {nearest(config.rule, RULES)}")
-        self.config = config
+        self.config, self.rule_name = config, config.rule
         inner, n = config.expand * d_model, config.d_state
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         planes = 2 if config.complex else 1
@@ -114,10 +114,9 @@ class S6(Layer):
         options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
         return selective_scan(u, delta, self.eigenvalues(), B, C, self.D, h0, **options)
 
-    def extra_repr(self) -> str:
-        kind = "complex" if self.config.complex else "real"
-        channels, n = self.state_shape[0], self.state_shape[-1]
-        return f"d_model={self.d_model}, states={channels}×{n} {kind}, rule={self.config.rule}"
+    @property
+    def n_states(self) -> str:
+        return f"{self.A_log.numel()} {'complex' if self.config.complex else 'real'}"
 
 
 def inverse_softplus_steps(size: int, low: float, high: float) -> Tensor:

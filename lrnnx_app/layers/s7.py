@@ -44,7 +44,7 @@ class S7(DiagonalLayer):
                 raise RecipeError(f"selective: unknown part '{name}'; {nearest(name, SELECTIVE)}")
         if config.rule not in RULES:
             raise RecipeError(f"rule: unknown discretization '{config.rule}'; {nearest(config.rule, RULES)}")
-        self.config = config
+        self.config, self.rule_name = config, config.rule
         n = config.d_state
         self.state_shape = (2, n)
         lam, _ = legs_normal(2 * n)
@@ -63,7 +63,7 @@ class S7(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         step = F.softplus(self.step_bias + self._selected("step", x))
-        a, gain = RULES[self.config.rule](self.eigenvalues(), step, dt)
+        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
         gain = gain * (1 + self._selected("b", x)).unsqueeze(-2)
         b = drive(x, self.B)
         return a, planar.mul(gain.expand(*gain.shape[:-1], self.w.shape[0]), b)
@@ -81,4 +81,4 @@ class S7(DiagonalLayer):
         return part.to(state_dtype(part.dtype))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.config.rule}, selective={'+'.join(self.config.selective)}"
+        return f"{super().extra_repr()}, selective={'+'.join(self.config.selective) or 'nothing'}"

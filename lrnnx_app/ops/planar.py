@@ -58,6 +58,12 @@ def exp(z: Tensor) -> Tensor:
     return join(size, None) if im is None else join(size * torch.cos(im), size * torch.sin(im))
 
 
+def log(z: Tensor) -> Tensor:
+    """Principal logarithm of a complex number (two planes), z ≠ 0."""
+    re, im = z.unbind(-2)
+    return torch.stack((torch.log(re * re + im * im) / 2, torch.atan2(im, re)), -2)
+
+
 def expm1(z: Tensor) -> Tensor:
     """exp(z) - 1 without cancellation for small z."""
     re, im = planes(z)

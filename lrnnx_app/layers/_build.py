@@ -1,0 +1,24 @@
+"""From a recipe's words to a layer."""
+
+from typing import Any
+
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._bidirectional import Bidirectional
+from lrnnx_app.registry import LAYERS
+
+
+def build_layer(
+    name: str, d_model: int, config: Any = None, bidirectional: bool = False, join: str = "concat"
+) -> Layer | Bidirectional:
+    """The layer called `name` with its `Config` (the default one if None), in one or both directions.
+
+    Raises:
+        RecipeError: there is no such layer, or no such way of joining directions.
+    """
+    entry = LAYERS.find(name)
+    config = entry.Config() if config is None else config
+
+    def make() -> Layer:
+        return entry(d_model, config)
+
+    return Bidirectional(make, join) if bidirectional else make()

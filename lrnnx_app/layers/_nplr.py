@@ -1,0 +1,191 @@
+"""One single-input system per channel with A = Λ − PP*, bilinear: O(N) step, Cauchy kernel, dense powers.
+
+Planar numbers are (…, 2, n) for one of each conjugate pair, so that a sum over all N = 2n states is twice a
+real part. The powers of Ā are dense real matrices on [Re h, Im h]: the eigenvectors of HiPPO-LegS are too
+ill-conditioned to diagonalize A.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lrnnx_app.layers._bank import backwards
+from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.ops import planar
+from lrnnx_app.ops.fft_conv import irfft
+
+FREQUENCIES = 2**22  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
+BLOCK = 64  # steps that one dense product takes in at once
+
+
+class S4State(NamedTuple):
+    """h: (B, H, 2, n), planar."""
+
+    h: Tensor
+
+
+class System(NamedTuple):
+    """Λ, P, B (H, 2, n) planar, and the step Δ (H,)."""
+
+    lam: Tensor
+    P: Tensor
+    B: Tensor
+    step: Tensor
+
+
+def legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Λ, P and B (2, n // 2) of HiPPO-LegS in the eigenbasis of its normal part, planar, in float64."""
+    lam, vectors = legs_normal(n)
+    V = torch.complex(*vectors)[:, n - n // 2 :]
+    index = torch.arange(n, dtype=torch.float64)
+    P, B = (V.mH @ z.to(V.dtype) for z in (torch.sqrt(index + 0.5), torch.sqrt(2 * index + 1)))
+    return lam[:, n - n // 2 :], torch.stack((P.real, P.imag)), torch.stack((B.real, B.imag))
+
+
+def read(C: Tensor, h: Tensor) -> Tensor:
+    """2 Re Σ C h: (…, H, 2, n) to (…, H)."""
+    return 2 * (C[..., 0, :] * h[..., 0, :] - C[..., 1, :] * h[..., 1, :]).sum(-1)
+
+
+def advance(system: System, h: Tensor, u: Tensor, dt: Tensor | None) -> Tensor:
+    """One step of length Δδ: h (B, H, 2, n), u (B, H), dt (B,) or None; (1 − ½ΔδA)⁻¹((1 + ½ΔδA)h + ΔδBu).
+
+    The inverse is that of a diagonal plus rank one (Woodbury).
+    """
+    lam, P, B, step = system
+    half = (step if dt is None else step * dt[:, None])[..., None, None] / 2
+    v = h + half * (planar.mul(lam, h) - P * _along(P, h) + 2 * B * u[..., None, None])
+    unit = planar.one(lam)
+    lower = unit - half * lam
+    inverse = planar.div(unit.expand_as(lower), lower)
+    v, w = planar.mul(inverse, v), planar.mul(inverse, P)
+    return v - half * w * _along(P, v) / (1 + half * _along(P, w))
+
+
+def _along(P: Tensor, h: Tensor) -> Tensor:
+    """P*h over all N states, which is real: (…, 1, 1)."""
+    return 2 * (P * h).sum((-2, -1), keepdim=True)
+
+
+def kernel(system: System, C_tilde: Tensor, length: int) -> Tensor:
+    """K[l] = C Ā^l B̄ for l < length, (H, length), from C̃ = C(1 − Ā^length).
+
+    At the roots of unity z = (2/Δ)·i·tan θ with θ = πk/length; everything is multiplied by cos θ, which
+    leaves nothing singular at z = ∞. The sums over states run a chunk of frequencies at a time.
+    """
+    lam, P, B, step = system
+    pairs = torch.stack([planar.mul(x, y) for y in (B, P) for x in (C_tilde, planar.conj(P))], 1)
+    total = length // 2 + 1
+    theta = torch.arange(total, device=lam.device, dtype=lam.dtype) * (math.pi / length)
+    size = max(1, FREQUENCIES // (lam.shape[0] * lam.shape[-1]))
+    if size >= total:
+        spectrum = _cauchy(lam, pairs, step, theta)
+    else:
+        chunks = (theta[start : start + size] for start in range(0, total, size))
+        keep = {"use_reentrant": False, "preserve_rng_state": False}
+        spectrum = torch.cat([checkpoint(_cauchy, lam, pairs, step, chunk, **keep) for chunk in chunks], -1)
+    return irfft(spectrum, length)
+
+
+def _cauchy(lam: Tensor, pairs: Tensor, step: Tensor, theta: Tensor) -> Tensor:
+    """K̂ (H, 2, F) from the products (CB, P*B, CP, P*P), (H, 4, 2, n)."""
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    w = (2 / step)[:, None] * sin
+    size = torch.sqrt((lam * lam).sum(-2))[..., None]
+    # v/(iw − λc) and its conjugate partner over one denominator, (c|λ| − w)(c|λ| + w) − 2i·c·w·Re λ.
+    re = (cos * size - w[:, None]) * (cos * size + w[:, None])
+    im = -2 * cos * lam[:, 0, :, None] * w[:, None]
+    norm = re * re + im * im
+    inverse = torch.cat((re / norm, -im / norm), -1)
+    alpha = 2 * pairs[:, :, 0]
+    beta = 2 * planar.mul(pairs, planar.conj(lam)[:, None])[:, :, 0]
+    sums = torch.cat((alpha, beta), 1) @ inverse
+    (ar, ai), (br, bi) = (s.unflatten(-1, (2, -1)).unbind(-2) for s in sums.split(4, 1))
+    c, w = cos[None, None], w[:, None]
+    rows = torch.stack((-c * br - w * ai, -c * bi + w * ar), -2)
+    CB, PB, CP, PP = rows.unbind(1)
+    lower = planar.one(PP) + cos * PP
+    rest = CB - cos * planar.div(planar.mul(CP, PB), lower)
+    return planar.mul(torch.stack((cos, sin)), rest)
+
+
+class Dense:
+    """Ā (H, 2n, 2n) and B̄ (H, 2n) of each channel, real, and what the powers of Ā are needed for."""
+
+    def __init__(self, system: System) -> None:
+        channels, _, n = system.lam.shape
+        eye = torch.eye(2 * n, dtype=system.lam.dtype, device=system.lam.device)
+        basis = eye.view(2 * n, 1, 2, n).expand(-1, channels, -1, -1)
+        nothing = eye.new_zeros(2 * n, channels)
+        self.n = n
+        self.A = advance(system, basis, nothing, None).flatten(-2).permute(1, 2, 0)
+        rest = basis.new_zeros(1, channels, 2, n)
+        self.B = advance(system, rest, nothing[:1] + 1, None)[0].flatten(-2)
+
+    def truncated(self, C: Tensor, length: int) -> Tensor:
+        """C̃ = C(1 − Ā^length)."""
+        row = planar.conj(C).flatten(-2)
+        return self._planar(row - (row.unsqueeze(-2) @ self.power(length)).squeeze(-2))
+
+    def untruncated(self, C_tilde: Tensor, length: int) -> Tensor:
+        """C = C̃(1 − Ā^length)⁻¹, solved in float64: slow modes bring 1 − Ā^length near singular."""
+        row = planar.conj(C_tilde).flatten(-2).double()
+        A = torch.linalg.matrix_power(self.A.double(), length)
+        solved = torch.linalg.solve(torch.eye(2 * self.n, dtype=A.dtype, device=A.device) - A.mT, row)
+        return self._planar(solved.to(C_tilde.dtype))
+
+    def _planar(self, row: Tensor) -> Tensor:
+        """A row acting on [Re h, Im h] as the planar number whose real part of a product it is."""
+        return planar.conj(row.unflatten(-1, (2, self.n)))
+
+    def power(self, exponent: int) -> Tensor:
+        return torch.linalg.matrix_power(self.A, exponent)
+
+    def absorb(self, u: Tensor, lengths: Tensor | None) -> Tensor:
+        """Σ_s Ā^s B̄ u[end − 1 − s]: u (B, T, H) to (B, H, 2, n)."""
+        batch, time, channels = u.shape
+        block = min(BLOCK, time)
+        count = -(-time // block)
+        back = nn.functional.pad(backwards(u, lengths), (0, 0, 0, count * block - time))
+        reach = krylov(self.A, self.B[..., None], block)
+        parts = back.view(batch, count, block, channels).permute(3, 2, 0, 1).flatten(2)
+        parts = (reach @ parts).unflatten(-1, (batch, count))
+        h, jump = parts[..., -1], self.power(block)
+        for k in range(count - 2, -1, -1):
+            h = jump @ h + parts[..., k]
+        return h.permute(2, 0, 1).unflatten(-1, (2, self.n))
+
+    def carry(self, h: Tensor, time: int, lengths: Tensor | None) -> Tensor:
+        """Ā^length h for each row, by the bits of its length: (B, H, 2, n)."""
+        z = h.flatten(-2).permute(1, 2, 0)
+        if lengths is None:
+            z = self.power(time) @ z
+        else:
+            A = self.A
+            for bit in range(time.bit_length()):
+                z = torch.where((lengths >> bit) % 2 == 1, A @ z, z)
+                A = A @ A
+        return z.permute(2, 0, 1).unflatten(-1, (2, self.n))
+
+    def emit(self, C: Tensor, h: Tensor, time: int) -> Tensor:
+        """2 Re(C Ā^(t+1) h) for t < time: (B, time, H)."""
+        z = h.flatten(-2).permute(1, 2, 0)
+        block = min(BLOCK, time)
+        row = 2 * planar.conj(C).flatten(-2).unsqueeze(-1)
+        reach = krylov(self.A.mT, self.A.mT @ row, block).mT
+        ys, jump = [], self.power(block)
+        for _ in range(-(-time // block)):
+            ys.append(reach @ z)
+            z = jump @ z
+        return torch.cat(ys, 1)[:, :time].permute(2, 1, 0)
+
+
+def krylov(A: Tensor, columns: Tensor, count: int) -> Tensor:
+    """A^l b for l < count, by doubling: b (H, 2n, 1) to (H, 2n, count)."""
+    while columns.shape[-1] < count:
+        columns = torch.cat((columns, A @ columns), -1)
+        A = A @ A
+    return columns[..., :count]

@@ -1,0 +1,158 @@
+"""S4: the structured state space in normal-plus-low-rank form (Gu et al. 2022, arXiv 2111.00396)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lrnnx_app.layers import _nplr
+from lrnnx_app.layers._bank import valid
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._nplr import S4State
+from lrnnx_app.ops.fft_conv import fft_conv
+from lrnnx_app.ops.linear_scan import state_dtype
+
+FFT_FROM = 32  # steps from which a convolution pays
+CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
+
+
+class S4(Layer):
+    """Per channel x' = A x + B u, y = 2 Re(C x) + D·u with A = Λ − PP*, by the bilinear rule.
+
+    One of each conjugate pair of the N states is kept; Λ = −exp(log_A_real) + i·A_imag. `C` is the paper's
+    C̃ = C(I − Ā^L) for L = `l_max`, or C itself where l_max is 0. The kernel comes from C̃ by a Cauchy sum;
+    for a sequence longer than l_max, C̃ is made anew for its length, so that nothing is cut off.
+    Evenly sampled rows without `reset` are convolved, everything else goes step by step in O(N).
+    """
+
+    recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
+    rule_name = "bilinear"
+
+    @dataclass
+    class Config:
+        d_state: int = 64  # N per channel; one of each conjugate pair is kept
+        l_max: int = 0  # length that C̃ is for; 0 learns C itself
+        dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
+        dt_max: float = 1e-1
+        path: str = "auto"  # auto | fft | scan
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        self.config, n = config, config.d_state // 2
+        lam, P, B = (z.float() for z in _nplr.legs(config.d_state))
+        self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
+        self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
+        self.P = nn.Parameter(P[:, None].repeat(1, d_model, 1))
+        self.B = nn.Parameter(B[:, None].repeat(1, d_model, 1))
+        self.C = nn.Parameter(torch.randn(2, d_model, n) * math.sqrt(0.5))
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(low, high))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self._recovered: tuple[tuple[int, ...], Tensor] | None = None
+
+    @property
+    def n_states(self) -> str:
+        return f"{self.C[0].numel()} complex"
+
+    def init_state(self, batch: int) -> S4State:
+        _, channels, n = self.C.shape
+        return S4State(self.C.new_zeros(batch, channels, 2, n))
+
+    def system(self) -> _nplr.System:
+        lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag))
+        return _nplr.System(*(z.movedim(0, -2) for z in (lam, self.P, self.B)), torch.exp(self.log_dt))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: S4State | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, S4State]:
+        path = self.config.path
+        if path == "auto":
+            path = "fft" if x.shape[1] >= FFT_FROM else "scan"
+        with torch.autocast(x.device.type, enabled=False):
+            u = x.to(state_dtype(x.dtype))
+            if path == "scan" or dt is not None or reset is not None:
+                y, state = self._scan(u, state, dt, lengths, reset)
+            else:
+                y, state = self._convolve(u, state, lengths)
+        return y.to(x.dtype) + (self.D * x).to(x.dtype), state
+
+    def step(self, x: Tensor, state: S4State, dt: Tensor | None = None) -> tuple[Tensor, S4State]:
+        with torch.autocast(x.device.type, enabled=False):
+            u = x.to(state_dtype(x.dtype))
+            h = _nplr.advance(self.system(), state.h, u, dt)
+            y = _nplr.read(self._readout(), h)
+        return y.to(x.dtype) + (self.D * x).to(x.dtype), S4State(h)
+
+    def _scan(
+        self,
+        u: Tensor,
+        state: S4State | None,
+        dt: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, S4State]:
+        system, C, time = self.system(), self._readout(), u.shape[1]
+        h = self.init_state(u.shape[0]).h if state is None else state.h
+
+        def chunk(h: Tensor, start: int) -> tuple[Tensor, Tensor]:
+            ys = []
+            for t in range(start, min(start + CHUNK, time)):
+                before = h if reset is None else torch.where(reset[:, t, None, None, None], 0, h)
+                new = _nplr.advance(system, before, u[:, t], None if dt is None else dt[:, t])
+                h = new if lengths is None else torch.where((t < lengths)[:, None, None, None], new, h)
+                ys.append(_nplr.read(C, h))
+            return h, torch.stack(ys, 1)
+
+        if time <= CHUNK:
+            h, y = chunk(h, 0)
+            return y, S4State(h)
+        ys = []
+        for start in range(0, time, CHUNK):
+            h, y = checkpoint(chunk, h, start, use_reentrant=False, preserve_rng_state=False)
+            ys.append(y)
+        return torch.cat(ys, 1), S4State(h)
+
+    def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
+        system, time, u = self.system(), u.shape[1], valid(u, lengths)
+        dense = _nplr.Dense(system)
+        fits = time <= self.config.l_max
+        length = self.config.l_max if fits else time
+        C = self.C.movedim(0, -2) if fits and state is None else self._readout(dense)
+        C_tilde = self.C.movedim(0, -2) if fits else dense.truncated(C, length)
+        y = fft_conv(u, _nplr.kernel(system, C_tilde, length)[:, :time])
+        last = dense.absorb(u, lengths)
+        if state is not None:
+            y = y + dense.emit(C, state.h, time)
+            last = last + dense.carry(state.h, time, lengths)
+        return y, S4State(last)
+
+    def _readout(self, dense: _nplr.Dense | None = None) -> Tensor:
+        """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
+        if not self.config.l_max:
+            return self.C.movedim(0, -2)
+        if torch.is_grad_enabled():
+            return self._recover(dense)
+        if torch.compiler.is_compiling():
+            return self._recover(dense) if self._recovered is None else self._recovered[1]
+        parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
+        version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
+        if self._recovered is None or self._recovered[0] != version:
+            self._recovered = version, self._recover(dense)
+        return self._recovered[1]
+
+    def _recover(self, dense: _nplr.Dense | None) -> Tensor:
+        dense = dense or _nplr.Dense(self.system())
+        return dense.untruncated(self.C.movedim(0, -2), self.config.l_max)
+
+    def extra_repr(self) -> str:
+        path = self.config.path
+        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if path == "auto" else path
+        return f"{super().extra_repr()}, l_max={self.config.l_max}, path={chosen}"

@@ -1,0 +1,62 @@
+"""S4D: the diagonal structured state space (Gu et al. 2022, arXiv 2206.11893)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.layers._bank import BankLayer
+from lrnnx_app.layers._hippo import legs_normal
+
+
+class S4D(BankLayer):
+    """Per channel h = ā∘h + gain·u, y = 2 Re Σ C∘h + D·u, with A = −exp(log_A_real) + i·A_imag and B = 1."""
+
+    recurrent = ("log_A_real", "A_imag", "log_dt")
+
+    @dataclass
+    class Config:
+        d_state: int = 64  # N per channel; one of each conjugate pair is kept
+        init: str = "lin"  # lin | inv | legs
+        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
+        dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
+        dt_max: float = 1e-1
+        path: str = "auto"  # auto | fft | scan
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        self.groups, self.modes = d_model, config.d_state // 2
+        self.rule_name, self.path = config.rule, config.path
+        lam = initial_modes(config.init, config.d_state).float()
+        self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
+        self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(low, high))
+        self.C = nn.Parameter(torch.randn(2, d_model, self.modes) * math.sqrt(0.5))
+        self.D = nn.Parameter(torch.randn(d_model))
+
+    def system(self) -> tuple[Tensor, Tensor, Tensor]:
+        lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag)).flatten(1)
+        return lam, torch.exp(self.log_dt).repeat_interleave(self.modes), 2 * self.C.flatten(1)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        return w + self.D * x
+
+
+def initial_modes(init: str, n: int) -> Tensor:
+    """The n // 2 eigenvalues of an initialization with positive imaginary part, (2, n // 2) in float64.
+
+    Raises:
+        RecipeError: there is no such initialization.
+    """
+    k = torch.arange(n // 2, dtype=torch.float64)
+    imag = {
+        "lin": math.pi * k,
+        "inv": n / math.pi * (n / (2 * k + 1) - 1),
+        "legs": legs_normal(n)[0][1, n - n // 2 :],
+    }
+    if init not in imag:
+        raise RecipeError(f"init: unknown initialization '{init}'; {nearest(init, imag)}")
+    return torch.stack((torch.full_like(k, -0.5), imag[init]))

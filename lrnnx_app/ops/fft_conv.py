@@ -1,0 +1,168 @@
+"""Causal convolution by real FFT, channels last: y[t] = Σ_l k[l]·u[t − l], for any length.
+
+The kernel is one per channel, (H, L), or mixes channels, (O, I, L). Transforms run in float32 for
+half-precision storage, and complex numbers stay inside the operators. `convolve` and `correlate` are each
+other's adjoints, and so are `rfft` and `irfft`: that is their whole autograd.
+"""
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.ops.linear_scan import state_dtype
+
+
+def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve causally; differentiable any number of times.
+
+    Args:
+        u: (B, T, I), T ≥ 1.
+        kernel: (I, L), one per channel, or (O, I, L), mixing; L ≥ 1, taps beyond T are not used.
+
+    Returns:
+        (B, T, I) or (B, T, O), typed like u.
+
+    Raises:
+        ValueError: the shapes do not fit; names them.
+    """
+    if u.ndim != 3 or kernel.ndim not in (2, 3) or kernel.shape[-2] != u.shape[-1]:
+        shapes = f"kernel {tuple(kernel.shape)}, u {tuple(u.shape)}"
+        raise ValueError(f"expected kernel (I, L) or (O, I, L) with u (B, T, I), not {shapes}")
+    return torch.ops.lrnnx.convolve(u, kernel[..., : u.shape[1]])
+
+
+def reference(u: Tensor, kernel: Tensor) -> Tensor:
+    """The definition, one tap at a time; arguments and result as in `fft_conv`."""
+    dtype, time = state_dtype(u.dtype), u.shape[1]
+    full = kernel.to(dtype) if kernel.ndim == 3 else torch.diag_embed(kernel.to(dtype).T).movedim(0, -1)
+    y = u.new_zeros(*u.shape[:2], full.shape[0], dtype=dtype)
+    for lag in range(min(time, kernel.shape[-1])):
+        y[:, lag:] += u[:, : time - lag].to(dtype) @ full[..., lag].T
+    return y.to(u.dtype)
+
+
+def rfft(x: Tensor) -> Tensor:
+    """Spectrum of (…, L) real: planar (…, 2, L // 2 + 1)."""
+    return torch.ops.lrnnx.rfft(x)
+
+
+def irfft(spectrum: Tensor, length: int) -> Tensor:
+    """The inverse of `rfft`: planar (…, 2, length // 2 + 1) to (…, length)."""
+    return torch.ops.lrnnx.irfft(spectrum, length)
+
+
+def _fast_length(n: int) -> int:
+    """The least 2^i·{1, 3, 5, 9, 15} that is at least n."""
+    return min(m << max(0, (-(-n // m) - 1).bit_length()) for m in (1, 3, 5, 9, 15))
+
+
+def _spectrum(x: Tensor, n: int) -> Tensor:
+    return torch.fft.rfft(x.to(state_dtype(x.dtype)), n, dim=1)
+
+
+@torch.library.custom_op("lrnnx::convolve", mutates_args=())
+def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
+    time = u.shape[1]
+    n = _fast_length(time + kernel.shape[-1] - 1)
+    left, right = _spectrum(u, n), _spectrum(kernel.movedim(-1, 0)[None], n)[0]
+    product = left * right if kernel.ndim == 2 else torch.einsum("bfi,foi->bfo", left, right)
+    return torch.fft.irfft(product, n, dim=1)[:, :time].to(u.dtype).contiguous()
+
+
+@_convolve.register_fake
+def _(u, kernel):
+    return u.new_empty(*u.shape[:2], kernel.shape[0])
+
+
+@torch.library.custom_op("lrnnx::correlate", mutates_args=())
+def _correlate(g: Tensor, u: Tensor, length: int, mixing: bool) -> Tensor:
+    """k[l] = Σ_b Σ_t g[t]·u[t − l] for l < length: (I, L), or (O, I, L) when mixing."""
+    n = _fast_length(u.shape[1] + length - 1)
+    left, right = _spectrum(g, n), _spectrum(u, n).conj()
+    product = torch.einsum("bfo,bfi->foi" if mixing else "bfi,bfi->fi", left, right)
+    return torch.fft.irfft(product, n, dim=0)[:length].movedim(0, -1).contiguous()
+
+
+@_correlate.register_fake
+def _(g, u, length, mixing):
+    shape = (g.shape[-1], u.shape[-1], length) if mixing else (u.shape[-1], length)
+    return u.new_empty(shape, dtype=state_dtype(u.dtype))
+
+
+def _anticausal(g: Tensor, kernel: Tensor) -> Tensor:
+    """The adjoint of convolving with `kernel`."""
+    back = kernel.transpose(0, 1) if kernel.ndim == 3 else kernel
+    return torch.ops.lrnnx.convolve(g.flip(1), back).flip(1)
+
+
+def _convolve_backward(ctx, g):
+    u, kernel = ctx.saved_tensors
+    grad_u = _anticausal(g, kernel) if ctx.needs_input_grad[0] else None
+    if not ctx.needs_input_grad[1]:
+        return grad_u, None
+    grad_kernel = torch.ops.lrnnx.correlate(g, u, kernel.shape[-1], kernel.ndim == 3)
+    return grad_u, grad_kernel.to(kernel.dtype)
+
+
+def _correlate_backward(ctx, grad_kernel):
+    g, u = ctx.saved_tensors
+    grad_g = torch.ops.lrnnx.convolve(u, grad_kernel).to(g.dtype)
+    return grad_g, _anticausal(g, grad_kernel).to(u.dtype), None, None
+
+
+def _save_two(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+_convolve.register_autograd(_convolve_backward, setup_context=_save_two)
+_correlate.register_autograd(_correlate_backward, setup_context=_save_two)
+
+
+@torch.library.custom_op("lrnnx::rfft", mutates_args=())
+def _rfft(x: Tensor) -> Tensor:
+    z = torch.fft.rfft(x.to(state_dtype(x.dtype)))
+    return torch.stack((z.real, z.imag), -2)
+
+
+@_rfft.register_fake
+def _(x):
+    return x.new_empty(*x.shape[:-1], 2, x.shape[-1] // 2 + 1, dtype=state_dtype(x.dtype))
+
+
+@torch.library.custom_op("lrnnx::irfft", mutates_args=())
+def _irfft(spectrum: Tensor, length: int) -> Tensor:
+    z = spectrum.to(state_dtype(spectrum.dtype))
+    return torch.fft.irfft(torch.complex(*z.unbind(-2)), length)
+
+
+@_irfft.register_fake
+def _(spectrum, length):
+    return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=state_dtype(spectrum.dtype))
+
+
+def _multiplicity(length: int, like: Tensor) -> Tensor:
+    """How many bins of the full transform each bin of the half one stands for."""
+    count = like.new_full((length // 2 + 1,), 2.0)
+    count[0] = 1
+    if length % 2 == 0:
+        count[-1] = 1
+    return count
+
+
+def _setup_rfft(ctx, inputs, output):
+    ctx.length, ctx.dtype = inputs[0].shape[-1], inputs[0].dtype
+
+
+def _rfft_backward(ctx, g):
+    return irfft(g / _multiplicity(ctx.length, g), ctx.length).to(ctx.dtype) * ctx.length
+
+
+def _setup_irfft(ctx, inputs, output):
+    ctx.length, ctx.dtype = inputs[1], inputs[0].dtype
+
+
+def _irfft_backward(ctx, g):
+    return (rfft(g) * _multiplicity(ctx.length, g) / ctx.length).to(ctx.dtype), None
+
+
+_rfft.register_autograd(_rfft_backward, setup_context=_setup_rfft)
+_irfft.register_autograd(_irfft_backward, setup_context=_setup_irfft)
