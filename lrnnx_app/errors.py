@@ -41,3 +41,14 @@ def nearest(name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     close = get_close_matches(name, options, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(options)}"
+
+
+def one_of(key: str, value: str, options: Iterable[str]) -> str:
+    """`value` itself.
+
+    Raises:
+        RecipeError: it is not one of the options; names the key and the nearest option.
+    """
+    if value not in options:
+        raise RecipeError(f"{key}: unknown '{value}'; {nearest(value, options)}")
+    return value

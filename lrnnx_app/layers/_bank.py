@@ -17,8 +17,9 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
-FFT_FROM = 64  # steps from which a convolution pays
-CHUNK = 2**23  # state elements of a chunk of the scan
+FFT_FROM = 32  # steps from which a convolution pays
+PATHS = ("auto", "scan", "fft")
+CHUNK = 2**21  # state elements of a chunk of the scan
 
 
 class BankLayer(DiagonalLayer):

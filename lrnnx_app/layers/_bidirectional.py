@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, StreamError, nearest
+from lrnnx_app.errors import StreamError, one_of
 from lrnnx_app.layers._base import Layer
 
 JOINS = ("concat", "sum")
@@ -23,8 +23,7 @@ class Bidirectional(nn.Module):
 
     def __init__(self, make: Callable[[], Layer], join: str = "concat") -> None:
         super().__init__()
-        if join not in JOINS:
-            raise RecipeError(f"join: unknown way of joining '{join}'; {nearest(join, JOINS)}")
+        one_of("join", join, JOINS)
         self.ahead, self.back = make(), make()
         self.d_model, self.uses_dt = self.ahead.d_model, self.ahead.uses_dt
         self.join = nn.Linear(2 * self.d_model, self.d_model) if join == "concat" else None

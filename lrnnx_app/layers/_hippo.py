@@ -21,4 +21,4 @@ def legs_normal(n: int) -> tuple[Tensor, Tensor]:
     skew = skew - skew.T  # S + ½ I
     imag, vectors = np.linalg.eigh(-1j * skew)
     lam = np.stack((np.full(n, -0.5), imag))
-    return torch.from_numpy(lam), torch.from_numpy(np.stack((vectors.real, vectors.imag)))
+    return torch.from_numpy(lam), torch.from_numpy(np.stack((np.real(vectors), np.imag(vectors))))

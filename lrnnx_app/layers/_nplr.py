@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import backwards
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import irfft
 
-FREQUENCIES = 2**22  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
+FREQUENCIES = 2**20  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
 BLOCK = 64  # steps that one dense product takes in at once
+PACKED = 32  # the same where sequences are packed: its square is the work inside a block
 
 
 class S4State(NamedTuple):
@@ -37,7 +39,13 @@ class System(NamedTuple):
 
 
 def legs(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Λ, P and B (2, n // 2) of HiPPO-LegS in the eigenbasis of its normal part, planar, in float64."""
+    """Λ, P and B (2, n // 2) of HiPPO-LegS in the eigenbasis of its normal part, planar, in float64.
+
+    Raises:
+        RecipeError: n is odd.
+    """
+    if n % 2:
+        raise RecipeError(f"d_state: must be even (conjugate pairs), not {n}")
     lam, vectors = legs_normal(n)
     V = torch.complex(*vectors)[:, n - n // 2 :]
     index = torch.arange(n, dtype=torch.float64)
@@ -85,8 +93,11 @@ def kernel(system: System, C_tilde: Tensor, length: int) -> Tensor:
         spectrum = _cauchy(lam, pairs, step, theta)
     else:
         chunks = (theta[start : start + size] for start in range(0, total, size))
-        keep = {"use_reentrant": False, "preserve_rng_state": False}
-        spectrum = torch.cat([checkpoint(_cauchy, lam, pairs, step, chunk, **keep) for chunk in chunks], -1)
+        parts = [
+            checkpoint(_cauchy, lam, pairs, step, chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+        spectrum = torch.cat(parts, -1)
     return irfft(spectrum, length)
 
 
@@ -181,6 +192,47 @@ class Dense:
             ys.append(reach @ z)
             z = jump @ z
         return torch.cat(ys, 1)[:, :time].permute(2, 1, 0)
+
+    def packed(self, C: Tensor, u: Tensor, h: Tensor, reset: Tensor) -> Tensor:
+        """Outputs (B, T, H) from state h (B, H, 2, n) where `reset` (B, T) starts new sequences.
+
+        In blocks of time: inside one, taps between steps of the same sequence; from before it, a state.
+        """
+        time = u.shape[1]
+        block = min(PACKED, time)
+        rest = -time % block
+        row = 2 * planar.conj(C).flatten(-2).unsqueeze(-1)
+        reach = krylov(self.A, self.B[..., None], block)
+        lag = torch.arange(block, device=u.device)
+        lag = lag[:, None] - lag
+        taps = torch.where(lag >= 0, (row.mT @ reach)[:, 0, lag.clamp_min(0)], 0).permute(1, 2, 0)
+        emit, jump = krylov(self.A.mT, self.A.mT @ row, block).mT, self.power(block)
+        reach = reach.flip(-1)
+
+        def run(u: Tensor, sequence: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            same = (sequence[:, :, None] == sequence[:, None])[..., None]
+            inside = (taps * torch.where(same, u[:, None], 0)).sum(2)
+            before = torch.where((sequence == 0)[..., None], (emit @ z).permute(2, 1, 0), 0)
+            final = sequence[:, -1:]
+            u = torch.where((sequence == final)[..., None], u, 0)
+            return inside + before, torch.where(final[:, 0] == 0, jump @ z, 0) + reach @ u.permute(2, 1, 0)
+
+        u = nn.functional.pad(u, (0, 0, 0, rest)).unflatten(1, (-1, block))
+        sequence = nn.functional.pad(reset, (0, rest)).unflatten(1, (-1, block)).cumsum(-1)
+        z, ys = h.flatten(-2).permute(1, 2, 0), []
+        for part, own in zip(u.unbind(1), sequence.unbind(1), strict=True):
+            y, z = checkpoint(run, part, own, z, use_reentrant=False, preserve_rng_state=False)
+            ys.append(y)
+        return torch.cat(ys, 1)[:, :time]
+
+
+def last_sequence(u: Tensor, h: Tensor, lengths: Tensor | None, reset: Tensor) -> tuple[Tensor, Tensor]:
+    """u (B, T, H) and h (B, H, 2, n) without what the last sequence of a row does not see."""
+    t = torch.arange(u.shape[1], device=u.device)
+    inside = reset if lengths is None else reset & (t < lengths[:, None])
+    start = torch.where(inside, t, -1).amax(1)
+    seen = (t >= start[:, None])[..., None]
+    return torch.where(seen, u, 0), torch.where((start < 0)[:, None, None, None], h, 0)
 
 
 def krylov(A: Tensor, columns: Tensor, count: int) -> Tensor:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.layers._bank import BankLayer, DiagonalState, absorb, factors, taps, valid
+from lrnnx_app.errors import one_of
+from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, absorb, factors, taps, valid
+from lrnnx_app.layers._base import DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -47,10 +48,9 @@ class Centaurus(BankLayer):
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        if config.mode not in MODES:
-            raise RecipeError(f"mode: unknown Centaurus mode '{config.mode}'; {nearest(config.mode, MODES)}")
-        self.mode, self.path, n = config.mode, config.path, config.d_state
+        self.mode, n = one_of("mode", config.mode, MODES), config.d_state
         self.dense = config.mode in ("pointwise", "full")
+        self.path = one_of("path", config.path, (*PATHS, "mix") if self.dense else PATHS)
         banks = config.repeats if config.mode in ("pointwise", "neck") else d_model
         size = banks * n
         self.groups, self.modes = (size, 1) if self.dense else (banks, n)
@@ -83,6 +83,8 @@ class Centaurus(BankLayer):
         return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
     def choose(self, batch: int, time: int) -> str:
+        if time < FFT_FROM:
+            return "scan"
         costs = self.costs(batch, time)
         return min(costs, key=lambda path: costs[path])
 
@@ -104,7 +106,7 @@ class Centaurus(BankLayer):
         return costs
 
     def choices(self) -> str:
-        return "cheapest of scan, fft, mix" if self.dense else "cheaper of scan, fft"
+        return f"from {FFT_FROM} steps the cheapest of scan, fft{', mix' * self.dense}"
 
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str

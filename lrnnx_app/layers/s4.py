@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
-from lrnnx_app.layers._bank import valid
+from lrnnx_app.layers._bank import FFT_FROM, PATHS, valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
-FFT_FROM = 32  # steps from which a convolution pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
 
 
@@ -24,7 +24,8 @@ class S4(Layer):
     One of each conjugate pair of the N states is kept; Λ = −exp(log_A_real) + i·A_imag. `C` is the paper's
     C̃ = C(I − Ā^L) for L = `l_max`, or C itself where l_max is 0. The kernel comes from C̃ by a Cauchy sum;
     for a sequence longer than l_max, C̃ is made anew for its length, so that nothing is cut off.
-    Evenly sampled rows without `reset` are convolved, everything else goes step by step in O(N).
+    Evenly sampled rows are convolved by FFT, or by blocks of dense powers where `reset` packs sequences;
+    elapsed time goes step by step in O(N), since it changes Ā at every step.
     """
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
@@ -41,6 +42,7 @@ class S4(Layer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config, n = config, config.d_state // 2
+        self.path = one_of("path", config.path, PATHS)
         lam, P, B = (z.float() for z in _nplr.legs(config.d_state))
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
@@ -58,11 +60,12 @@ class S4(Layer):
 
     def init_state(self, batch: int) -> S4State:
         _, channels, n = self.C.shape
-        return S4State(self.C.new_zeros(batch, channels, 2, n))
+        return S4State(self.C.new_zeros(batch, channels, 2, n, dtype=state_dtype(self.C.dtype)))
 
     def system(self) -> _nplr.System:
         lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag))
-        return _nplr.System(*(z.movedim(0, -2) for z in (lam, self.P, self.B)), torch.exp(self.log_dt))
+        lam, P, B = (z.movedim(0, -2) for z in (lam, self.P, self.B))
+        return _nplr.System(lam, P, B, torch.exp(self.log_dt))
 
     def forward(
         self,
@@ -73,13 +76,15 @@ class S4(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, S4State]:
-        path = self.config.path
+        path = self.path
         if path == "auto":
             path = "fft" if x.shape[1] >= FFT_FROM else "scan"
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(state_dtype(x.dtype))
-            if path == "scan" or dt is not None or reset is not None:
+            if path == "scan" or dt is not None:
                 y, state = self._scan(u, state, dt, lengths, reset)
+            elif reset is not None:
+                y, state = self._blocks(u, state, lengths, reset)
             else:
                 y, state = self._convolve(u, state, lengths)
         return y.to(x.dtype) + (self.D * x).to(x.dtype), state
@@ -134,6 +139,15 @@ class S4(Layer):
             last = last + dense.carry(state.h, time, lengths)
         return y, S4State(last)
 
+    def _blocks(
+        self, u: Tensor, state: S4State | None, lengths: Tensor | None, reset: Tensor
+    ) -> tuple[Tensor, S4State]:
+        dense, time, u = _nplr.Dense(self.system()), u.shape[1], valid(u, lengths)
+        h = self.init_state(u.shape[0]).h if state is None else state.h
+        y = dense.packed(self._readout(dense), u, h, reset)
+        u, h = _nplr.last_sequence(u, h, lengths, reset)
+        return y, S4State(dense.absorb(u, lengths) + dense.carry(h, time, lengths))
+
     def _readout(self, dense: _nplr.Dense | None = None) -> Tensor:
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
         if not self.config.l_max:
@@ -153,6 +167,5 @@ class S4(Layer):
         return dense.untruncated(self.C.movedim(0, -2), self.config.l_max)
 
     def extra_repr(self) -> str:
-        path = self.config.path
-        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if path == "auto" else path
+        chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path
         return f"{super().extra_repr()}, l_max={self.config.l_max}, path={chosen}"

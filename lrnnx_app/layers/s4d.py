@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.layers._bank import BankLayer
+from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.layers._bank import PATHS, BankLayer
 from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.ops.discretize import RULES
 
 
 class S4D(BankLayer):
@@ -28,7 +29,7 @@ class S4D(BankLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.groups, self.modes = d_model, config.d_state // 2
-        self.rule_name, self.path = config.rule, config.path
+        self.rule_name, self.path = one_of("rule", config.rule, RULES), one_of("path", config.path, PATHS)
         lam = initial_modes(config.init, config.d_state).float()
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))
@@ -49,14 +50,14 @@ def initial_modes(init: str, n: int) -> Tensor:
     """The n // 2 eigenvalues of an initialization with positive imaginary part, (2, n // 2) in float64.
 
     Raises:
-        RecipeError: there is no such initialization.
+        RecipeError: there is no such initialization, or n is odd.
     """
+    if n % 2:
+        raise RecipeError(f"d_state: must be even (conjugate pairs), not {n}")
     k = torch.arange(n // 2, dtype=torch.float64)
     imag = {
         "lin": math.pi * k,
         "inv": n / math.pi * (n / (2 * k + 1) - 1),
         "legs": legs_normal(n)[0][1, n - n // 2 :],
     }
-    if init not in imag:
-        raise RecipeError(f"init: unknown initialization '{init}'; {nearest(init, imag)}")
-    return torch.stack((torch.full_like(k, -0.5), imag[init]))
+    return torch.stack((torch.full_like(k, -0.5), imag[one_of("init", init, imag)]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, drive, real_readout
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
@@ -38,8 +39,11 @@ class S5(DiagonalLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config = config
-        self.rule_name, self.causal = config.rule, not config.both_directions
-        size = config.d_state // config.blocks
+        self.rule_name, self.causal = one_of("rule", config.rule, RULES), not config.both_directions
+        size, odd = divmod(config.d_state, config.blocks)
+        if odd or (config.conj_sym and size % 2):
+            kind = "an even number of" if config.conj_sym else "equally many"
+            raise RecipeError(f"d_state: {config.d_state} does not give {config.blocks} blocks {kind} states")
         lam, vectors = legs_normal(size)
         if config.conj_sym:  # the half with positive imaginary part
             lam, vectors = lam[:, size // 2 :], vectors[..., size // 2 :]

@@ -1,0 +1,327 @@
+"""Time-invariant layers against their definitions, written out with complex numbers in float64."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers import _bank, _nplr
+from lrnnx_app.layers._bidirectional import reversal
+from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers.centaurus import MODES, Centaurus
+from lrnnx_app.layers.event_ssm import EventSSM
+from lrnnx_app.layers.s4 import S4
+from lrnnx_app.layers.s4d import S4D, initial_modes
+from lrnnx_app.layers.s5 import S5
+
+PRECISE = 1e-9
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def _number(planes: Tensor, dim: int = 0) -> Tensor:
+    return torch.complex(*planes.unbind(dim))
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def _dense_system(layer: S4 | S4D) -> tuple[Tensor, Tensor, Tensor]:
+    """A (H, N, N), B (H, N), C (H, N) in continuous time, with both of each conjugate pair."""
+
+    def pairs(z: Tensor) -> Tensor:
+        return torch.cat((z, z.conj()), -1)
+
+    lam = pairs(torch.complex(-torch.exp(layer.log_A_real), layer.A_imag))
+    A, C = torch.diag_embed(lam), pairs(_number(layer.C))
+    if isinstance(layer, S4D):
+        return A, torch.ones_like(lam), C
+    P = pairs(_number(layer.P))
+    return A - P[..., :, None] * P[..., None, :].conj(), pairs(_number(layer.B)), C
+
+
+def _discrete(A: Tensor, B: Tensor, step: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+    eye, span = torch.eye(A.shape[-1], dtype=A.dtype), step[:, None, None]
+    if rule == "zoh":
+        a = torch.matrix_exp(A * span)
+        return a, torch.linalg.solve(A, (a - eye) @ B[..., None])[..., 0]
+    lower = eye - span / 2 * A
+    return torch.linalg.solve(lower, eye + span / 2 * A), torch.linalg.solve(lower, span * B[..., None])[
+        ..., 0
+    ]
+
+
+def _dense_run(layer: S4 | S4D, C: Tensor, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    A, B, _ = _dense_system(layer)
+    h, ys = torch.zeros(x.shape[0], *B.shape, dtype=B.dtype), []
+    for t in range(x.shape[1]):
+        gap = 1.0 if dt is None else dt[0, t]
+        a, b = _discrete(A, B, torch.exp(layer.log_dt) * gap, layer.rule_name)
+        h = torch.einsum("hij,bhj->bhi", a, h) + b * x[:, t, :, None]
+        ys.append((C * h).sum(-1).real)
+    return torch.stack(ys, 1) + layer.D * x
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("path", ["fft", "scan"])
+@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+@pytest.mark.parametrize("init", ["lin", "inv", "legs"])
+def test_s4d_is_the_dense_system(init, rule, path, timed):
+    layer = S4D(3, S4D.Config(d_state=16, init=init, rule=rule, path=path)).double()
+    x = torch.randn(1, 40, 3, dtype=torch.float64)
+    dt = torch.rand(1, 40, dtype=torch.float64) * 3 if timed else None
+    assert _error(layer(x, dt=dt)[0], _dense_run(layer, _dense_system(layer)[2], x, dt)) <= PRECISE
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("path", ["fft", "scan"])
+@pytest.mark.parametrize("l_max", [0, 16, 40, 64])
+def test_s4_is_the_dense_system_however_long_the_kernel(l_max, path, timed):
+    layer = S4(3, S4.Config(d_state=16, l_max=l_max, path=path, dt_min=1e-2)).double()
+    A, B, C = _dense_system(layer)
+    if l_max:  # C̃ is what is learned
+        a, _ = _discrete(A, B, torch.exp(layer.log_dt), "bilinear")
+        rest = torch.eye(16, dtype=a.dtype) - torch.linalg.matrix_power(a, l_max)
+        C = torch.linalg.solve(rest.mT, C[..., None])[..., 0]
+    x = torch.randn(1, 40, 3, dtype=torch.float64)
+    dt = torch.rand(1, 40, dtype=torch.float64) * 3 if timed else None
+    assert _error(layer(x, dt=dt)[0], _dense_run(layer, C, x, dt)) <= PRECISE
+
+
+def test_s4_starts_as_hippo_legs():
+    n = 8
+    j = torch.arange(n, dtype=torch.float64)
+    root = torch.sqrt(2 * j + 1)
+    legs = -torch.tril(root[:, None] * root, -1) - torch.diag(j + 1)
+    A, B, _ = _dense_system(S4(1, S4.Config(d_state=n)).double())
+    wanted = (torch.linalg.matrix_power(legs, k) @ root for k in range(4))
+    for k, moment in enumerate(wanted):  # basis-free: the Gram matrix of a start is kept by unitary V
+        found = torch.linalg.matrix_power(A[0], k) @ B[0]
+        assert torch.allclose(found.abs().square().sum(), moment.square().sum(), rtol=1e-4)
+
+
+def test_recovered_readout_follows_its_parameters():
+    layer = S4(2, S4.Config(d_state=4, l_max=8, path="scan")).double()
+    x = torch.randn(1, 5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        before = layer(x)[0]
+        layer.C.mul_(2)
+        assert _error(layer(x)[0] - layer.D * x, 2 * (before - layer.D * x)) <= 1e-12
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("conj_sym", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_s5_is_an_explicit_mimo_recurrence(both, conj_sym, timed):
+    config = S5.Config(d_state=8, blocks=2, conj_sym=conj_sym, both_directions=both, step_rescale=2.0)
+    layer = S5(3, config).double()
+    x = torch.randn(2, 9, 3, dtype=torch.float64)
+    dt = torch.rand(2, 9, dtype=torch.float64) + 0.5 if timed else torch.ones(2, 9, dtype=torch.float64)
+    lam, B, C = torch.complex(layer.Lambda_re, layer.Lambda_im), _number(layer.B), _number(layer.C)
+
+    def states(x: Tensor, dt: Tensor) -> Tensor:
+        h, out = torch.zeros(2, lam.shape[0], dtype=lam.dtype), []
+        for t in range(9):
+            a = torch.exp(lam * 2 * torch.exp(layer.log_step) * dt[:, t, None])
+            h = a * h + (a - 1) / lam * (x[:, t].to(B.dtype) @ B.T)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    h = states(x, dt)
+    if both:
+        gaps = torch.cat((dt[:, :1], dt[:, 1:].flip(1)), 1)
+        h = torch.cat((h, states(x.flip(1), gaps).flip(1)), -1)
+    expected = (2 if conj_sym else 1) * (h @ C.T).real + layer.D * x
+    assert _error(layer(x, dt=dt if timed else None)[0], expected) <= 1e-12
+
+
+def test_s5_blocks_are_hippo_in_their_eigenbasis():
+    layer = S5(5, S5.Config(d_state=8, blocks=2, conj_sym=False))
+    lam = torch.complex(layer.Lambda_re, layer.Lambda_im).detach()
+    assert torch.equal(lam[:4], lam[4:])
+    assert torch.allclose(lam.real, torch.tensor(-0.5))
+
+
+def test_event_ssm_is_a_loop_over_events():
+    layer = EventSSM(3, EventSSM.Config(d_state=8)).double()
+    x = torch.randn(1, 20, 3, dtype=torch.float64)
+    stamps = torch.rand(21, dtype=torch.float64).sort().values * 100
+    lam, B, C = torch.complex(layer.Lambda_re, layer.Lambda_im), _number(layer.B), _number(layer.C)
+    step = torch.exp(layer.log_step)
+    h, ys = torch.zeros_like(lam), []
+    for event in range(20):
+        silence = stamps[event + 1] - stamps[event]
+        h = torch.exp(lam * step * silence) * h + (torch.exp(lam * step) - 1) / lam * (
+            B @ x[0, event].to(B.dtype)
+        )
+        ys.append(2 * (C @ h).real + layer.D * x[0, event])
+    assert _error(layer(x, dt=stamps.diff()[None])[0][0], torch.stack(ys)) <= 1e-12
+
+
+def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
+    """K (O, I, time), by the formula of each mode."""
+    step = torch.exp(layer.log_dt)[:, None]
+    lam = torch.complex(-torch.nn.functional.softplus(layer.A[:, 0]), layer.A[:, 1])[:, None]
+    k = (torch.exp(lam * step * torch.arange(time)) * step).real
+    if layer.mode == "pointwise":
+        return torch.einsum("os,sl,si->oil", layer.C, k, layer.B)
+    banks = k.unflatten(0, (-1, layer.E.shape[-1]))
+    if layer.mode == "full":
+        return torch.einsum("oin,inl->oil", layer.E, banks)
+    each = torch.einsum("rn,rnl->rl", layer.E, banks)
+    if layer.mode == "neck":
+        return torch.einsum("or,ri,rl->oil", layer.C, layer.B, each)
+    return torch.diag_embed(each.T).movedim(0, -1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "path"),
+    [
+        (mode, path)
+        for mode in MODES
+        for path in ("scan", "fft", "mix")
+        if path != "mix" or mode in ("pointwise", "full")
+    ],
+)
+def test_centaurus_is_its_quadratic_definition(mode, path):
+    layer = Centaurus(4, Centaurus.Config(mode=mode, d_state=3, repeats=2, path=path)).double()
+    x = torch.randn(2, 30, 4, dtype=torch.float64)
+    K = _centaurus_kernel(layer, 30)
+    expected = torch.stack([sum(x[:, s] @ K[..., t - s].T for s in range(t + 1)) for t in range(30)], 1)
+    assert _error(layer(x)[0], expected) <= 1e-12
+
+
+def test_centaurus_takes_the_cheapest_order():
+    assert Centaurus(4, Centaurus.Config(mode="dws")).choose(1, 2) == "scan"
+    assert Centaurus(4, Centaurus.Config(mode="dws")).choose(8, 1024) == "fft"
+    assert Centaurus(256, Centaurus.Config()).choose(8, 1024) == "scan"
+    assert Centaurus(32, Centaurus.Config(mode="full")).choose(32, 1024) == "mix"
+    for mode in MODES:
+        layer = Centaurus(8, Centaurus.Config(mode=mode))
+        assert ("mix" in layer.costs(4, 64)) == (mode in ("pointwise", "full"))
+
+
+@pytest.mark.parametrize("name", ["s4d", "centaurus"])
+def test_a_chunked_scan_is_the_scan(name, monkeypatch):
+    layer = build_layer(name, 3).double()
+    layer.path = "scan"
+    x = torch.randn(2, 37, 3, dtype=torch.float64, requires_grad=True)
+    dt, lengths = torch.rand(2, 37, dtype=torch.float64), torch.tensor([37, 12])
+    reset = torch.rand(2, 37) < 0.1
+    wanted, last = layer(x, dt=dt, lengths=lengths, reset=reset)
+    gradient = torch.autograd.grad(wanted.square().sum() + last.h.sum(), x)[0]
+    monkeypatch.setattr(_bank, "CHUNK", 8 * 2 * 2 * layer.state_shape[1])
+    found, h = layer(x, dt=dt, lengths=lengths, reset=reset)
+    assert _error(found, wanted) <= 1e-12
+    assert _error(torch.autograd.grad(found.square().sum() + h.h.sum(), x)[0], gradient) <= 1e-12
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_s4_packed_in_blocks_is_packed_step_by_step(continued):
+    layer = S4(2, S4.Config(d_state=8)).double()
+    x = torch.randn(4, 150, 2, dtype=torch.float64, requires_grad=True)
+    reset = torch.rand(4, 150) < 0.03
+    reset[0], reset[1, 0] = False, True
+    lengths = torch.tensor([150, 1, 70, 140])
+    inside = torch.arange(150) < lengths[:, None]
+    state = _nplr.S4State(torch.randn(4, 2, 2, 4, dtype=torch.float64)) if continued else None
+    results = []
+    for layer.path in ("fft", "scan"):
+        y, last = layer(x, state, lengths=lengths, reset=reset)
+        gradient = torch.autograd.grad(y[inside].square().sum() + last.h.sum(), x)[0]
+        results.append((y[inside], last.h, gradient))
+    assert all(_error(found, expected) <= 1e-11 for found, expected in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_recomputed_parts_compile_whole(name, monkeypatch):
+    torch.compiler.reset()
+    layer, x = build_layer(name, 2).double(), torch.randn(2, 40, 2, dtype=torch.float64)
+    monkeypatch.setattr(_bank, "CHUNK", 16 * 4 * 64)
+    monkeypatch.setattr(_nplr, "FREQUENCIES", 16 * 64)
+    reset = torch.rand(2, 40) < 0.1
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for masks in ({"reset": reset}, {}):
+        y, expected = compiled(x, **masks)[0], layer(x, **masks)[0]
+        assert _error(y, expected) <= 1e-12
+        wanted = torch.autograd.grad(expected.square().sum(), layer.C)[0]
+        assert _error(torch.autograd.grad(y.square().sum(), layer.C)[0], wanted) <= 1e-12
+
+
+def test_chunked_frequencies_and_steps_are_whole_ones(monkeypatch):
+    layer = S4(2, S4.Config(d_state=4)).double()
+    x = torch.randn(1, 150, 2, dtype=torch.float64)
+    wanted = layer(x)[0]
+    gradients = torch.autograd.grad(wanted.square().sum(), layer.log_A_real)[0]
+    monkeypatch.setattr(_nplr, "FREQUENCIES", 64)
+    assert _error(torch.autograd.grad(layer(x)[0].square().sum(), layer.log_A_real)[0], gradients) <= 1e-12
+    stepped = layer(x, dt=torch.ones(1, 150, dtype=torch.float64))[0]
+    assert _error(torch.autograd.grad(stepped.square().sum(), layer.log_A_real)[0], gradients) <= 1e-9
+
+
+@pytest.mark.parametrize("path", ["fft", "scan"])
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_long_sequences_in_single_precision(name, path):
+    layer, x = build_layer(name, 2), torch.randn(1, 2049, 2)
+    with torch.no_grad():
+        layer.path = path
+        found = layer(x)[0]
+        layer.path = "scan"
+        assert _error(found, layer.double()(x.double())[0]) <= 1e-5
+
+
+def test_nothing_of_states_times_steps_is_kept():
+    script = """
+import resource, torch
+from lrnnx_app.layers._build import build_layer
+layer, x = build_layer("s4d", 32), torch.randn(1, 16384, 32)
+layer(x[:, :64])[0].sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+layer(x)[0].sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    assert grown * 1024 < 16384 * 32 * 32 * 2 * 4  # one (T, H, N) in float32
+
+
+@pytest.mark.parametrize(("init", "first"), [("lin", math.pi), ("inv", 16 / math.pi * (16 / 3 - 1))])
+def test_s4d_initializations_are_the_formulas(init, first):
+    lam = initial_modes(init, 16)
+    assert torch.equal(lam[0], torch.full((8,), -0.5, dtype=torch.float64))
+    assert float(lam[1, 1]) == pytest.approx(first)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    for layer, options in ((S4, {"d_state": 5}), (S4D, {"d_state": 5}), (S5, {"d_state": 6, "blocks": 2})):
+        with pytest.raises(RecipeError, match="d_state"):
+            layer(2, layer.Config(**options))
+
+
+def test_unknown_words_name_the_nearest():
+    with pytest.raises(RecipeError, match="bilinear"):
+        S5(2, S5.Config(rule="bilinea"))
+    with pytest.raises(RecipeError, match="legs"):
+        S4D(2, S4D.Config(init="leg"))
+    with pytest.raises(RecipeError, match="neck"):
+        Centaurus(2, Centaurus.Config(mode="necks"))
+    with pytest.raises(RecipeError, match="fft"):
+        Centaurus(2, Centaurus.Config(mode="dws", path="mix"))
+    with pytest.raises(RecipeError, match="concat"):
+        build_layer("lru", 2, bidirectional=True, join="concatenate")
+
+
+def test_a_mirror_of_a_mirror_is_the_picture():
+    generator = torch.Generator().manual_seed(0)
+    reset = torch.rand(8, 23, generator=generator) < 0.2
+    lengths = torch.randint(1, 24, (8,), generator=generator)
+    mirror, first = reversal(reset, lengths, reset)
+    assert torch.equal(mirror.gather(1, mirror), torch.arange(23).expand(8, 23))
+    assert torch.equal(first.gather(1, mirror), first)
