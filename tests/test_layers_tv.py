@@ -381,6 +381,18 @@ def test_no_nan_in_bfloat16_where_a_nears_one(case):
     assert all(z.grad.isfinite().all() for z in (x, *layer.parameters()))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_in_bfloat16_keeps_a_float32_state(case):
+    layer, wide = build(case, torch.bfloat16), build(case)
+    x, dt = draw(case)
+    y, state = layer(x.bfloat16(), dt=None if dt is None else dt.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert all(z.dtype == torch.float32 for z in (*state, *layer.init_state(3)))
+    again, _ = layer.step(x[:, 0].bfloat16(), state, None if dt is None else dt[:, 0].bfloat16())
+    assert again.dtype == torch.bfloat16
+    close(y.double(), wide(x, dt=dt)[0], 0.05)
+
+
 @pytest.mark.parametrize("case", QUICK)
 def test_compiles_as_one_graph(case):
     torch._dynamo.reset()
@@ -457,6 +469,11 @@ def test_gru_gradient_is_that_of_the_fixed_point():
     wanted = torch.autograd.grad(reference(*given, dt=dt, **masks).square().sum(), (*given, dt))
     for a, b in zip(grads, wanted, strict=True):
         close(a, b)
+
+
+def test_gru_operator_is_registered_as_it_should_be():
+    inputs, recurrent, h0 = (z.detach() for z in gru_inputs(5))
+    torch.library.opcheck(torch.ops.lrnnx.gru_states, (inputs, recurrent, h0, None, None, None, 1e-8, 20))
 
 
 def test_gru_reports_its_iterations():

@@ -32,7 +32,8 @@ def case(planes=1, time=9, batch=3, channels=4, groups=2, n=3):
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "SHORTEST", 4)
+    monkeypatch.setattr(module, "ELEMENTS", {"cpu": 1})
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,7 +66,7 @@ def test_optional_arguments():
 
 
 def test_memory_kept_for_the_backward_has_no_states(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(module, "SHORTEST", 64)
     kept = {}
 
     def pack(z):

@@ -14,7 +14,9 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
-CHUNK = 128  # steps whose states are in memory at one time
+SHORTEST = 16  # steps of a chunk at least
+ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
+ELEMENTS_ELSEWHERE = 2**25  # where launching costs more than memory
 
 
 def selective_scan(
@@ -63,9 +65,9 @@ def selective_scan(
     A, h = wide(A), u.new_zeros(batch, *A.shape, dtype=dtype) if h0 is None else h0.to(dtype)
     h = h.unsqueeze(-2) if real else h
 
-    outputs = []
-    for start in range(0, time, CHUNK):
-        cut = slice(start, start + CHUNK)
+    outputs, size = [], max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    for start in range(0, time, size):
+        cut = slice(start, start + size)
         inputs = (u[:, cut].to(dtype), delta[:, cut].to(dtype), A, wide(B[:, cut]), wide(C[:, cut]), h)
         masks = (
             None if dt is None else dt[:, cut].to(dtype),
