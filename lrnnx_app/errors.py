@@ -1,11 +1,11 @@
 """The exception tree. Whatever a user can cause is a `UserError`: one line, exit code 2.
 
-    LrnnxError
-    └── UserError            names the input, what was expected and what to do
-        ├── RecipeError      a recipe, a key or an override
-        ├── DataError        a file or folder that was read
-        ├── RunError         a run folder or its checkpoint
-        └── StreamError      a model or input that cannot be streamed
+LrnnxError
+└── UserError            names the input, what was expected and what to do
+    ├── RecipeError      a recipe, a key or an override
+    ├── DataError        a file or folder that was read
+    ├── RunError         a run folder or its checkpoint
+    └── StreamError      a model or input that cannot be streamed
 """
 
 from collections.abc import Iterable

@@ -45,7 +45,9 @@ class Registry(Mapping[str, Any]):
             and not key.startswith("_")
         ]
         if len(entries) != 1:
-            raise LrnnxError(f"{module.__file__} must hold one class with a nested Config, not {len(entries)}")
+            raise LrnnxError(
+                f"{module.__file__} must hold one class with a nested Config, not {len(entries)}"
+            )
         return entries[0]
 
     def find(self, name: str, key: str = "") -> Any:

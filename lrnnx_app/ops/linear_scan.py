@@ -42,7 +42,12 @@ def linear_scan(
     if b.ndim not in (3, 4) or (b.ndim == 4 and b.shape[2] != 2) or b.shape[1] < 1:
         raise ValueError(f"b must be (B, T, N) or (B, T, 2, N) with T ≥ 1, not {tuple(b.shape)}")
     batch, time, *state = b.shape
-    if a.ndim != b.ndim or a.shape[0] not in (1, batch) or a.shape[1] not in (1, time) or list(a.shape[2:]) != state:
+    if (
+        a.ndim != b.ndim
+        or a.shape[0] not in (1, batch)
+        or a.shape[1] not in (1, time)
+        or list(a.shape[2:]) != state
+    ):
         raise ValueError(f"a {tuple(a.shape)} does not broadcast along batch and time to b {tuple(b.shape)}")
     if h0 is not None and list(h0.shape) != [batch, *state]:
         raise ValueError(f"h0 must be {(batch, *state)}, not {tuple(h0.shape)}")

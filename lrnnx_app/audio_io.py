@@ -1,0 +1,99 @@
+"""Reading audio files, and folders of them, as mono float32 at one rate."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from lrnnx_app.errors import DataError
+
+SUFFIXES = (".wav", ".flac", ".ogg")
+KEEP_SECONDS = 3600.0  # a collection up to this long stays decoded in memory
+
+
+def open_audio(path: Path) -> soundfile.SoundFile:
+    """Open a file for reading.
+
+    Raises:
+        DataError: the file is missing, is no audio, or is empty.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a wav, flac or ogg file")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise DataError(f"{path}: not readable as audio; expected wav, flac or ogg ({error})") from error
+    if file.frames < 1:
+        raise DataError(f"{path}: holds no samples; expected at least one")
+    return file
+
+
+def mono(samples: np.ndarray, path: Path) -> np.ndarray:
+    """(T, channels) mixed down to (T,).
+
+    Raises:
+        DataError: a sample is NaN or infinite.
+    """
+    mixed = samples.mean(1)
+    if not np.isfinite(mixed).all():
+        at = int(np.flatnonzero(~np.isfinite(mixed))[0])
+        raise DataError(
+            f"{path}: sample {at} is not a finite number; expected finite samples, repair the file"
+        )
+    return mixed
+
+
+def read_mono(path: Path, rate: int) -> torch.Tensor:
+    """The whole file as (T,) at `rate` Hz.
+
+    Raises:
+        DataError: see `open_audio` and `mono`.
+    """
+    with open_audio(path) as file:
+        samples = torch.from_numpy(mono(file.read(dtype="float32", always_2d=True), path))
+        return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
+
+
+class Clips:
+    """A list of audio files, decoded on demand; a small collection is kept in memory."""
+
+    def __init__(self, paths: Iterable[Path], rate: int) -> None:
+        self.paths = list(paths)
+        self.rate = rate
+        total = 0.0
+        for path in self.paths:
+            with open_audio(path) as file:
+                total += file.frames / file.samplerate
+        self._read = lru_cache(None if total <= KEEP_SECONDS else 64)(read_mono)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._read(self.paths[index], self.rate)
+
+
+def excerpt(clip: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
+    """`frames` samples from a random place of a clip (T,), repeated where the clip is shorter."""
+    if len(clip) < frames:
+        clip = clip.repeat(-(-frames // len(clip)))
+    start = int(rng.integers(0, len(clip) - frames + 1))
+    return clip[start : start + frames]
+
+
+def find_audio(folder: Path, what: str) -> list[Path]:
+    """All audio files below a folder, sorted.
+
+    Raises:
+        DataError: the folder is missing or holds none; says what was wanted.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with {what} (wav, flac or ogg)")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder}: no wav, flac or ogg file in it; expected {what}")
+    return paths

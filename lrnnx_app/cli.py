@@ -1,0 +1,215 @@
+"""The `lrnnx` command: parses, delegates, prints. Whatever needs torch is imported where it is used."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lrnnx_app.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, stream and export linear recurrent neural networks.",
+)
+console = Console(highlight=False, soft_wrap=True)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train, stream and export linear recurrent neural networks."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
+    ] = False,
+) -> None:
+    """Train a recipe, test it and write a run folder."""
+    from lrnnx_app import recipe as recipes
+
+    config = recipes.load(recipe, overrides or ())
+    if dry_run:
+        return _dry_run(config)
+    from lrnnx_app import training
+
+    folder, summary = training.train(config, out, resume)
+    table = Table("", "", show_header=False)
+    for key, value in summary["metrics"].items():
+        if key.startswith("test/"):
+            table.add_row(key, f"{value:.4g}")
+    table.add_row("parameters", f"{summary['parameters']:,}")
+    table.add_row(
+        "training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"
+    )
+    table.add_row("run", str(folder))
+    console.print(table)
+    console.print(f"Next: {_next_command(config, folder)}")
+
+
+def _dry_run(config: Any) -> None:
+    from omegaconf import OmegaConf
+
+    from lrnnx_app import training
+
+    loss, rows = training.dry_run(config)
+    console.print(OmegaConf.to_yaml(config), markup=False)
+    table = Table("module", "type", "parameters")
+    for name, kind, count in rows:
+        table.add_row(name, kind, f"{count:,}")
+    table.add_row("total", "", f"{sum(row[2] for row in rows):,}")
+    console.print(table)
+    console.print(f"one batch forward and backward: loss {loss:.4g}")
+
+
+def _next_command(config: Any, folder: Path) -> str:
+    if config.task.name == "denoise":
+        return f"lrnnx infer {folder} NOISY.wav -o CLEAN.wav"
+    return f"lrnnx evaluate {folder}"
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Metrics of a run's best checkpoint."""
+    from lrnnx_app import training
+    from lrnnx_app.data import SPLITS
+    from lrnnx_app.errors import nearest
+    from lrnnx_app.run import Run
+
+    if split not in SPLITS:
+        raise UserError(f"--split: unknown split '{split}'; {nearest(split, SPLITS)}")
+    metrics = training.evaluate(Run(run), split)
+    if as_json:
+        return print(json.dumps(metrics))
+    table = Table(split, "value")
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.4g}")
+    console.print(table)
+
+
+@app.command()
+def infer(
+    run: RunArgument,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT…", help="Files to run on.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Result file, or folder.")] = None,
+    chunk_ms: Annotated[float | None, typer.Option(help="Chunk in ms; the model's hop by default.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="The whole file in one go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON per file.")] = False,
+) -> None:
+    """Denoise audio files chunk by chunk, or classify files."""
+    from lrnnx_app import infer as inference
+    from lrnnx_app.run import Run
+
+    opened = Run(run)
+    if inference.is_classifier(opened):
+        for path, shares in inference.classify(opened, inputs):
+            if as_json:
+                print(json.dumps({"file": str(path), "classes": dict(shares)}), flush=True)
+                continue
+            table = Table(str(path), "probability")
+            for name, share in shares:
+                table.add_row(name, f"{share:.4f}")
+            console.print(table)
+        return
+    for target, timing, lookahead in inference.denoise(opened, inputs, output, chunk_ms, offline):
+        report = {
+            "file": str(target),
+            "lookahead_ms": round(lookahead, 2),
+            "chunk_p50_ms": round(timing.percentile(50), 3),
+            "chunk_p95_ms": round(timing.percentile(95), 3),
+            "real_time_factor": round(timing.real_time_factor, 4),
+        }
+        if as_json:
+            print(json.dumps(report), flush=True)
+            continue
+        per_chunk = f"chunk p50 {report['chunk_p50_ms']} ms, p95 {report['chunk_p95_ms']} ms, "
+        console.print(
+            f"{target}: look-ahead {report['lookahead_ms']} ms, {'' if offline else per_chunk}"
+            f"real-time factor {report['real_time_factor']}"
+        )
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+) -> None:
+    """Write the best checkpoint's weights with its recipe as safetensors, and check the file."""
+    from lrnnx_app.export.safetensors import export as write
+    from lrnnx_app.run import Run
+
+    write(Run(run), output)
+    console.print(f"{output}: {output.stat().st_size:,} bytes; read back, its output equals the run's")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this recipe, resolved.")] = None,
+) -> None:
+    """List the shipped recipes, or show one resolved."""
+    from lrnnx_app import recipe
+
+    if name is not None:
+        from omegaconf import OmegaConf
+
+        return print(OmegaConf.to_yaml(recipe.load(name)), end="")
+    table = Table("name", "task", "layer", "data", "what it is for")
+    for key, path in recipe.shipped().items():
+        content = recipe.read_yaml(path)
+        names = (content["task"], content["model"]["layer"], content["data"])
+        table.add_row(key, *(part["name"] for part in names), content.get("about", ""))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        code = _fail(str(error))
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None or debug:
+            raise
+        code = _fail(usage())
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a data module owes: batches, a description of itself, and loaders whose randomness is addressed.
+
+An example is drawn by a generator seeded from (seed, epoch, index), never from a stream of random
+numbers, so that resuming, more workers or more processes change nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lrnnx_app.errors import DataError
+
+EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
+SPLITS = ("train", "valid", "test")
+
+
+class Batch(NamedTuple):
+    """x (B, T, d_input) float or (B, T) tokens; y (B,) classes or (B, T, d_output); lengths (B,) or None
+    if all rows are full; dt (B, T) time since the previous sample or None; names of the rows' sources."""
+
+    x: Tensor
+    y: Tensor
+    lengths: Tensor | None = None
+    dt: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+
+class Example(NamedTuple):
+    """One row of a batch: x (T, d_input) or (T,) tokens, y a class or (T, d_output), dt (T,) or None."""
+
+    x: Tensor
+    y: Tensor
+    dt: Tensor | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of its data; kept in the checkpoint so that a run needs no data to be used."""
+
+    d_input: int
+    d_output: int
+    tokens: bool = False  # x holds integers below d_input
+    classes: tuple[str, ...] = ()
+    sample_rate: int = 0  # of audio, in Hz
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "DataSpec":
+        """The inverse of `dataclasses.asdict`, from a checkpoint or JSON."""
+        return cls(**{**content, "classes": tuple(content["classes"])})
+
+
+class Source(Protocol):
+    """The examples of one split."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator) -> Example: ...
+
+
+class Address(NamedTuple):
+    epoch: int
+    row: int
+
+
+class _Addressed(Dataset[Example]):
+    """A source read by address."""
+
+    def __init__(self, source: Source, seed: Sequence[int]) -> None:
+        self.source = source
+        self.seed = tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, address: Address) -> Example:
+        return self.source.example(address.row, np.random.default_rng([*self.seed, *address]))
+
+
+class AddressSampler(Sampler[Address]):
+    """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job."""
+
+    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
+        self.size, self.seed, self.shuffle = size, seed, shuffle
+        self.epoch = 0
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if distributed else 0
+        self.ranks = torch.distributed.get_world_size() if distributed else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.size, self.ranks))
+
+    def __iter__(self) -> Iterator[Address]:
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        epoch = self.epoch if self.shuffle else 0
+        return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks])
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Right-pad with zeros to the longest row."""
+    sizes = torch.tensor([len(e.x) for e in examples])
+    full = bool((sizes == sizes[0]).all())
+
+    def pad(rows: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+    aligned = examples[0].y.ndim > 0
+    gaps = [e.dt for e in examples if e.dt is not None]
+    return Batch(
+        x=pad([e.x for e in examples]),
+        y=pad([e.y for e in examples]) if aligned else torch.stack([e.y for e in examples]),
+        lengths=None if full else sizes,
+        dt=pad(gaps) if gaps else None,
+        names=tuple(e.name for e in examples),
+    )
+
+
+class DataModule(LightningDataModule):
+    """Base of the data modules in `data_modules`.
+
+    A subclass has a nested dataclass `Config(DataModule.Config)`, sets `spec` in its constructor without
+    reading more than an index, and supplies `source(split)`.
+
+    Args:
+        config: the `data` section of a recipe.
+        seed: seed of the run; addresses the randomness of training examples.
+    """
+
+    @dataclass
+    class Config:
+        root: str = ""  # folder of the user's data; empty means the embedded data
+        batch_size: int = 16
+        workers: int = 0  # processes that prepare batches
+
+    spec: DataSpec
+
+    def __init__(self, config: Any, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+
+    def source(self, split: str) -> Source:
+        """The examples of "train", "valid" or "test".
+
+        Raises:
+            DataError: files are missing or unreadable; names them and what was expected.
+        """
+        raise NotImplementedError
+
+    def read(self, path: Path) -> Example:
+        """One file of a user as an example, for inference; its y is of no meaning.
+
+        Raises:
+            DataError: the file is not what this module takes; says what that is.
+        """
+        raise DataError(f"{path}: this run's data module reads no single files")
+
+    def loader(self, split: str) -> DataLoader:
+        """Batches of a split; only training is shuffled and depends on the seed."""
+        source = self.source(split)
+        train = split == "train"
+        seed = self.seed if train else EVALUATION_SEED
+        return DataLoader(
+            _Addressed(source, (seed, SPLITS.index(split))),
+            batch_size=self.config.batch_size,
+            sampler=AddressSampler(len(source), seed, shuffle=train),
+            num_workers=self.config.workers,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=train and len(source) >= self.config.batch_size,
+            collate_fn=collate,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader("valid")
+
+    def test_dataloader(self) -> DataLoader:
+        return self.loader("test")

@@ -1,0 +1,1 @@
+"""Export formats, one file each: `export(run, path)` writes, reads back and compares."""

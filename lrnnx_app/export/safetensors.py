@@ -1,0 +1,73 @@
+"""Weights as safetensors, with the recipe and the data's description in the header."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import LrnnxError, RunError
+from lrnnx_app.models._base import Model
+from lrnnx_app.run import Run, build_task
+
+STEPS = 4096  # length of the signal that the comparison runs
+
+
+def export(run: Run, path: Path) -> float:
+    """Write the model of a run; returns the largest difference of the reloaded one's output, which is 0.
+
+    Raises:
+        RunError: the folder does not exist, or the run has no usable checkpoint.
+    """
+    if not path.parent.is_dir():
+        raise RunError(f"{path}: no such folder; make {path.parent} first")
+    task = run.task()
+    metadata = {"recipe": OmegaConf.to_yaml(run.config), "spec": json.dumps(asdict(task.spec))}
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file(
+            {name: value.contiguous() for name, value in task.model.state_dict().items()}, part, metadata
+        )
+        difference = _difference(task.model, load(part), task.spec)
+        if difference:
+            raise LrnnxError(f"{path}: the reloaded model differs by {difference:.3g}; nothing was kept")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return difference
+
+
+def load(path: Path) -> Model:
+    """The exported model, in evaluation mode.
+
+    Raises:
+        RunError: the file is missing or not one that `export` wrote.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        spec = DataSpec.read(json.loads(metadata["spec"]))
+        config = recipes.resolve(OmegaConf.create(metadata["recipe"]), OmegaConf.create(), str(path), "")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
+    model = build_task(recipes.typed(config), spec).model
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@torch.inference_mode()
+def _difference(model: Model, other: Model, spec: DataSpec) -> float:
+    generator = torch.Generator().manual_seed(0)
+    if spec.tokens:
+        x = torch.randint(spec.d_input, (1, STEPS), generator=generator)
+    else:
+        x = torch.randn(1, STEPS, spec.d_input, generator=generator)
+    return float((model(x)[0] - other(x)[0]).abs().max())

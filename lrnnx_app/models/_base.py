@@ -1,0 +1,77 @@
+"""What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._build import build_layer
+
+
+class Model(nn.Module):
+    """A model `MODELS[name](spec, Config(…))`; causal up to `lookahead` if its layers are.
+
+    Attributes:
+        hop: samples consumed at a time; a stream is fed in multiples of it.
+        lookahead: samples beyond t that the output at t depends on (below hop).
+    """
+
+    hop: int = 1
+    lookahead: int = 0
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first sample: a pytree of (batch, …) tensors."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Run a sequence from a state; arguments as in `lrnnx_app.layers._base.Layer.forward`."""
+        raise NotImplementedError
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: norm → layer → GELU → half-GLU (y·σ(W y)) → dropout → add."""
+
+    def __init__(
+        self, d_model: int, layer_config: Any, dropout: float = 0.0, bidirectional: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        try:
+            self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
+        except RecipeError as error:
+            raise RecipeError(f"model.layer.{error}") from error
+        self.gate = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        y = nn.functional.gelu(y)
+        return x + self.dropout(y * self.gate(y).sigmoid())
+
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        y, state = self.layer(self.norm(x), state, **kwargs)
+        return self._add(x, y), state
+
+    def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
+        y, state = self.layer.step(self.norm(x), state, dt)
+        return self._add(x, y), state
+
+
+class Blocks(nn.ModuleList):
+    """Blocks in the order in which a model runs them; their states form a tuple in that order."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__(blocks)
+
+    def __iter__(self) -> Iterator[Block]:
+        return super().__iter__()  # type: ignore[return-value]
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        """The blocks' states before the first step.
+
+        Raises:
+            StreamError: a layer runs in both directions.
+        """
+        return tuple(block.layer.init_state(batch) for block in self)

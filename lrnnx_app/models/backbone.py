@@ -1,0 +1,119 @@
+"""A residual stack of layers, with pooled classification or an output per step."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.models._base import Block, Blocks, Model
+
+POOLS = ("mean", "last", "none")
+
+
+class BackboneState(NamedTuple):
+    """The layers' states; and the pool's: sum (or last) of the features (B, d), number of steps (B,)."""
+
+    layers: tuple[Any, ...]
+    pooled: Tensor
+    steps: Tensor
+
+
+class Backbone(Model):
+    """Encoder → blocks → norm → pool → linear head.
+
+    With `pool: mean` or `last`, the output (B, d_output) speaks of everything heard so far, and a stream
+    gives running logits; with `none` it is (B, T, d_output).
+    """
+
+    @dataclass
+    class Config:
+        d_model: int = 64
+        depth: int = 4
+        dropout: float = 0.0
+        pool: str = "mean"  # mean | last | none
+        bidirectional: bool = False  # two directions joined in every block; cannot stream
+        layer: Any = None
+
+        def __post_init__(self) -> None:
+            if self.pool not in POOLS:
+                raise RecipeError(f"pool: unknown '{self.pool}'; {nearest(self.pool, POOLS)}")
+            if min(self.d_model, self.depth) < 1:
+                raise RecipeError("d_model and depth: expected positive integers")
+
+    def __init__(self, spec: DataSpec, config: Config) -> None:
+        super().__init__()
+        self.pool = config.pool
+        width = config.d_model
+        self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)
+        self.blocks = Blocks(
+            Block(width, config.layer, config.dropout, config.bidirectional) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, spec.d_output)
+
+    def init_state(self, batch: int) -> BackboneState:
+        like = self.head.weight
+        return BackboneState(
+            self.blocks.init_state(batch), like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: BackboneState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, BackboneState]:
+        """x (B, T, d_input), or (B, T) tokens; see the class for the output.
+
+        Raises:
+            ValueError: `reset` is given to a pooled model, which has one output per row.
+        """
+        if reset is not None and self.pool != "none":
+            raise ValueError(f"a model with pool '{self.pool}' takes no packed rows; expected reset=None")
+        before = (None,) * len(self.blocks) if state is None else state.layers
+        x = self.encoder(x)
+        after = []
+        for block, layer_state in zip(self.blocks, before, strict=True):
+            x, layer_state = block(x, layer_state, dt=dt, lengths=lengths, reset=reset)
+            after.append(layer_state)
+        pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
+        return self._finish(x, BackboneState(tuple(after), *pool), lengths)
+
+    def step(self, x: Tensor, state: BackboneState, dt: Tensor | None = None) -> tuple[Tensor, BackboneState]:
+        """One sample: x (B, d_input) or (B,) tokens; the output has no time axis."""
+        x = self.encoder(x)
+        after = []
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x, layer_state = block.step(x, layer_state, dt)
+            after.append(layer_state)
+        y, state = self._finish(x[:, None], state._replace(layers=tuple(after)), None)
+        return y[:, 0] if self.pool == "none" else y, state
+
+    def _finish(
+        self, x: Tensor, state: BackboneState, lengths: Tensor | None
+    ) -> tuple[Tensor, BackboneState]:
+        """Norm, pool and head on the last block's output (B, T, d)."""
+        x = self.norm(x)
+        if self.pool == "none":
+            return self.head(x), state
+        pooled, steps = self._pool(x, state, lengths)
+        mean = pooled / steps.clamp_min(1)[:, None] if self.pool == "mean" else pooled
+        return self.head(mean.to(x.dtype)), state._replace(pooled=pooled, steps=steps)
+
+    def _pool(self, x: Tensor, state: BackboneState, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The pool's sum (or last step) and count after x (B, T, d)."""
+        batch, time, _ = x.shape
+        if lengths is None:
+            lengths = torch.full((batch,), time, device=x.device)
+        steps = state.steps + lengths
+        if self.pool == "mean":
+            valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
+            return state.pooled + torch.where(valid, x, 0).sum(1, dtype=state.pooled.dtype), steps
+        last = x[torch.arange(batch, device=x.device), (lengths - 1).clamp_min(0)].to(state.pooled.dtype)
+        return torch.where((lengths > 0)[:, None], last, state.pooled), steps

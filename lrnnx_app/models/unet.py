@@ -1,0 +1,139 @@
+"""A causal U-Net around any layer: strided down and up, skips, any length, a stated look-ahead."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.models._base import Block, Blocks, Model
+
+
+class Down(nn.Linear):
+    """`stride` steps of d_in features become one step of d_out: (B, T, d_in) → (B, T/stride, d_out)."""
+
+    def __init__(self, d_in: int, d_out: int, stride: int) -> None:
+        super().__init__(d_in * stride, d_out)
+        self.stride = stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.unflatten(1, (-1, self.stride)).flatten(2))
+
+
+class Up(nn.Linear):
+    """The way back: (B, T, d_in) → (B, T·stride, d_out)."""
+
+    def __init__(self, d_in: int, d_out: int, stride: int) -> None:
+        super().__init__(d_in, d_out * stride)
+        self.stride = stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).unflatten(2, (self.stride, -1)).flatten(1, 2)
+
+
+class UNet(Model):
+    """Encoder levels of (Down, blocks), decoder levels of (blocks, Up) with additive skips.
+
+    The decoder's result is a mask on the first level's features, which a last Up turns into samples. Both
+    ends start as a tight frame and its transpose and the mask near one, so that training starts from the
+    identity.
+
+    Resampling acts within frames, so that the only state is the layers' own. The output at sample t
+    depends on the input up to the end of t's frame of `hop` = ∏ strides samples: the look-ahead is
+    hop − 1 samples, whatever the layer.
+    """
+
+    @dataclass
+    class Config:
+        channels: list[int] = field(default_factory=lambda: [64, 96, 128])
+        strides: list[int] = field(default_factory=lambda: [16, 4, 4])
+        depth: int = 1  # blocks per level, on each side
+        dropout: float = 0.0
+        layer: Any = None
+
+        def __post_init__(self) -> None:
+            if len(self.channels) != len(self.strides) or not self.channels:
+                raise RecipeError(
+                    f"channels: expected one for each of the strides {self.strides}, not {self.channels}"
+                )
+            if min(*self.channels, *self.strides, self.depth) < 1:
+                raise RecipeError("channels, strides and depth: expected positive integers")
+
+    def __init__(self, spec: DataSpec, config: Config) -> None:
+        super().__init__()
+        widths, strides = config.channels, config.strides
+        self.strides, self.depth = tuple(strides), config.depth
+        self.hop = math.prod(strides)
+        self.lookahead = self.hop - 1
+        steps = list(zip(widths[:-1], widths[1:], strides[1:], strict=True))
+        self.analysis = Down(spec.d_input, widths[0], strides[0])
+        self.down = nn.ModuleList(Down(narrow, wide, stride) for narrow, wide, stride in steps)
+        self.blocks = Blocks(
+            Block(width, config.layer, config.dropout)
+            for width in (*widths, *reversed(widths))
+            for _ in range(config.depth)
+        )
+        self.up = nn.ModuleList(Up(wide, narrow, stride) for narrow, wide, stride in reversed(steps))
+        self.mask = nn.Linear(widths[0], widths[0])
+        self.synthesis = Up(widths[0], spec.d_output, strides[0])
+        self._start_as_identity()
+
+    @torch.no_grad()
+    def _start_as_identity(self) -> None:
+        frame = nn.init.orthogonal_(self.analysis.weight)
+        if self.synthesis.weight.shape == frame.T.shape:
+            self.synthesis.weight.copy_(frame.T)
+        self.mask.weight.mul_(0.1)
+        nn.init.ones_(self.mask.bias)
+        nn.init.zeros_(self.analysis.bias)
+        nn.init.zeros_(self.synthesis.bias)
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        return self.blocks.init_state(batch)
+
+    def forward(
+        self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """x (B, T, d_input) → (B, T, d_output) and the state.
+
+        A T that is no multiple of hop ends the stream: its last frame is filled up with silence.
+
+        Raises:
+            ValueError: dt is given; frames need evenly spaced samples.
+        """
+        if dt is not None:
+            raise ValueError("the U-Net takes evenly spaced samples; expected dt=None")
+        time = x.shape[1]
+        if lengths is not None:
+            x = x * (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
+        x = nn.functional.pad(x, (0, 0, 0, -time % self.hop))
+        before = iter((None,) * len(self.blocks) if state is None else state)
+        blocks = iter(self.blocks)
+        after: list[Any] = []
+
+        def level(x: Tensor, ends: Tensor | None) -> Tensor:
+            for _ in range(self.depth):
+                x, new = next(blocks)(x, next(before), lengths=ends)
+                after.append(new)
+            return x
+
+        x = features = self.analysis(x)
+        ends = [_frames(lengths, self.strides[0])]
+        x = level(x, ends[-1])
+        skips = [x]
+        for down, stride in zip(self.down, self.strides[1:], strict=True):
+            ends.append(_frames(ends[-1], stride))
+            x = level(down(x), ends[-1])
+            skips.append(x)
+        x = level(skips.pop(), ends.pop())
+        for up in self.up:
+            x = level(up(x) + skips.pop(), ends.pop())
+        return self.synthesis(features * self.mask(x))[:, :time], tuple(after)
+
+
+def _frames(lengths: Tensor | None, stride: int) -> Tensor | None:
+    """Frames that hold at least one valid step."""
+    return None if lengths is None else (lengths + stride - 1) // stride

@@ -1,0 +1,220 @@
+"""Recipes: YAML and `key.sub=value` overrides -> one checked, typed object.
+
+The schema is `Recipe` with the Config of the named task, model, layer and data module placed into it,
+so that a wrong key or type is reported with its whole path, before any data is touched.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from lrnnx_app.errors import RecipeError, nearest
+
+SUFFIX = ".yaml"
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int = -1  # optimizer steps, -1 for no limit; the first limit reached ends the training
+    max_epochs: int = 10
+    checkpoint_every: int = 500  # steps between writes of checkpoints/last.ckpt
+    validate_every: int = 1  # epochs between validations
+    log_every: int = 10  # steps between logged values
+    precision: str = "32-true"  # as Lightning names it: 32-true, bf16-mixed, 64-true …
+    gradient_clip: float = 1.0  # largest norm of the gradient, 0 for none
+    accumulate: int = 1  # batches per optimizer step
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 and self.max_epochs < 1:
+            raise RecipeError("max_steps or max_epochs: expected one of them to be positive")
+        for name in ("checkpoint_every", "validate_every", "log_every", "accumulate", "devices"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
+
+
+@dataclass
+class Recipe:
+    """A resolved recipe; `task`, `model`, `model.layer` and `data` hold the named class's Config."""
+
+    about: str = ""  # what the recipe is for
+    name: str = ""
+    seed: int = 0
+    task: Any = None
+    model: Any = None
+    data: Any = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    here = Path(__file__).parent
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def find(recipe: str) -> Path:
+    """The file of a recipe given by path or by a shipped recipe's name.
+
+    Raises:
+        RecipeError: neither exists; names the nearest shipped one.
+    """
+    path = Path(recipe)
+    if path.suffix in (SUFFIX, ".yml"):
+        if path.is_file():
+            return path
+        raise RecipeError(f"{recipe}: no such recipe file; `lrnnx recipes` lists the shipped ones")
+    if recipe in shipped():
+        return shipped()[recipe]
+    raise RecipeError(f"{recipe}: unknown recipe; {nearest(recipe, shipped())}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        RecipeError: not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path}: not readable as YAML; {_one_line(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise RecipeError(f"{path}: expected a mapping of keys such as task, model, data and trainer")
+    return content
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read, override, check and resolve a recipe.
+
+    Args:
+        recipe: path of a YAML file, or a shipped recipe's name.
+        overrides: `key.sub=value` each, stronger than the file.
+
+    Raises:
+        RecipeError: one line with file (or override), full key, what was expected and the nearest spelling.
+    """
+    path = find(recipe)
+    content = read_yaml(path)
+    try:
+        file = OmegaConf.create(content)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path}: {_one_line(error)}") from error
+    return resolve(file, _dotlist(overrides), str(path), path.stem)
+
+
+def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
+    """Merge a recipe's own keys and the overrides into the schema; see `load`."""
+    chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
+    assert isinstance(chosen, DictConfig)
+    schema = _schema(chosen, source)
+    schema.name = name
+    _drop_orphans(file, overrides, schema)
+    merged = _merge(schema, file, source)
+    merged = _merge(merged, overrides, "command line")
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise RecipeError(f"{source}: {_one_line(error)}") from error
+    plain = OmegaConf.create(resolved)
+    assert isinstance(plain, DictConfig)
+    merged = _merge(schema, plain, source)
+    if overrides:
+        source += " with the overrides"
+    for key in ("model.layer", "model", "task", "data", "trainer"):
+        try:
+            OmegaConf.to_object(OmegaConf.select(merged, key))
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {key}.{_one_line(error)}") from error
+        except OmegaConfBaseException as error:
+            raise RecipeError(f"{source}: {key}: {_one_line(error)}") from error
+    return merged
+
+
+def typed(config: DictConfig) -> Recipe:
+    """The recipe as dataclasses."""
+    recipe = OmegaConf.to_object(config)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _schema(chosen: DictConfig, source: str) -> DictConfig:
+    """`Recipe` with the Configs of the chosen classes in place."""
+    from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS  # importing an entry imports torch
+
+    schema = OmegaConf.structured(Recipe)
+    for key, registry in (("task", TASKS), ("model", MODELS), ("data", DATA), ("model.layer", LAYERS)):
+        name = _select(chosen, f"{key}.name")
+        if not isinstance(name, str):
+            raise RecipeError(
+                f"{source}: {key}.name: expected the name of a {registry.kind}, one of: {', '.join(registry)}"
+            )
+        try:
+            entry = registry.find(name, f"{key}.name")
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from error
+        OmegaConf.update(schema, key, OmegaConf.structured(_named(entry.Config, name)), force_add=True)
+    OmegaConf.set_struct(schema, True)
+    return schema
+
+
+def _named(config: type, name: str) -> type:
+    """A Config with the field `name` that a recipe chooses the class by."""
+    return dataclasses.make_dataclass(config.__name__, [("name", str, field(default=name))], bases=(config,))
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig) -> None:
+    """Where an override names another class, the file's keys that this class lacks no longer apply."""
+    for key in ("task", "model.layer", "model", "data"):
+        node = _select(file, key)
+        if _select(overrides, f"{key}.name") is not None and isinstance(node, DictConfig):
+            for orphan in set(node) - set(OmegaConf.select(schema, key)):
+                del node[orphan]
+
+
+def _merge(schema: DictConfig, content: DictConfig, source: str) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(schema, content)
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(schema, parent) if parent else schema
+        hint = nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
+        raise RecipeError(f"{source}: unknown key '{key}'; {hint}") from error
+    except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None) or ""
+        raise RecipeError(f"{source}: {f'{key}: ' if key else ''}{_one_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _dotlist(overrides: Sequence[str]) -> DictConfig:
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
+        raise RecipeError(f"override: {_one_line(error)}; expected key.sub=value") from error
+
+
+def _one_line(error: BaseException) -> str:
+    """The telling part of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,116 @@
+"""A run folder: recipe.yaml, checkpoints, events, metrics.csv, plots, summary.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.data import DataModule, DataSpec
+from lrnnx_app.errors import RunError
+from lrnnx_app.registry import DATA, TASKS
+from lrnnx_app.tasks._base import Task
+
+RECIPE = "recipe.yaml"
+
+
+def build_task(recipe: recipes.Recipe, spec: DataSpec) -> Task:
+    return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
+
+
+def build_data(recipe: recipes.Recipe) -> DataModule:
+    return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
+
+
+class Run:
+    """An existing run folder.
+
+    Raises:
+        RunError: the folder is missing or holds no recipe that fits this version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise RunError(f"{path}: no such run folder; `lrnnx train RECIPE` makes one")
+        if not (path / RECIPE).is_file():
+            raise RunError(f"{path}: no {RECIPE} in it; expected the folder of a finished or interrupted run")
+        self.path = path
+        content = OmegaConf.create(recipes.read_yaml(path / RECIPE))
+        name = content.get("name")
+        self.config = recipes.resolve(content, OmegaConf.create(), str(path / RECIPE), str(name))
+        self.recipe = recipes.typed(self.config)
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def checkpoint(self) -> Path:
+        """The best checkpoint, or the last one of a run that was cut short before its first validation.
+
+        Raises:
+            RunError: there is neither.
+        """
+        for path in (self.best, self.last):
+            if path.is_file():
+                return path
+        raise RunError(
+            f"{self.path}: no checkpoints/best.ckpt or last.ckpt; train it first: lrnnx train RECIPE"
+        )
+
+    def task(self) -> Task:
+        """The trained task, in evaluation mode, on the CPU.
+
+        Raises:
+            RunError: the checkpoint is missing, unreadable or another model's.
+        """
+        path = self.checkpoint()
+        content = read_checkpoint(path)
+        task = build_task(self.recipe, content["spec"])
+        load_weights(task, content["state_dict"], path)
+        return task.eval()
+
+    def summary(self) -> dict[str, Any]:
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content with its `spec` as a DataSpec; only tensors and plain containers are read.
+
+    Raises:
+        RunError: not readable as such.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["spec"] = DataSpec.read(content["spec"])
+        content["state_dict"].keys()
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise RunError(
+            f"{path}: not a checkpoint that lrnnx wrote ({type(error).__name__}); "
+            "expected one, restore or retrain it"
+        ) from error
+    return content
+
+
+def load_weights(task: Task, weights: dict[str, Any], path: Path) -> None:
+    """Load a state dict, strictly.
+
+    Raises:
+        RunError: names or shapes are another model's; names the first that differs.
+    """
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    if differing:
+        name = differing[0]
+        raise RunError(
+            f"{path}: holds another model's weights: {name} is {given.get(name, 'missing')}, "
+            f"expected {own.get(name, 'no such parameter')} by {RECIPE}"
+        )
+    task.load_state_dict(weights)

@@ -1,0 +1,1 @@
+"""Tasks: Lightning modules with loss and metrics, found by file name (`task.name`)."""

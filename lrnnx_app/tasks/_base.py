@@ -1,0 +1,80 @@
+"""What every task shares: the model, its optimizer and schedule, and what a checkpoint says of itself."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.registry import MODELS
+
+
+class Task(LightningModule):
+    """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
+
+    A subclass has a nested dataclass `Config(Task.Config)` and sets `monitor`, the validation metric that
+    decides which checkpoint is best (higher is better).
+    """
+
+    monitor: ClassVar[str]
+
+    @dataclass
+    class Config:
+        lr: float = 3e-3
+        ssm_lr: float = 1e-3  # of the parameters that shape the recurrence, which get no weight decay
+        weight_decay: float = 0.01
+        warmup: float = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.warmup < 1:
+                raise RecipeError(f"warmup: expected a share in [0, 1), not {self.warmup}")
+            if min(self.lr, self.ssm_lr, self.weight_decay) < 0:
+                raise RecipeError("lr, ssm_lr and weight_decay: expected at least 0")
+
+    def __init__(self, config: Any, model_config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.model = MODELS.find(model_config.name, "model.name")(spec, model_config)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))
+        total = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, round(total * self.config.warmup))
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["spec"] = asdict(self.spec)
+
+    def figures(self) -> Iterator[tuple[str, Any]]:
+        """Names and matplotlib figures of what the last test saw."""
+        return iter(())
+
+    def sounds(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and waveforms (T,) at `spec.sample_rate` of what the last test heard."""
+        return iter(())
+
+
+def parameter_groups(model: nn.Module, config: Task.Config) -> list[dict[str, Any]]:
+    """Recurrence (own rate, no decay); matrices (decay); norms and biases (no decay)."""
+    recurrent = {id(p): p for m in model.modules() if isinstance(m, Layer) for p in m.recurrent_parameters()}
+    rest = [p for p in model.parameters() if id(p) not in recurrent]
+    groups = [
+        {"params": list(recurrent.values()), "lr": config.ssm_lr, "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "lr": config.lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

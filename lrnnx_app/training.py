@@ -1,0 +1,224 @@
+"""`train`, `evaluate` and `dry_run`: what the commands do, without printing."""
+
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from lrnnx_app import report
+from lrnnx_app.data import SPLITS
+from lrnnx_app.errors import RunError
+from lrnnx_app.recipe import Recipe, typed
+from lrnnx_app.registry import TASKS
+from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
+
+RECORDED = ("lrnnx-app", "torch", "torchaudio", "lightning", "torchmetrics")
+
+
+class Throughput(Callback):
+    """Training samples per second, without the time spent in validation."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._start = self._start or time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.samples += len(batch.x) * trainer.world_size
+        self.seconds += now - self._start
+        self._start = now
+        pl_module.log("samples_per_second", self.rate, prog_bar=True, batch_size=len(batch.x))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+
+def train(
+    config: DictConfig, out: Path | None = None, resume: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Train a resolved recipe, test its best checkpoint, and write the run folder.
+
+    Args:
+        config: from `recipe.load`.
+        out: the run folder to make; by default runs/<recipe>/<time>.
+        resume: a run folder to continue from its last checkpoint, in place.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        RunError: `out` holds files already, or `resume` has no last checkpoint.
+        DataError: the data are not as expected.
+    """
+    recipe = typed(config)
+    checkpoint = None
+    if resume is not None:
+        out, checkpoint = resume, Run(resume).last
+        if not checkpoint.is_file():
+            raise RunError(f"{resume}: no checkpoints/last.ckpt to resume from")
+    folder = out or Path("runs") / recipe.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists and is not an empty folder; name another with -o, or --resume it")
+
+    _quiet()
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    data = build_data(recipe)
+    task = build_task(recipe, data.spec)
+    for split in SPLITS:  # what is wrong with the data is said before anything is written
+        data.source(split)
+    if checkpoint is not None:
+        load_weights(task, read_checkpoint(checkpoint)["state_dict"], checkpoint)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    csv_before = report.read_metrics(folder)
+    throughput = Throughput()
+    trainer = _trainer(recipe, folder, throughput)
+    start = time.perf_counter()
+    trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+    seconds = time.perf_counter() - start
+    run = Run(folder)
+    trainer.save_checkpoint(run.last)
+    load_weights(task, read_checkpoint(run.checkpoint())["state_dict"], run.checkpoint())
+    trainer.test(task, data, verbose=False)
+    report.keep_metrics(folder, csv_before)
+    report.draw(task, folder)
+    summary = {
+        "recipe": recipe.name,
+        "metrics": {
+            key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key
+        },
+        "parameters": sum(p.numel() for p in task.parameters()),
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(throughput.rate, 2),
+        "seed": recipe.seed,
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in RECORDED}},
+        "device": str(trainer.strategy.root_device),
+        "git": _commit(),
+    }
+    report.write_summary(folder, summary)
+    return folder, summary
+
+
+def evaluate(run: Run, split: str) -> dict[str, float]:
+    """Metrics of a run's best checkpoint on one split ("train", "valid" or "test")."""
+    _quiet()
+    seed_everything(run.recipe.seed, workers=True, verbose=False)
+    task = run.task()
+    trainer = Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        accelerator=run.recipe.trainer.accelerator,
+        devices=1,
+        precision=run.recipe.trainer.precision,  # type: ignore[arg-type]
+    )
+    trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
+    return {
+        key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())
+    }
+
+
+def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
+    """One batch forward and backward; returns its loss and (module, type, parameters) rows."""
+    recipe = typed(config)
+    _quiet()
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    data = build_data(recipe)
+    task = build_task(recipe, data.spec)
+    trainer = Trainer(
+        fast_dev_run=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator=recipe.trainer.accelerator,
+        devices=1,
+        precision=recipe.trainer.precision,  # type: ignore[arg-type]
+    )
+    trainer.fit(task, data)
+    rows = [
+        (name, type(module).__name__, sum(p.numel() for p in module.parameters()))
+        for name, module in task.model.named_children()
+    ]
+    return float(trainer.callback_metrics["train/loss"]), rows
+
+
+def _trainer(recipe: Recipe, folder: Path, throughput: Throughput) -> Trainer:
+    settings = recipe.trainer
+    checkpoints = folder / "checkpoints"
+    monitor = TASKS[recipe.task.name].monitor
+    best = ModelCheckpoint(checkpoints, "best", monitor=monitor, mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(
+        checkpoints,
+        "last",
+        every_n_train_steps=settings.checkpoint_every,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 100)
+    return Trainer(
+        max_steps=settings.max_steps,
+        max_epochs=settings.max_epochs,
+        check_val_every_n_epoch=settings.validate_every,
+        log_every_n_steps=settings.log_every,
+        precision=settings.precision,  # type: ignore[arg-type]
+        gradient_clip_val=settings.gradient_clip or None,
+        accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
+        callbacks=[best, last, throughput, bar],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the sampler of lrnnx_app.data deals addresses to the ranks itself
+    )
+
+
+def _quiet() -> None:
+    """Silence Lightning's advice about choices that are made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", message=".*number of training batches.*smaller than the logging interval.*"
+    )
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" if it has changes; None for an installed package."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+
+        def git(*words: str) -> str:
+            return subprocess.run(
+                ("git", "-C", str(here), *words), capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
