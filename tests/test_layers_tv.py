@@ -492,9 +492,11 @@ def test_local_attention_refuses_elapsed_time():
     ("name", "options", "message"),
     [
         ("s6", {"rule": "zho"}, "did you mean 'zoh'"),
-        ("stream", {"rule": "zoh"}, "needs 'dirac'"),
+        ("stream", {"rule": "zoh"}, "expected one of: dirac"),
         ("rglru", {"start": "papers"}, "did you mean 'paper'"),
         ("rglru", {"heads": 3}, "does not divide"),
+        ("glu", {"layer": "s4dd"}, "did you mean 's4d'"),
+        ("glu", {"options": {"d_stat": 3}}, "did you mean 'd_state'"),
         ("s7", {"selective": ["stepp"]}, "did you mean 'step'"),
         ("s7", {"rule": "zho"}, "did you mean 'zoh'"),
         ("local_attention", {"heads": 3}, "multiple of"),

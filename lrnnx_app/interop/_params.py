@@ -55,14 +55,3 @@ class Params:
         """Raises UserError if a parameter was given that the source does not have."""
         if self._left:
             raise UserError(f"{self.source}: no use for parameter '{min(self._left)}'; leave it out")
-
-
-def choice(source: str, option: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """choices[value].
-
-    Raises:
-        UserError: it is none of them.
-    """
-    if value not in choices:
-        raise UserError(f"{source}: unknown {option} '{value}'; {nearest(value, choices)}")
-    return choices[value]

@@ -1,6 +1,7 @@
 """`event-ssm` (flax, Efficient-Scalable-Machine-Learning/event-ssm): its S5SSM module, with data time."""
 
-from lrnnx_app.interop._params import Converted, Params, choice
+from lrnnx_app.errors import one_of
+from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.interop.s5 import system
 from lrnnx_app.layers.event_ssm import EventSSM
 
@@ -21,7 +22,7 @@ def convert(
     state = system(params)
     config = EventSSM.Config(
         d_state=len(state["Lambda_re"]) * (2 if conj_sym else 1),
-        rule=choice(params.source, "discretization", discretization, RULES),
+        rule=RULES[one_of("discretization", discretization, RULES)],
         conj_sym=conj_sym,
         clip_eigs=clip_eigs,
         step_rescale=step_rescale,

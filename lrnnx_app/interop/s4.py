@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lrnnx_app.interop._params import Converted, Params, choice
+from lrnnx_app.errors import one_of
+from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.glu import GLU
 from lrnnx_app.ops import planar
 
@@ -18,7 +19,7 @@ def convert(params: Params, mode: str = "nplr") -> Converted:
     in mode nplr alone, P like B and l_kernel: Δ = exp(inv_dt), A = −exp(A_real) − i·A_imag (− PP*), and the
     n_ssm systems are repeated over the channels in turn.
     """
-    layer = choice(params.source, "mode", mode, MODES)
+    layer = MODES[one_of("mode", mode, MODES)]
     kernel = "layer.kernel."
     C = params.take(f"{kernel}C", "1 H N/2 2")[0]
     channels, n, _ = C.shape

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lrnnx_app.interop._params import Converted, Params, choice
+from lrnnx_app.errors import one_of
+from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.s5 import S5
 
 RULES = {"zoh": "zoh", "bilinear": "bilinear", "dirac": "dirac"}
@@ -24,7 +25,7 @@ def convert(
     state = system(params, bidirectional)
     config = S5.Config(
         d_state=len(state["Lambda_re"]) * (2 if conj_sym else 1),
-        rule=choice(params.source, "discretization", discretization, RULES),
+        rule=RULES[one_of("discretization", discretization, RULES)],
         conj_sym=conj_sym,
         clip_eigs=clip_eigs,
         step_rescale=step_rescale,

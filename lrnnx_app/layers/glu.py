@@ -1,13 +1,13 @@
 """A layer followed by GELU and a gated linear unit over channels, as the blocks of S4 and S4D end."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import LAYERS
 
@@ -20,13 +20,14 @@ class GLU(Layer):
         layer: str = "s4d"  # name of the layer inside
         options: dict[str, Any] = field(default_factory=dict)  # its options that differ from their defaults
 
+        def __post_init__(self) -> None:
+            known = [option.name for option in fields(LAYERS.find(self.layer, "layer").Config)]
+            for name in self.options:
+                one_of("options", name, known)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        entry = LAYERS.find(config.layer, "layer")
-        for name in config.options:
-            known = entry.Config.__dataclass_fields__
-            if name not in known:
-                raise RecipeError(f"options.{name}: layer '{config.layer}' has none; {nearest(name, known)}")
+        entry = LAYERS[config.layer]
         self.layer = entry(d_model, entry.Config(**config.options))
         self.output_linear = nn.Linear(d_model, 2 * d_model)
         self.causal, self.rule_name = self.layer.causal, self.layer.rule_name

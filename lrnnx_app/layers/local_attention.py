@@ -36,10 +36,12 @@ class LocalAttention(Layer):
         heads: int = 4  # a divisor of d_model, d_model / heads even
         base: float = 10000.0  # of the rotary frequencies
 
+        def __post_init__(self) -> None:
+            if self.window < 1:
+                raise RecipeError(f"window: expected at least 1, not {self.window}")
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        if config.window < 1:
-            raise RecipeError(f"window: must be at least 1, not {config.window}")
         if d_model % (2 * config.heads):
             raise RecipeError(
                 f"heads: d_model = {d_model} must be a multiple of 2 · heads = {2 * config.heads}"

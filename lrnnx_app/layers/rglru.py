@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.ops.linear_scan import linear_scan
 from lrnnx_app.ops.short_conv import short_conv
@@ -44,10 +44,11 @@ class RGLRU(Layer):
         r_max: float = 0.999
         unit_start: bool = True
 
+        def __post_init__(self) -> None:
+            one_of("start", self.start, STARTS)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        if config.start not in STARTS:
-            raise RecipeError(f"start: unknown start '{config.start}'; {nearest(config.start, STARTS)}")
         self.config = config
         size = config.d_rnn or d_model
         heads = config.heads or max(k for k in range(1, 9) if size % k == 0)

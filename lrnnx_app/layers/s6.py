@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -45,10 +45,11 @@ class S6(Layer):
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1
 
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, RULES)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        if config.rule not in RULES:
-            raise RecipeError(f"rule: unknown discretization '{config.rule}'; {nearest(config.rule, RULES)}")
         self.config, self.rule_name = config, config.rule
         inner, n = config.expand * d_model, config.d_state
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)

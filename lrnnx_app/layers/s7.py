@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers.s6 import inverse_softplus_steps
@@ -37,13 +37,13 @@ class S7(DiagonalLayer):
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1
 
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, RULES)
+            for part in self.selective:
+                one_of("selective", part, SELECTIVE)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        for name in config.selective:
-            if name not in SELECTIVE:
-                raise RecipeError(f"selective: unknown part '{name}'; {nearest(name, SELECTIVE)}")
-        if config.rule not in RULES:
-            raise RecipeError(f"rule: unknown discretization '{config.rule}'; {nearest(config.rule, RULES)}")
         self.config, self.rule_name = config, config.rule
         n = config.d_state
         self.state_shape = (2, n)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import RecipeError
+from lrnnx_app.errors import one_of
 from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
 from lrnnx_app.ops.selective_scan import selective_scan
 
@@ -22,9 +22,10 @@ class Stream(S6):
     class Config(S6.Config):
         rule: str = "dirac"  # the only one: the gain is Δ(u), not of the decay's step
 
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, ("dirac",))
+
     def __init__(self, d_model: int, config: Config) -> None:
-        if config.rule != "dirac":
-            raise RecipeError(f"rule: stream has a gain of its own and needs 'dirac', not '{config.rule}'")
         super().__init__(d_model, config)
         self.b = nn.Parameter(inverse_softplus_steps(self.state_shape[0], config.dt_min, config.dt_max))
 
