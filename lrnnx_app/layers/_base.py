@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
 
 class Layer(nn.Module):
     """A causal sequence layer `LAYERS[name](d_model, Config(…))`.
 
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
-    recurrence: they get a learning rate of their own and no weight decay. `rule_name` tells how time is
-    discretized; a layer to which elapsed time means nothing sets `uses_dt` to False.
+    recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
+    learning rate of their own and no weight decay. `rule_name` tells how time is discretized; a layer to
+    which elapsed time means nothing sets `uses_dt` to False.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
@@ -61,11 +62,17 @@ class Layer(nn.Module):
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
         """One step: x (B, d_model), dt (B,) or None; returns y (B, d_model) and the next state."""
-        raise NotImplementedError
+        y, state = self.forward(x[:, None], state, dt=None if dt is None else dt[:, None])
+        return y[:, 0], state
 
     def recurrent_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters named in `recurrent`."""
-        return (getattr(self, name) for name in self.recurrent)
+        return (p for name, p in self.named_parameters() if name in self.recurrent)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Zeros in the precision of a state, on the layer's device."""
+        like = next(self.parameters())
+        return like.new_zeros(shape, dtype=state_dtype(like.dtype))
 
     def check_dt(self, dt: Tensor | None) -> None:
         """Refuse elapsed time that would be ignored.
@@ -116,8 +123,7 @@ class DiagonalLayer(Layer):
         raise NotImplementedError
 
     def init_state(self, batch: int) -> DiagonalState:
-        like = next(self.parameters())
-        return DiagonalState(like.new_zeros(batch, *self.state_shape))
+        return DiagonalState(self._zeros(batch, *self.state_shape))
 
     def forward(
         self,

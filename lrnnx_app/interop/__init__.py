@@ -1,0 +1,5 @@
+"""Weights from other implementations: one source, one file, found by file name (hyphens as underscores)."""
+
+from lrnnx_app.interop._load import SOURCES, convert, load
+
+__all__ = ["SOURCES", "convert", "load"]

@@ -1,0 +1,71 @@
+"""A diagonal GRU, non-linear in its state, trained in parallel by Newton iterations of the linear scan.
+
+DEER (Lim et al. 2023, arXiv 2309.12252); with a diagonal cell its Jacobian is diagonal, as quasi-DEER
+(Gonzalez et al. 2024, arXiv 2407.19115) assumes for any cell.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrnnx_app.layers._base import DiagonalState, Layer
+from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
+from lrnnx_app.ops.linear_scan import state_dtype
+
+
+class GRU(Layer):
+    """z, r = σ(W x + u∘h); c = tanh(W x + r∘u∘h); h = (1 − z)∘h + z∘c; y = W_out h.
+
+    Gates depend on the input and on the state's own channel. Data time δ makes 1 − z its power (1 − z)^δ.
+    After a forward, `iterations` (int64 scalar) says how many scans the last sequence took.
+    """
+
+    recurrent = ("u",)
+
+    @dataclass
+    class Config:
+        d_state: int = 128
+        tolerance: float | None = None  # of a state; None: ¾ of the digits of its precision
+        max_iterations: int = 50  # then one step at a time, right but slow
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        self.config = config
+        n = config.d_state
+        self.in_proj = nn.Linear(d_model, 3 * n)
+        self.u = nn.Parameter(torch.empty(3, n).uniform_(-1, 1) / math.sqrt(2))
+        self.out_proj = nn.Linear(n, d_model)
+        self.iterations = torch.tensor(0)
+
+    def init_state(self, batch: int) -> DiagonalState:
+        return DiagonalState(self._zeros(batch, self.config.d_state))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: DiagonalState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, DiagonalState]:
+        h0 = (self.init_state(x.shape[0]) if state is None else state).h
+        tolerance = self.config.tolerance or torch.finfo(h0.dtype).eps ** 0.75
+        options = {"tolerance": tolerance, "max_iterations": self.config.max_iterations}
+        h, last, iterations = gru_scan(
+            self._inputs(x), self.u.to(h0.dtype), h0, dt=dt, lengths=lengths, reset=reset, **options
+        )
+        if not torch.compiler.is_exporting():
+            self.iterations = iterations
+        return self.out_proj(h.to(x.dtype)), DiagonalState(last)
+
+    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        h, _ = gru_cell(state.h, self._inputs(x), self.u.to(state.h.dtype), dt)
+        return self.out_proj(h.to(x.dtype)), DiagonalState(h)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """W x + b for z, r and c: (…, 3, N)."""
+        projected = self.in_proj(x).unflatten(-1, (3, -1))
+        return projected.to(state_dtype(projected.dtype))

@@ -1,0 +1,120 @@
+"""Sliding-window multi-query attention, the companion of recurrences in Griffin (arXiv 2402.19427)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.ops.short_conv import documents, window_at_end
+
+
+class WindowState(NamedTuple):
+    """The window before a step, oldest first: keys and values (B, window − 1, d_head), keys not yet rotated,
+    and valid (B, window − 1, 1), 1 where there is one."""
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor
+
+
+class LocalAttention(Layer):
+    """Each step attends to the last `window` steps, itself included, by `heads` queries and one key.
+
+    Rotary positions (arXiv 2104.09864) count from the start of the window in hand: only differences matter,
+    so that a stream may run for ever. There is no notion of elapsed time: `dt` must be None.
+    """
+
+    uses_dt = False
+
+    @dataclass
+    class Config:
+        window: int = 256
+        heads: int = 4  # a divisor of d_model, d_model / heads even
+        base: float = 10000.0  # of the rotary frequencies
+
+        def __post_init__(self) -> None:
+            if self.window < 1:
+                raise RecipeError(f"window: expected at least 1, not {self.window}")
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        if d_model % (2 * config.heads):
+            raise RecipeError(
+                f"heads: d_model = {d_model} must be a multiple of 2 · heads = {2 * config.heads}"
+            )
+        self.config = config
+        self.d_head = d_model // config.heads
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.kv_proj = nn.Linear(d_model, 2 * self.d_head, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def init_state(self, batch: int) -> WindowState:
+        past = self.config.window - 1
+        k, v = self._zeros(batch, past, self.d_head), self._zeros(batch, past, self.d_head)
+        return WindowState(k, v, self._zeros(batch, past, 1))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: WindowState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, WindowState]:
+        self.check_dt(dt)
+        state = self.init_state(x.shape[0]) if state is None else state
+        time = x.shape[1]
+        past = self.config.window - 1
+        q = self.q_proj(x).unflatten(-1, (self.config.heads, self.d_head))
+        new = self.kv_proj(x).to(state.k.dtype).chunk(2, -1)
+        k, v = torch.cat((state.k, new[0]), 1), torch.cat((state.v, new[1]), 1)
+        valid = F.pad(state.valid, (0, 0, 0, time), value=1.0)
+        document = None if reset is None else documents(reset, past)
+        after = (window_at_end(z, past, lengths, document) for z in (k, v, valid))
+
+        outputs = []
+        for start in range(0, time, self.config.window):
+            stop = min(start + self.config.window, time)
+            span = slice(start, stop + past)
+            mask = self._mask(stop - start, valid[:, span], None if document is None else document[:, span])
+            outputs.append(self._attend(q[:, start:stop], k[:, span], v[:, span], mask))
+        y = torch.cat(outputs, 1).flatten(2)
+        return self.out_proj(y), WindowState(*after)
+
+    def _mask(self, queries: int, valid: Tensor, document: Tensor | None) -> Tensor:
+        """(B, queries, keys) bool: the key is there, in the window, not later, and of the same document."""
+        past = self.config.window - 1
+        ages = torch.arange(queries, device=valid.device)[:, None] + past
+        ages = ages - torch.arange(queries + past, device=valid.device)
+        seen = (valid[:, None, :, 0] > 0.5) & (ages >= 0) & (ages <= past)
+        return seen if document is None else seen & (document[:, past:, None] == document[:, None])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q (B, Q, heads, d_head); k, v (B, Q + window − 1, d_head); returns (B, Q, heads, d_head)."""
+        positions = torch.arange(k.shape[1], device=k.device)
+        q_rotated = self._rotate(q.transpose(1, 2).to(k.dtype), positions[-q.shape[1] :]).to(q.dtype)
+        k_rotated = self._rotate(k, positions).to(q.dtype)
+        heads = self.config.heads
+        shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, v.to(q.dtype)))
+        return F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None]).transpose(1, 2)
+
+    def _rotate(self, z: Tensor, positions: Tensor) -> Tensor:
+        """Turn the pairs (i, i + d_head/2) of z (…, S, d_head) by positions·base^(−2i/d_head)."""
+        half = self.d_head // 2
+        powers = torch.arange(half, device=z.device, dtype=z.dtype) / half
+        angle = positions.to(z.dtype)[:, None] * self.config.base**-powers
+        first, second = z.chunk(2, -1)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, window={self.config.window}, heads={self.config.heads}"
+
+    @property
+    def n_states(self) -> str:
+        return "0"

@@ -1,0 +1,126 @@
+"""S6, the selective state space of Mamba, with the block around it (Gu & Dao 2023, arXiv 2312.00752)."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrnnx_app.errors import one_of
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.selective_scan import selective_scan
+from lrnnx_app.ops.short_conv import short_conv
+
+
+class S6State(NamedTuple):
+    """conv: last inputs of the convolution (B, d_conv − 1, D); h: (B, D, N), or planar (B, D, 2, N)."""
+
+    conv: Tensor
+    h: Tensor
+
+
+class S6(Layer):
+    """u, z = in_proj x; u = SiLU(conv1d u); (r, B, C) = x_proj u; Δ = softplus(dt_proj r);
+
+    h = a∘h + gain∘B u, y = C h + D∘u with A = −exp(A_log) (+ i·A_imag); out_proj(y∘SiLU(z)).
+    Data time multiplies Δ as the rule says. With complex A, B and C are complex and y is 2·Re.
+    """
+
+    recurrent = ("A_log", "A_imag", "D", "dt_proj.bias")
+
+    @dataclass
+    class Config:
+        d_state: int = 16  # states N of each channel
+        d_conv: int = 4  # width of the convolution
+        expand: int = 2  # channels D = expand · d_model
+        dt_rank: int | None = None  # None: d_model / 16, rounded up
+        rule: str = "euler"  # euler | zoh | bilinear | dirac | asynchronous
+        complex: bool = False  # A starts as S4D-Lin instead of −1 … −N
+        bias: bool = False  # of in_proj and out_proj
+        conv_bias: bool = True
+        dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
+        dt_max: float = 1e-1
+
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, RULES)
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        self.config, self.rule_name = config, config.rule
+        inner, n = config.expand * d_model, config.d_state
+        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
+        planes = 2 if config.complex else 1
+        self.state_shape = (inner, 2, n) if config.complex else (inner, n)
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=config.bias)
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner, bias=config.conv_bias)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * planes * n, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        self.dt_proj.bias = nn.Parameter(inverse_softplus_steps(inner, config.dt_min, config.dt_max))
+        start = torch.full((n,), 0.5) if config.complex else torch.arange(1.0, n + 1)
+        self.A_log = nn.Parameter(torch.log(start).repeat(inner, 1))
+        modes = (math.pi * torch.arange(n)).repeat(inner, 1)
+        self.A_imag = nn.Parameter(modes) if config.complex else None
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, d_model, bias=config.bias)
+
+    def eigenvalues(self) -> Tensor:
+        """A (D, N), or planar (D, 2, N)."""
+        re = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
+        return re if self.A_imag is None else torch.stack((re, self.A_imag.to(re.dtype)), -2)
+
+    def init_state(self, batch: int) -> S6State:
+        inner = self.state_shape[0]
+        return S6State(
+            self._zeros(batch, self.config.d_conv - 1, inner), self._zeros(batch, *self.state_shape)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: S6State | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, S6State]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        u, z = self.in_proj(x).chunk(2, -1)
+        kernel = self.conv1d.weight.squeeze(1)
+        u, conv = short_conv(u, kernel, self.conv1d.bias, state.conv, lengths=lengths, reset=reset, silu=True)
+        projected = self.x_proj(u)
+        r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
+        B, C = BC.unflatten(-1, (2, 1, *self.state_shape[1:])).unbind(2)
+        delta = F.softplus(self.dt_proj(r).to(state.h.dtype))
+        scale = 2 if self.config.complex else 1
+        y, h = self.scan(u, delta, B, scale * C, state.h, dt, lengths, reset)
+        return self.out_proj(y * F.silu(z)), S6State(conv, h)
+
+    def scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        h0: Tensor,
+        dt: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrence between convolution and gate."""
+        options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
+        return selective_scan(u, delta, self.eigenvalues(), B, C, self.D, h0, **options)
+
+    @property
+    def n_states(self) -> str:
+        return f"{self.A_log.numel()} {'complex' if self.config.complex else 'real'}"
+
+
+def inverse_softplus_steps(size: int, low: float, high: float) -> Tensor:
+    """Biases whose softplus is log-uniform in [low, high]."""
+    steps = torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high)))
+    return steps + torch.log(-torch.expm1(-steps))

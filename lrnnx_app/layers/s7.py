@@ -1,0 +1,84 @@
+"""S7: a simplified selective state space (Soydan et al. 2024, arXiv 2410.03464)."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrnnx_app.errors import one_of
+from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
+from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.layers.s6 import inverse_softplus_steps
+from lrnnx_app.ops import planar
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import state_dtype
+
+SELECTIVE = ("step", "b", "c")
+
+
+class S7(DiagonalLayer):
+    """h = a∘h + gain∘(B x), y = 2·Re(C h) + D∘x, then y·σ(W GELU(y)).
+
+    λ = f(w) − 1 + i·Lambda_im with f(w) = 1 − 1/(w² + ½), so that −2 ≤ Re λ < 0 whatever w is and one Euler
+    step at Δ = 1 decays by f(w). What `selective` names depends on the input: step, Δ = softplus(W x + b)
+    per state (as in the authors' code); b and c, the rows of B and the columns of C, each scaled by
+    1 + W x (a form of what the paper's text describes that costs N numbers a step, not N·d_model).
+    """
+
+    recurrent = ("w", "Lambda_im", "step_bias")
+
+    @dataclass
+    class Config:
+        d_state: int = 64  # complex states, one of each conjugate pair
+        selective: list[str] = field(default_factory=lambda: ["step"])  # any of step, b, c
+        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
+        dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
+        dt_max: float = 1e-1
+
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, RULES)
+            for part in self.selective:
+                one_of("selective", part, SELECTIVE)
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model)
+        self.config, self.rule_name = config, config.rule
+        n = config.d_state
+        self.state_shape = (2, n)
+        lam, _ = legs_normal(2 * n)
+        self.w = nn.Parameter(torch.full((n,), math.sqrt(1.5)))  # Re λ = −½
+        self.Lambda_im = nn.Parameter(lam[1, n:].float())
+        self.step_bias = nn.Parameter(inverse_softplus_steps(n, config.dt_min, config.dt_max))
+        self.B = nn.Parameter(torch.randn(2, n, d_model) / math.sqrt(2 * d_model))
+        self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(4 * n))
+        self.D = nn.Parameter(torch.randn(d_model))
+        self.select = nn.ModuleDict({name: nn.Linear(d_model, n, bias=False) for name in config.selective})
+        self.gate = nn.Linear(d_model, d_model)
+
+    def eigenvalues(self) -> Tensor:
+        """λ (2, N), planar."""
+        return torch.stack((-1 / (self.w.square() + 0.5), self.Lambda_im))
+
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        step = F.softplus(self.step_bias + self._selected("step", x))
+        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
+        gain = gain * (1 + self._selected("b", x)).unsqueeze(-2)
+        b = drive(x, self.B)
+        return a, planar.mul(gain.expand(*gain.shape[:-1], self.w.shape[0]), b)
+
+    def readout(self, h: Tensor, x: Tensor) -> Tensor:
+        scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
+        y = real_readout(scaled.to(x.dtype), 2 * self.C) + self.D * x
+        return y * torch.sigmoid(self.gate(F.gelu(y)))
+
+    def _selected(self, name: str, x: Tensor) -> Tensor:
+        """The input-dependent part (B, T, N); zero for what is not selective."""
+        if name not in self.select:
+            return self._zeros(1, 1, 1)
+        part = self.select[name](x)
+        return part.to(state_dtype(part.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, selective={'+'.join(self.config.selective) or 'nothing'}"

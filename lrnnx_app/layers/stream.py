@@ -1,0 +1,46 @@
+"""STREAM: a selective state space for events, with their time in the decay (arXiv 2411.12603)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrnnx_app.errors import one_of
+from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
+from lrnnx_app.ops.selective_scan import selective_scan
+
+
+class Stream(S6):
+    """The block of S6 with a = exp(A·δ·softplus(b)) and gain Δ(u)B: how far the state decays depends on
+    elapsed time δ (1 if not given) and a learned rate b per channel alone, what enters on the input.
+    """
+
+    recurrent = ("A_log", "A_imag", "D", "dt_proj.bias", "b")
+
+    @dataclass
+    class Config(S6.Config):
+        rule: str = "dirac"  # the only one: the gain is Δ(u), not of the decay's step
+
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, ("dirac",))
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__(d_model, config)
+        self.b = nn.Parameter(inverse_softplus_steps(self.state_shape[0], config.dt_min, config.dt_max))
+
+    def scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        h0: Tensor,
+        dt: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        rate = F.softplus(self.b.to(delta.dtype)).expand_as(delta)
+        options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
+        y, h = selective_scan(delta * u, rate, self.eigenvalues(), B, C, None, h0, **options)
+        return torch.addcmul(y, self.D, u.to(y.dtype)).to(u.dtype), h

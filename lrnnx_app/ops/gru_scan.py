@@ -1,0 +1,141 @@
+"""States of a diagonal gated recurrent unit, in parallel: h[t] = f(h[t−1], x[t]) solved by Newton's method.
+
+f acts on each state alone, so its Jacobian is diagonal and one Newton step for the whole sequence is one
+linear scan (DEER, arXiv 2309.12252). An estimate that is right up to step k is right up to k + 1 after one
+iteration, whatever slope is used, so slopes are held within ±1 to keep the first iterations bounded.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrnnx_app.ops.linear_scan import linear_scan
+
+
+def gru_cell(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One application of the cell and its slope.
+
+        z, r = σ(x_z + u_z∘h), σ(x_r + u_r∘h);  c = tanh(x_c + r∘u_c∘h);  k = (1 − z)^δ;  k∘h + (1 − k)∘c
+
+    Args:
+        h: state (…, N).
+        inputs: x_z, x_r, x_c (…, 3, N).
+        recurrent: u_z, u_r, u_c (3, N).
+        dt: elapsed time δ (…); None is 1.
+
+    Returns:
+        next state (…, N) and its derivative by h (…, N).
+    """
+    u_z, u_r, u_c = recurrent.unbind(-2)
+    x_z, x_r, x_c = inputs.unbind(-2)
+    gate = x_z + u_z * h
+    elapsed = 1.0 if dt is None else dt[..., None]
+    k = torch.exp(F.logsigmoid(-gate) * elapsed)
+    r = torch.sigmoid(x_r + u_r * h)
+    c = torch.tanh(x_c + r * u_c * h)
+    dk = -k * elapsed * torch.sigmoid(gate) * u_z
+    dc = (1 - c * c) * u_c * (r + h * r * (1 - r) * u_r)
+    return k * h + (1 - k) * c, k + (h - c) * dk + (1 - k) * dc
+
+
+def gru_scan(
+    inputs: Tensor,
+    recurrent: Tensor,
+    h0: Tensor,
+    *,
+    dt: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All states of the cell; differentiable in inputs, recurrent, h0 and dt.
+
+    Args:
+        inputs: (B, T, 3, N) float32 or wider, T ≥ 1.
+        recurrent: (3, N).
+        h0: state before the first step (B, N).
+        dt, lengths, reset: as in `linear_scan` and `Layer.forward`.
+        tolerance: iterate until no state moves by more than this.
+        max_iterations: beyond it, the states are computed one step at a time instead.
+
+    Returns:
+        states (B, T, N), the state after each row's last step (B, N), and the number of iterations, int64
+        (T more where they did not converge).
+    """
+    with torch.no_grad():
+        states, iterations = torch.ops.lrnnx.gru_states(
+            inputs.detach(), recurrent.detach(), h0.detach(), dt, lengths, reset, tolerance, max_iterations
+        )
+    # One more Newton step, differentiable with its slope and point held fixed: at the solution its gradient
+    # is the implicit one, δh[t] = slope·δh[t−1] + δf[t].
+    h, last = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=False)
+    return h, last, iterations
+
+
+def _newton(
+    states: Tensor,
+    inputs: Tensor,
+    recurrent: Tensor,
+    h0: Tensor,
+    dt: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    clamp: bool,
+) -> tuple[Tensor, Tensor]:
+    before = torch.cat((h0.detach()[:, None], states[:, :-1]), 1)
+    if reset is not None:
+        before = torch.where(reset[..., None], 0, before)
+    f, slope = gru_cell(before, inputs, recurrent, dt)
+    slope = slope.detach().clamp(-1, 1) if clamp else slope.detach()
+    return linear_scan(slope, f - slope * before, h0, lengths=lengths, reset=reset)
+
+
+@torch.library.custom_op("lrnnx::gru_states", mutates_args=())
+def _gru_states(
+    inputs: Tensor,
+    recurrent: Tensor,
+    h0: Tensor,
+    dt: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor]:
+    states = h0[:, None].expand(-1, inputs.shape[1], -1)
+    iterations = 0
+    while iterations < max_iterations:
+        new, _ = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=True)
+        iterations += 1
+        moved, states = (new - states).abs().amax(), new
+        if moved <= tolerance:
+            break
+    else:
+        states = reference(inputs, recurrent, h0, dt=dt, lengths=lengths, reset=reset)
+        iterations += inputs.shape[1]
+    return states.contiguous(), torch.tensor(iterations, device=inputs.device)
+
+
+@_gru_states.register_fake
+def _(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterations):
+    batch, time, _, n = inputs.shape
+    return inputs.new_empty(batch, time, n), inputs.new_empty((), dtype=torch.int64)
+
+
+def reference(
+    inputs: Tensor,
+    recurrent: Tensor,
+    h0: Tensor,
+    *,
+    dt: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> Tensor:
+    """The definition, one step at a time; arguments as in `gru_scan`; the states (B, T, N)."""
+    h, states = h0, []
+    for t in range(inputs.shape[1]):
+        before = h if reset is None else torch.where(reset[:, t, None], 0, h)
+        new, _ = gru_cell(before, inputs[:, t], recurrent, None if dt is None else dt[:, t])
+        h = new if lengths is None else torch.where((t < lengths)[:, None], new, h)
+        states.append(h)
+    return torch.stack(states, 1)

@@ -1,0 +1,198 @@
+"""Weights of transformers: the same outputs, gradients and decoding, compared live."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import MambaConfig, MambaForCausalLM, RecurrentGemmaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
+    RecurrentGemmaRecurrentBlock,
+    RecurrentGemmaRglru,
+)
+
+from lrnnx_app.interop import load
+
+LIMITS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-10, 1e-10)}  # outputs, gradients
+
+
+@pytest.fixture
+def dtype(request, monkeypatch):
+    """The source in this precision throughout: it casts to float32 inside."""
+    if request.param == torch.float64:
+        monkeypatch.setattr(torch, "float32", torch.float64)
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        monkeypatch.setattr(RecurrentGemmaRglru._rnn_scan, "__defaults__", (torch.float64,))
+    return request.param
+
+
+in_both = pytest.mark.parametrize("dtype", LIMITS, ids=str, indirect=True)
+
+
+def error(got, wanted):
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def randomize(module, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.copy_(0.5 * noise if p.ndim == 1 else noise / p.shape[-1] ** 0.5)
+    return module.to(dtype).eval()
+
+
+def draw(*shape, dtype=torch.float64, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def compare(theirs, ours, source_of, x, dtype, run):
+    """Outputs, and the gradients by the input and by every parameter."""
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    wanted, got = run(one), ours(other)[0]
+    limit, grad_limit = LIMITS[dtype]
+    assert error(got, wanted) <= limit
+    weight = draw(*wanted.shape, dtype=dtype, seed=2)
+    (wanted * weight).sum().backward()
+    (got * weight).sum().backward()
+    assert error(other.grad, one.grad) <= grad_limit
+    grads = dict(ours.named_parameters())
+    for name, p in theirs.named_parameters():
+        assert error(grads[source_of(name)].grad, p.grad) <= grad_limit, name
+
+
+def steps(layer, x, state=None):
+    state, outputs = layer.init_state(x.shape[0]) if state is None else state, []
+    with torch.no_grad():
+        for t in range(x.shape[1]):
+            y, state = layer.step(x[:, t], state)
+            outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+def mamba_config(**changes):
+    return MambaConfig(
+        **{"hidden_size": 12, "state_size": 5, "expand": 2, "vocab_size": 30, "num_hidden_layers": 3}
+        | changes
+    )
+
+
+@in_both
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}], ids=str
+)
+def test_mamba_block(dtype, changes):
+    theirs = randomize(MambaMixer(mamba_config(**changes), 0), dtype)
+    ours = load("mamba", theirs.state_dict())
+    x = draw(2, 150, 12, dtype=dtype)
+    compare(theirs, ours, lambda name: name, x, dtype, theirs)
+    assert error(steps(ours, x), theirs(x).detach()) <= LIMITS[dtype][0]
+
+
+class MambaStack(torch.nn.Module):
+    """The language model around loaded blocks."""
+
+    def __init__(self, theirs):
+        super().__init__()
+        self.backbone, self.head = theirs.backbone, theirs.lm_head
+        self.mixers = torch.nn.ModuleList(load("mamba", b.mixer.state_dict()) for b in theirs.backbone.layers)
+
+    def _norm(self, module, x):
+        return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+
+    def forward(self, tokens, states=None):
+        x, after = self.backbone.embeddings(tokens), []
+        for k, (block, mixer) in enumerate(zip(self.backbone.layers, self.mixers, strict=True)):
+            normed = self._norm(block.norm, x)
+            if tokens.ndim == 1:
+                y, state = mixer.step(normed, states[k])
+            else:
+                y, state = mixer(normed)
+            x = x + y
+            after.append(state)
+        return self.head(self._norm(self.backbone.norm_f, x)), after
+
+
+@in_both
+def test_mamba_language_model(dtype):
+    torch.manual_seed(0)
+    theirs = MambaForCausalLM(mamba_config()).to(dtype).eval()
+    ours = MambaStack(theirs)
+    tokens = torch.randint(30, (2, 40), generator=torch.Generator().manual_seed(3))
+    wanted = theirs(tokens, use_cache=False).logits
+    got, _ = ours(tokens)
+    limit, grad_limit = LIMITS[dtype]
+    assert error(got, wanted) <= limit
+    names = [n for n, _ in theirs.backbone.layers.named_parameters() if "mixer" in n]
+    of_theirs = [dict(theirs.backbone.layers.named_parameters())[n] for n in names]
+    of_ours = [dict(ours.mixers.named_parameters())[n.replace(".mixer", "")] for n in names]
+    weight = draw(*wanted.shape, dtype=dtype, seed=2)
+    expected = torch.autograd.grad((wanted * weight).sum(), of_theirs)
+    for name, a, b in zip(names, torch.autograd.grad((got * weight).sum(), of_ours), expected, strict=True):
+        assert error(a, b) <= grad_limit, name
+    with torch.no_grad():
+        prefill = theirs(tokens[:, :30], use_cache=True)
+        cache, (_, states) = prefill.cache_params, ours(tokens[:, :30])
+        for t in range(30, 40):
+            out = theirs(tokens[:, t : t + 1], cache_params=cache, use_cache=True)
+            cache = out.cache_params
+            logits, states = ours(tokens[:, t], states)
+            assert error(logits, out.logits[:, 0]) <= limit
+
+
+def gemma_block(dtype, hidden=12):
+    config = RecurrentGemmaConfig(
+        hidden_size=hidden, num_attention_heads=3, lru_width=12, num_hidden_layers=1, vocab_size=8
+    )
+    block = randomize(RecurrentGemmaRecurrentBlock(config, 0), dtype)
+    with torch.no_grad():
+        block.rg_lru.recurrent_param -= 4  # else nothing is remembered
+    return block
+
+
+def gemma_name(name):
+    return name.removeprefix("rg_lru.").replace("conv_1d", "conv1d")
+
+
+@in_both
+@pytest.mark.parametrize("hidden", [12, 9])
+def test_recurrentgemma_block(dtype, hidden):
+    theirs = gemma_block(dtype, hidden)
+    ours = load("recurrentgemma", theirs.state_dict())
+    x, positions = draw(2, 50, hidden, dtype=dtype), torch.arange(50).expand(2, -1)
+    compare(theirs, ours, gemma_name, x, dtype, lambda x: theirs(x, positions, None, use_cache=False)[0])
+
+
+@in_both
+def test_recurrentgemma_documents_and_streams_that_are_not_fresh(dtype):
+    theirs = gemma_block(dtype)
+    ours = load("recurrentgemma", theirs.state_dict())
+    plain = load("recurrentgemma", theirs.state_dict(), unit_start=False)
+    x = draw(1, 20, 12, dtype=dtype)
+    limit = LIMITS[dtype][0]
+    with torch.no_grad():
+        wanted, _ = theirs(x, torch.arange(5, 25)[None], None, use_cache=False)
+        assert error(plain(x)[0], wanted) <= limit
+        assert error(ours(x)[0], wanted) > 0.01
+        fresh = ours.init_state(1)
+        assert error(ours(x, fresh._replace(fresh=torch.zeros(1)))[0], wanted) <= limit
+        # The source's convolution sees across the border of a document, its recurrence does not.
+        theirs.conv_1d.weight[..., :-1] = 0
+        ours = load("recurrentgemma", theirs.state_dict())
+        restarted = torch.cat((torch.arange(8), torch.arange(12)))[None]
+        wanted, _ = theirs(x, restarted, None, use_cache=False)
+        assert error(ours(x, reset=restarted == 0)[0], wanted) <= limit
+
+
+@in_both
+def test_recurrentgemma_decoding(dtype):
+    theirs = gemma_block(dtype)
+    ours = load("recurrentgemma", theirs.state_dict())
+    x = draw(2, 30, 12, dtype=dtype)
+    with torch.no_grad():
+        wanted, _ = theirs(x[:, :20], torch.arange(20).expand(2, -1), None)
+        got, state = ours(x[:, :20])
+        assert error(got, wanted) <= LIMITS[dtype][0]
+        for t in range(20, 30):
+            wanted, _ = theirs(x[:, t : t + 1], torch.full((2, 1), t), None)
+            y, state = ours.step(x[:, t], state)
+            assert error(y, wanted[:, 0]) <= LIMITS[dtype][0]
