@@ -25,10 +25,13 @@ class ImageSequence(DataModule):
     @dataclass
     class Config(DataModule.Config):
         images: str = "digits"  # digits (embedded) | mnist (IDX files, plain or .gz, in data.root)
+        shift: int = 0  # pixels by which training images move at most, up, down and sideways
 
         def __post_init__(self) -> None:
             if self.images not in READERS:
                 raise RecipeError(f"images: unknown '{self.images}'; {nearest(self.images, READERS)}")
+            if self.shift < 0:
+                raise RecipeError(f"shift: expected at least 0 pixels, not {self.shift}")
             if self.images == "digits" and self.root:
                 raise RecipeError("root: the digits are embedded; expected images: mnist with a root")
 
@@ -38,7 +41,7 @@ class ImageSequence(DataModule):
 
     def source(self, split: str) -> Source:
         images, labels = READERS[self.config.images](Path(self.config.root), split)
-        return Images(images, labels)
+        return Images(images, labels, self.config.shift if split == "train" else 0)
 
     def read(self, path: Path) -> Example:
         """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
@@ -52,17 +55,23 @@ class ImageSequence(DataModule):
 
 
 class Images:
-    """Images (n, h, w) scaled to [0, 1] and labels (n,)."""
+    """Images (n, h, w) scaled to [0, 1] and labels (n,), moved at random by up to `shift` pixels."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.pixels = torch.from_numpy(images.reshape(len(images), -1, 1).astype(np.float32))
+    def __init__(self, images: np.ndarray, labels: np.ndarray, shift: int = 0) -> None:
+        self.images = torch.from_numpy(images.astype(np.float32))
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.shift = shift
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        return Example(self.pixels[index], self.labels[index], name=str(index))
+        image = self.images[index]
+        if self.shift:
+            down, right = rng.integers(0, 2 * self.shift + 1, 2)
+            padded = torch.nn.functional.pad(image, (self.shift,) * 4)
+            image = padded[down : down + image.shape[0], right : right + image.shape[1]]
+        return Example(image.reshape(-1, 1), self.labels[index], name=str(index))
 
 
 def _digits(_: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

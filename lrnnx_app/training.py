@@ -168,8 +168,14 @@ def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
 def _trainer(recipe: Recipe, folder: Path, throughput: Throughput) -> Trainer:
     settings = recipe.trainer
     checkpoints = folder / "checkpoints"
-    monitor = TASKS[recipe.task.name].monitor
-    best = ModelCheckpoint(checkpoints, "best", monitor=monitor, mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(
+        checkpoints,
+        "best",
+        monitor=TASKS[recipe.task.name].monitor,
+        mode="max",
+        save_on_train_epoch_end=False,  # after validations only
+        enable_version_counter=False,
+    )
     last = ModelCheckpoint(
         checkpoints,
         "last",
@@ -200,6 +206,7 @@ def _trainer(recipe: Recipe, folder: Path, throughput: Throughput) -> Trainer:
 def _quiet() -> None:
     """Silence Lightning's advice about choices that are made on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings(

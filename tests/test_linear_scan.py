@@ -16,7 +16,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3, to
 
 
 def problem(
-    time: int, is_complex: bool, varying: bool = True, masked: bool = False, dtype: torch.dtype = torch.float64
+    time: int,
+    is_complex: bool,
+    varying: bool = True,
+    masked: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """a inside the unit circle, b and h0; and the masks."""
     state = (2, STATES) if is_complex else (STATES,)

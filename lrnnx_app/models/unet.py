@@ -133,4 +133,3 @@ class UNet(Model):
         for up in self.up:
             x = level(up(x) + skips.pop(), ends.pop())
         return self.synthesis(features * self.mask(x))[:, :time], tuple(after)
-
