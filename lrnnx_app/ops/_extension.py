@@ -221,7 +221,7 @@ def source_root() -> Path:
 
 def _sources(device: str) -> list[Path]:
     root = source_root()
-    return sorted(path for path in (*root.glob("*.h"), *(root / device).iterdir()) if path.is_file())
+    return sorted(path for path in (*root.glob("*.h"), *(root / device).rglob("*")) if path.is_file())
 
 
 def _cache() -> Path:
