@@ -92,7 +92,8 @@ Optional choose(const Request& request) {
   using Wide = Shape<E, PL, SRC, BWD, MASKED, 256>;
   using Narrow = Shape<E, PL, SRC, BWD, MASKED, 128>;
   Params p = request.params;
-  if constexpr (sizeof(E) < 8 && !MASKED)
+  static_assert(Narrow::FIT >= 2, "narrow rows must fit on every GPU");
+  if constexpr (sizeof(E) < 8 && !MASKED && Wide::FIT >= Narrow::ST)
     if (int64_t(p.B) * ceil_div(p.N, Wide::C) >= 16 && plan<Wide>(p)) return launch<Wide>(request, p);
   STD_TORCH_CHECK(plan<Narrow>(p), "this GPU has less shared memory than the kernels were built for");
   return launch<Narrow>(request, p);

@@ -27,6 +27,7 @@ struct Walk {
   static constexpr int PL = G::PL, V = G::V, C = G::C, K = G::K, ST = G::ST, TH = G::TH, NV = G::NV, CL = G::CL;
   static constexpr int WT = G::WT, NW = G::NW, TS = G::TS, TC = G::TC, AC = G::AC, AW = G::AW, Q = G::Q, SV = G::SV;
   static constexpr bool BWD = G::BWD, MASKED = G::MASKED, CONSTANT = G::Src::CONSTANT, READ = G::Src::READ;
+  static constexpr bool SUMS = CONSTANT || MASKED;  // da may be summed over time
   using E = typename G::E;
   using S = typename G::S;
   using X = typename G::X;
@@ -169,14 +170,6 @@ struct Walk {
     if constexpr (CONSTANT) return constant;
     else return get(base, 0);
   }
-  DEVICE void store(void* to, int64_t off, const X& x) const {
-    UNROLL for (int pl = 0; pl < PL; pl++) {
-      E* const row = static_cast<E*>(to) + off + int64_t(pl) * p.N;
-      const uint4 bits = Storage<E>::pack(x.v[pl]);
-      if (p.aligned) *reinterpret_cast<uint4*>(row) = bits;
-      else scatter(row, bits, p.N - n);
-    }
-  }
 
   // ---- 2: reduce. `before` becomes the map of the rows before this one in its warp, `whole` that of the chunk ----
   DEVICE void reduce(const Place& at, int st, int i, Map& before, Map& whole) {
@@ -267,29 +260,72 @@ struct Walk {
   }
 
   // ---- 4: replay ----
+  // Rows that are not aligned wait in the queue for `write_back`, so that the unrolled loop stays short.
+  DEVICE void store(void* to, int64_t off, int st, int k, int first, bool ok, const X& x) {
+    UNROLL for (int pl = 0; pl < PL; pl++) {
+      const uint4 bits = Storage<E>::pack(x.v[pl]);
+      if (!p.aligned) *slot(st, k, first + pl) = bits;
+      else if (ok) *reinterpret_cast<uint4*>(static_cast<E*>(to) + off + int64_t(pl) * p.N) = bits;
+    }
+  }
+  DEVICE void write_back(const Place& at, int st, int last) {
+#pragma unroll 1
+    for (int k = 0; k < K && k <= last; k++) {
+      const int64_t off = offset(at.b, time(step(at, k)));
+      UNROLL for (int pl = 0; pl < PL; pl++) {
+        scatter(static_cast<E*>(p.y) + off + int64_t(pl) * p.N, *slot(st, k, pl), p.N - n);
+        if constexpr (BWD && READ)
+          if (!p.sum_a && k != last) scatter(static_cast<E*>(p.da) + off + int64_t(pl) * p.N, *slot(st, k, PL + pl), p.N - n);
+      }
+    }
+  }
+  // One step: the new state, and backward the gradient g of the drive.
+  DEVICE X advance(int st, int k, const X& c, X& g) const {
+    if constexpr (!BWD) return mad(coefficient(st, k), c, drive(st, k));
+    g = add(c, drive(st, k));
+    return mul(coefficient(st, k), g);
+  }
   DEVICE void replay(const Place& at, int st, X c) {
+    const int last = p.T - 1 - step(at, 0);
+    if (last >= 0 && last < K) finish(at, st, c, last);
     int64_t off = offset(at.b, time(step(at, 0)));
     UNROLL for (int k = 0; k < K; k++, off += onward()) {
-      const int r = step(at, k);
-      const bool ok = r < p.T && n < p.N;
+      const bool ok = k <= last && n < p.N;
+      X g;
+      const X next = advance(st, k, c, g);
       if constexpr (BWD) {
-        const int m = mode(st, k);
-        const X g = add(c, drive(st, k));
-        if (ok) store(p.y, off, MASKED ? unless(m == kHold, g) : g);
-        c = mul(coefficient(st, k), g);
-        X h = value(st, k, NV - PL);
-        if (r == p.T - 1) h = state(p.h0, at.b);
-        if constexpr (MASKED) h = unless(m != kPlain, h);
-        if (!READ || p.sum_a) {
-          if (ok) sum = mad(g, conj(h), sum);
-        } else if (ok) {
-          store(p.da, off, mul(g, conj(h)));
+        X h = value(st, k, NV - PL);  // zero at the last step, which `finish` sees to
+        if constexpr (MASKED) {
+          h = unless(mode(st, k) != kPlain, h);
+          g = unless(mode(st, k) == kHold, g);
         }
+        store(p.y, off, st, k, 0, ok, g);
+        if constexpr (SUMS)
+          if (p.sum_a && ok) sum = mad(g, conj(h), sum);
+        if constexpr (READ)
+          if (!SUMS || !p.sum_a) store(p.da, off, st, k, PL, ok && k != last, mul(g, conj(h)));
       } else {
-        c = mad(coefficient(st, k), c, drive(st, k));
-        if (ok) store(p.y, off, c);
+        store(p.y, off, st, k, 0, ok, next);
       }
-      if (r == p.T - 1) keep_state(p.last, at.b, c);
+      c = next;
+    }
+    if (!p.aligned) write_back(at, st, last);
+  }
+  // What only the last step does: the state that leaves, and backward the part of the initial state in da.
+  DEVICE void finish(const Place& at, int st, X c, int last) {
+    X g;
+#pragma unroll 1
+    for (int k = 0; k <= last; k++) c = advance(st, k, c, g);
+    keep_state(p.last, at.b, c);
+    if constexpr (BWD) {
+      const X h0 = state(p.h0, at.b), da = unless(MASKED && mode(st, last) != kPlain, mul(g, conj(h0)));
+      if constexpr (SUMS)
+        if (p.sum_a) sum = add(sum, da);
+      if constexpr (READ)
+        if (!SUMS || !p.sum_a)
+          UNROLL for (int pl = 0; pl < PL; pl++)
+            scatter(static_cast<E*>(p.da) + offset(at.b, time(p.T - 1)) + int64_t(pl) * p.N,
+                    Storage<E>::pack(da.v[pl]), p.N - n);
     }
   }
 
@@ -339,7 +375,8 @@ struct Walk {
         st = st + 1 < ST ? st + 1 : 0;
       }
     }
-    if (BWD && (!READ || p.sum_a)) reduce_sum();
+    if constexpr (BWD && SUMS)
+      if (p.sum_a) reduce_sum();
   }
 
   // The sums of this block's threads in a fixed order; one row of `part` a block and tile.

@@ -105,7 +105,7 @@ def _build_into(folder: Path, name: str, device: str, commands: tuple[str, str])
     )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
         (Path(scratch) / "build.ninja").write_text(_ninja_file(device, name, commands))
-        run = subprocess.run([_ninja(), "-C", scratch], capture_output=True, text=True, check=False)
+        run = subprocess.run([ninja(), "-C", scratch], capture_output=True, text=True, check=False)
         if run.returncode:
             print(" failed", file=sys.stderr)
             report = folder.with_suffix(".log")
@@ -142,7 +142,7 @@ def _commands(device: str) -> tuple[str, str]:
     root = Path(torch.__file__).parent
     stable = f'-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "{root / "include"}"'
     libraries = f'-L"{root / "lib"}" -ltorch_cpu -lc10'
-    cxx = _host_compiler()
+    cxx = host_compiler()
     if device == "cpu":
         native = "" if platform.machine() == "arm64" else "-march=native"
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
@@ -162,7 +162,8 @@ def _commands(device: str) -> tuple[str, str]:
     )
 
 
-def _host_compiler() -> str:
+def host_compiler() -> str:
+    """The C++ compiler: of CXX, or on PATH."""
     named = os.environ.get("CXX", "")
     found = (
         shutil.which(named)
@@ -202,7 +203,7 @@ def architectures() -> list[int]:
     return sorted(10 * major + minor for major, minor in found)
 
 
-def _ninja() -> str:
+def ninja() -> str:
     """ninja beside this Python, which a bare interpreter has not on its PATH, or on PATH."""
     beside = Path(sysconfig.get_path("scripts"), "ninja")
     found = str(beside) if beside.exists() else shutil.which("ninja")
