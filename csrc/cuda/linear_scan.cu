@@ -1,0 +1,102 @@
+// lrnnx::linear_scan and its backward on CUDA.
+#include "request.h"
+
+namespace lrnnx::cuda {
+namespace {
+
+__global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset, int64_t steps, int T, bool reverse) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < steps; i += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t b = i / T, t = i - b * T, start = reverse ? t + 1 : t;
+    const bool held = lengths && t >= lengths[b], cut = reset && start < T && reset[b * T + start];
+    mode[i] = held ? kHold : cut ? kCut : kPlain;
+  }
+}
+
+Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+std::vector<int64_t> state_sizes(const Tensor& x) {
+  std::vector<int64_t> shape = sizes(x);
+  shape.erase(shape.begin() + 1);
+  return shape;
+}
+
+}  // namespace
+
+Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse) {
+  if (!lengths && !reset) return std::nullopt;
+  const Optional ends = dense(lengths, ScalarType::Long), starts = dense(reset, ScalarType::Bool);
+  Tensor mode = empty(like, {x.batch, x.time}, ScalarType::Int);
+  const int64_t steps = x.batch * x.time;
+  const int blocks = static_cast<int>(std::min<int64_t>((steps + 255) / 256, 1024));
+  fill_modes<<<blocks, 256, 0, current_stream(like)>>>(
+      static_cast<int*>(mode.data_ptr()), data_or_null<int64_t>(ends), data_or_null<bool>(starts), steps,
+      static_cast<int>(x.time), reverse);
+  check(cudaGetLastError());
+  return mode;
+}
+
+std::tuple<Tensor, Tensor> linear_scan(
+    Tensor a, Tensor b, Optional h0, Optional lengths, Optional reset, bool reverse) {
+  const Extent x(b);
+  const torch::stable::accelerator::DeviceGuard guard(b.get_device_index());
+  const ScalarType dtype = b.scalar_type(), wide = state_dtype(dtype);
+  const bool constant = is_constant(a) && !lengths && !reset;
+  const ScalarType stored = stored_dtype(a, b, constant);
+  Tensor out = empty(b, sizes(b), stored), last = empty(b, state_sizes(b), wide);
+  if (b.numel() > 0) {
+    b = dense(b, stored);
+    h0 = dense(h0, wide);
+    const Coefficient coefficient(a, constant ? wide : stored, x);
+    const Optional mode = modes(b, x, lengths, reset, reverse);
+    Request request = prepare(x, b, coefficient, mode, constant, reverse);
+    request.params.first = data_or_null<void>(h0);
+    request.params.y = out.data_ptr();
+    request.params.last = last.data_ptr();
+    run_as<false>(stored, request);
+  }
+  return {dense(out, dtype), last};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
+    Tensor grad, Tensor grad_last, Tensor a, Tensor states, Optional h0, Optional lengths, Optional reset,
+    bool reverse) {
+  const Extent x(states);
+  const torch::stable::accelerator::DeviceGuard guard(states.get_device_index());
+  const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  const bool sum_a = is_constant(a), constant = sum_a && !lengths && !reset;
+  STD_TORCH_CHECK(sum_a || a.size(0) == x.batch, "expand a along the batch first");
+  const ScalarType stored = stored_dtype(a, states, constant);
+  Tensor db = empty(states, sizes(states), stored), dh0 = empty(states, state_sizes(states), wide);
+  if (states.numel() == 0) return {torch::stable::new_zeros(a, sizes(a)), dense(db, dtype), dh0};
+  Tensor da = sum_a ? dh0 : empty(states, sizes(states), stored);
+  grad = dense(grad, stored);
+  grad_last = dense(grad_last, wide);
+  states = dense(states, stored);
+  h0 = dense(h0, wide);
+  const Coefficient coefficient(a, constant ? wide : stored, x);
+  const Optional mode = modes(states, x, lengths, reset, reverse);
+  Request request = prepare(x, grad, coefficient, mode, constant, !reverse);
+  Params& p = request.params;
+  p.states = states.data_ptr();
+  p.aligned &= row_aligned(p.states, x.channels, states.element_size());
+  p.first = grad_last.data_ptr();
+  p.h0 = data_or_null<void>(h0);
+  p.y = db.data_ptr();
+  p.da = da.data_ptr();
+  p.last = dh0.data_ptr();
+  p.sum_a = sum_a;
+  const Optional part = run_as<true>(stored, request);
+  const int64_t rows = 0, time = 1;
+  if (part) da = torch::stable::reshape(torch::stable::sum(*part, {{&rows, 1}}), sizes(a));
+  else if (a.size(1) != x.time) da = torch::stable::sum(da, {{&time, 1}}, true);
+  return {dense(da, a.scalar_type()), dense(db, dtype), dh0};
+}
+
+}  // namespace lrnnx::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(lrnnx, CUDA, m) {
+  m.impl("linear_scan", TORCH_BOX(&lrnnx::cuda::linear_scan));
+  m.impl("linear_scan_backward", TORCH_BOX(&lrnnx::cuda::linear_scan_backward));
+}

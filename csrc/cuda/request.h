@@ -1,0 +1,84 @@
+// What both directions of the linear scan prepare on the host; kernels are compiled elsewhere.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../check.h"
+#include "source.cuh"
+
+namespace lrnnx::cuda {
+
+struct Request {
+  Params params;   // pointers, strides, extents and flags; `plan` fills the rest
+  int planes;
+  bool constant;   // coefficients are the same at every step
+  Tensor like;     // device and allocator of scratch memory
+  cudaStream_t stream;
+};
+
+// Runs a scan; returns the partial sums of da, (rows, PL, N), if asked for. Instances are in instances/.
+template <class E, int PL, bool BWD>
+Optional run(const Request& request);
+
+inline void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+}
+
+template <class E, bool BWD>
+Optional run_with(const Request& request) {
+  return request.planes == 1 ? run<E, 1, BWD>(request) : run<E, 2, BWD>(request);
+}
+
+template <bool BWD>
+Optional run_as(ScalarType dtype, const Request& request) {
+  if (dtype == ScalarType::Float) return run_with<float, BWD>(request);
+  if (dtype == ScalarType::Double) return run_with<double, BWD>(request);
+  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request);
+  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request);
+  STD_TORCH_CHECK(false, "linear_scan takes float32, float64, bfloat16 and float16");
+}
+
+// The dtype in which data is read: that of the values, unless full coefficients have another.
+inline ScalarType stored_dtype(const Tensor& a, const Tensor& b, bool constant) {
+  return constant || a.scalar_type() == b.scalar_type() ? b.scalar_type() : state_dtype(b.scalar_type());
+}
+
+inline bool is_constant(const Tensor& a) { return a.size(0) == 1 && a.size(1) == 1; }
+
+inline cudaStream_t current_stream(const Tensor& x) {
+  void* stream;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream) == 0, "no current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+// The mode of each step, int32 (B, T), from lengths and resets; none if neither is given.
+Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse);
+
+inline bool row_aligned(const void* data, int64_t stride, int64_t size) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
+}
+
+// A request with all but the outputs.
+inline Request prepare(const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
+                       bool constant, bool flip) {
+  STD_TORCH_CHECK(x.batch < (1ll << 31) && x.time < (1ll << 30) && x.channels < (1ll << 31), "extent too large");
+  const int64_t size = values.element_size();
+  Request request{{}, static_cast<int>(x.planes), constant, values, current_stream(values)};
+  Params& p = request.params;
+  p.x = values.data_ptr();
+  p.a = a.tensor.data_ptr();
+  p.a_batch = a.batch_stride;
+  p.a_time = a.time_stride;
+  p.mode = data_or_null<int>(mode);
+  p.B = static_cast<int>(x.batch);
+  p.T = static_cast<int>(x.time);
+  p.N = static_cast<int>(x.channels);
+  p.flip = flip;
+  p.aligned = row_aligned(p.x, x.channels, size) &&
+              (constant || (row_aligned(p.a, a.batch_stride, size) && row_aligned(p.a, a.time_stride, size)));
+  return request;
+}
+
+}  // namespace lrnnx::cuda

@@ -1,0 +1,45 @@
+// The shape of a kernel: how many channels, steps and stages a block works on, from the shared memory there is.
+#pragma once
+#include "source.cuh"
+
+#ifndef LRNNX_SHARED_KB
+#define LRNNX_SHARED_KB 99  // shared memory of a block on the smallest GPU built for
+#endif
+
+namespace lrnnx::cuda {
+
+constexpr int kThreads = 256;
+// Vectors that a thread may have in flight: its share of the shared memory, less what maps need.
+constexpr int kVectors = LRNNX_SHARED_KB >= 227 ? 48 : LRNNX_SHARED_KB >= 163 ? 32 : 16;
+
+constexpr int steps_for(int vectors) {
+  int k = 8;
+  while (k > 1 && 2 * k * vectors > kVectors) k /= 2;
+  return k;
+}
+
+template <class E_, int PL_, template <class, int, int, bool> class SRC, bool BWD_, bool MASKED_, int ROW>
+struct Shape {
+  using E = E_;
+  using S = typename Storage<E>::Sum;
+  static constexpr int PL = PL_, TH = kThreads, V = 16 / sizeof(E), C = ROW / sizeof(E);
+  static constexpr bool BWD = BWD_, MASKED = MASKED_;  // MASKED: steps have a mode
+  using Src = SRC<S, PL, V, BWD>;
+  using X = Val<S, PL, V>;
+  static constexpr int NV = (Src::READ + 1 + BWD) * PL;            // vectors of a step and thread
+  static constexpr int AC = Src::CONSTANT ? 0 : PL, AW = AC + PL;  // planes of A, and of A and H, in a map
+  static constexpr int NW = TH / 32, K = steps_for(NV);            // warps; steps of a thread
+  static constexpr int STAGE = K * TH * (NV * 16 + (MASKED ? 4 : 0)), MAP = AW * C * int(sizeof(S));  // in bytes
+  static constexpr int FIT = (LRNNX_SHARED_KB * 1024 - 3 * NW * MAP - 1024) / STAGE, ST = FIT < 2 ? 2 : FIT < 4 ? FIT : 4;
+  static constexpr bool LEAD = ST > 2;                  // reduce a chunk ahead: hides the exchange
+  static constexpr int CL = C / V, WT = 32 / CL;        // lanes of a row, rows of a warp
+  static constexpr int TS = TH / CL, TC = TS * K;       // rows of a block; steps of a chunk
+  static constexpr int SV = 16 / sizeof(S), Q = V / SV;  // sums in 16 bytes; 16-byte words of V sums
+  static_assert(CL <= 32 && 32 % CL == 0);
+
+  static size_t shared_bytes(int J) {
+    return size_t(ST) * STAGE + size_t(3 * NW) * MAP + (J > 1 ? size_t(J - 1) * MAP + sizeof(S) * C * PL : 0);
+  }
+};
+
+}  // namespace lrnnx::cuda

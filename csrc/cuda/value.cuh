@@ -1,0 +1,140 @@
+// Planar numbers in registers, V channels of PL planes (1 real, 2 complex), and their 16-byte storage.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#define UNROLL _Pragma("unroll")
+#define DEVICE __device__ __forceinline__
+
+namespace lrnnx::cuda {
+
+template <class S, int PL, int V>
+struct Val {
+  S v[PL][V];
+};
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> mad(const Val<S, PL, V>& a, const Val<S, PL, V>& b, const Val<S, PL, V>& c) {
+  Val<S, PL, V> r;
+  UNROLL for (int i = 0; i < V; i++) {
+    r.v[0][i] = fma(a.v[0][i], b.v[0][i], c.v[0][i]);
+    if constexpr (PL == 2) {
+      r.v[0][i] = fma(-a.v[1][i], b.v[1][i], r.v[0][i]);
+      r.v[1][i] = fma(a.v[0][i], b.v[1][i], fma(a.v[1][i], b.v[0][i], c.v[1][i]));
+    }
+  }
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> mul(const Val<S, PL, V>& a, const Val<S, PL, V>& b) {
+  return mad(a, b, Val<S, PL, V>{});
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> add(const Val<S, PL, V>& a, const Val<S, PL, V>& b) {
+  Val<S, PL, V> r;
+  UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = a.v[e / V][e % V] + b.v[e / V][e % V];
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> conj(Val<S, PL, V> a) {
+  if constexpr (PL == 2) UNROLL for (int i = 0; i < V; i++) a.v[1][i] = -a.v[1][i];
+  return a;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> real_number(S x) {
+  Val<S, PL, V> r{};
+  UNROLL for (int i = 0; i < V; i++) r.v[0][i] = x;
+  return r;
+}
+
+// Zero if so, else a.
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> unless(bool so, Val<S, PL, V> a) {
+  UNROLL for (int e = 0; e < PL * V; e++) a.v[e / V][e % V] = so ? S(0) : a.v[e / V][e % V];
+  return a;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> shuffle_up(const Val<S, PL, V>& a, int distance) {
+  Val<S, PL, V> r;
+  UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = __shfl_up_sync(~0u, a.v[e / V][e % V], distance);
+  return r;
+}
+
+// ---- 16 bytes of storage as numbers: 2 double, 4 float, 8 half or bfloat16, widened to the precision of sums ----
+template <class E>
+struct Storage {  // float and double
+  using Sum = E;
+  static constexpr int V = 16 / sizeof(E);
+  DEVICE static void unpack(const uint4& bits, E* to) {
+    UNROLL for (int i = 0; i < V; i++) to[i] = reinterpret_cast<const E*>(&bits)[i];
+  }
+  DEVICE static uint4 pack(const E* from) {
+    uint4 bits;
+    UNROLL for (int i = 0; i < V; i++) reinterpret_cast<E*>(&bits)[i] = from[i];
+    return bits;
+  }
+};
+
+template <>
+struct Storage<__nv_bfloat16> {
+  using Sum = float;
+  DEVICE static void unpack(const uint4& bits, float* to) {
+    const uint32_t w[4] = {bits.x, bits.y, bits.z, bits.w};
+    UNROLL for (int i = 0; i < 4; i++) {
+      to[2 * i] = __uint_as_float(w[i] << 16);
+      to[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    }
+  }
+  DEVICE static uint4 pack(const float* from) {
+    uint32_t w[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+      w[i] = reinterpret_cast<const uint32_t&>(pair);
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+  }
+};
+
+template <>
+struct Storage<__half> {
+  using Sum = float;
+  DEVICE static void unpack(const uint4& bits, float* to) {
+    const uint32_t w[4] = {bits.x, bits.y, bits.z, bits.w};
+    UNROLL for (int i = 0; i < 4; i++) {
+      const float2 pair = __half22float2(reinterpret_cast<const __half2&>(w[i]));
+      to[2 * i] = pair.x;
+      to[2 * i + 1] = pair.y;
+    }
+  }
+  DEVICE static uint4 pack(const float* from) {
+    uint32_t w[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+      const __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
+      w[i] = reinterpret_cast<const uint32_t&>(pair);
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+  }
+};
+
+// 16 bytes from a row that is not aligned, or that ends before: element by element, zeros beyond `count`.
+template <class E>
+DEVICE uint4 gather(const E* from, int count) {
+  uint4 bits = make_uint4(0, 0, 0, 0);
+  UNROLL for (int i = 0; i < 16 / int(sizeof(E)); i++)
+    if (i < count) reinterpret_cast<E*>(&bits)[i] = from[i];
+  return bits;
+}
+template <class E>
+DEVICE void scatter(E* to, const uint4& bits, int count) {
+  UNROLL for (int i = 0; i < 16 / int(sizeof(E)); i++)
+    if (i < count) to[i] = reinterpret_cast<const E*>(&bits)[i];
+}
+
+}  // namespace lrnnx::cuda

@@ -1,0 +1,45 @@
+"""Medians of device time, with warm-up and cold caches, and the copy bandwidth that they are measured by."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+FLUSH_BYTES = 256 << 20  # several times the last-level cache of today's GPUs
+
+
+def median_ms(run: Callable[[], object], device: str, repeats: int = 15) -> float:
+    """Median time of run() in ms. On a GPU the cache is flushed before each run and host time kept out."""
+    clock = _cuda_ms if device == "cuda" else _host_ms
+    for _ in range(2):
+        run()
+    return statistics.median(clock(run) for _ in range(repeats))
+
+
+def _host_ms(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
+
+
+def _cuda_ms(run: Callable[[], object]) -> float:
+    # The flush keeps the GPU busy while the host enqueues the run, so that launches are not waited for.
+    torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda").fill_(1)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written per second by a copy of 512 MiB, on a CPU of 64 MiB into fresh memory."""
+    if device == "cpu":
+        source = torch.ones(64 << 20, dtype=torch.uint8)
+        return 2e3 * source.nbytes / median_ms(source.clone, device)
+    source, target = torch.ones(2, 512 << 20, dtype=torch.uint8, device=device)
+    for _ in range(200):  # the clock of an idle GPU takes a while to rise
+        target.copy_(source)
+    return 2e3 * source.nbytes / median_ms(lambda: target.copy_(source), device)

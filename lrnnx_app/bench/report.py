@@ -1,0 +1,62 @@
+"""Rows of a benchmark, each a flat dictionary, as a text table, a JSON file or a bar plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """Aligned columns; numbers with three significant digits."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    return (
+        (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}") if isinstance(value, float) else str(value)
+    )
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on."""
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    return {"device": device, "torch": torch.__version__}
+
+
+def write_json(rows: Rows, path: Path) -> None:
+    path.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+
+
+def write_plot(rows: Rows, path: Path) -> None:
+    """A bar for each row and each column whose name ends in "/ copy", or in "ms" where there is none."""
+    from matplotlib.figure import Figure
+
+    columns = [name for name in rows[0] if name.endswith("/ copy")] or [
+        n for n in rows[0] if n.endswith("ms")
+    ]
+    labels = [" ".join(value for value in row.values() if isinstance(value, str)) for row in rows]
+    figure = Figure(figsize=(9, 1 + 0.35 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(columns)
+    for i, name in enumerate(columns):
+        positions = [row + i * height for row in range(len(rows))]
+        axes.barh(positions, [row.get(name, 0) for row in rows], height, label=name)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(rows))], labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of copy bandwidth" if columns[0].endswith("copy") else "ms")
+    axes.set_title(" · ".join(machine().values()))
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,269 @@
+"""Builds csrc/ on first use of an operator, into a user cache, and loads it; never fails, only warns.
+
+    LRNNX_BUILD=off|cpu|cuda   build nothing; the CPU kernels alone; both (default), each when first needed
+    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx
+    LRNNX_ARCH=80;90           GPUs to build for, instead of this machine's (8.0 and 9.0 if it has none)
+
+A build is keyed by sources, torch, compiler, processor and architectures. Several processes may start at
+once: one builds behind a file lock, the others wait for it and load the result.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger("lrnnx")
+_lock = threading.RLock()
+_failures: dict[str, str] = {}
+_loaded: dict[str, Path] = {}
+
+SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+
+
+class BuildError(Exception):
+    """A reason and its cure, in one line."""
+
+
+def first_use(device: str) -> bool:
+    """True where this call made kernels available: the caller, torch code, was reached for want of them."""
+    return device not in _loaded and load(device)
+
+
+def load(device: str) -> bool:
+    """Make the kernels for "cpu" or "cuda" available, building them if need be; False if it fails."""
+    if device in _loaded:
+        return True
+    if device in _failures or device not in wanted():
+        return False
+    with _lock:
+        if device not in _loaded and device not in _failures:
+            try:
+                library = build(device)
+                torch.ops.load_library(library)
+                _loaded[device] = library
+            except (BuildError, OSError) as error:
+                _failures[device] = str(error)
+                log.warning(
+                    "%s kernels are not available, so operators run on slower torch code: %s",
+                    device.upper(),
+                    error,
+                )
+    return device in _loaded
+
+
+def wanted() -> tuple[str, ...]:
+    """The devices that LRNNX_BUILD allows kernels for."""
+    choices = {"off": (), "cpu": ("cpu",), "cuda": ("cpu", "cuda")}
+    return choices.get(os.environ.get("LRNNX_BUILD", "cuda"), ("cpu", "cuda"))
+
+
+def status(device: str) -> str:
+    """One line on the kernels of a device."""
+    if device in _loaded:
+        return f"loaded from {_loaded[device]}"
+    if device not in wanted():
+        return f"switched off by LRNNX_BUILD={os.environ['LRNNX_BUILD']}"
+    return _failures.get(device, "not needed so far")
+
+
+def build(device: str) -> Path:
+    """The built library for a device, from the cache or made now; BuildError if that fails."""
+    commands = _commands(device)
+    folder = _cache() / f"{device}-{_key(device, commands)}"
+    library = folder / f"lrnnx_{device}.so"
+    if library.exists():
+        return library
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.with_suffix(".lock")):
+        if not library.exists():
+            _build_into(folder, library.name, device, commands)
+    return library
+
+
+def _build_into(folder: Path, name: str, device: str, commands: tuple[str, str]) -> None:
+    """Run ninja beside the final folder, which then appears at once and whole."""
+    started = time.monotonic()
+    print(
+        f"lrnnx: building {device.upper()} kernels, once for this machine ...",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
+        (Path(scratch) / "build.ninja").write_text(_ninja_file(device, name, commands))
+        run = subprocess.run([ninja(), "-C", scratch], capture_output=True, text=True, check=False)
+        if run.returncode:
+            print(" failed", file=sys.stderr)
+            report = folder.with_suffix(".log")
+            report.write_text(run.stdout + run.stderr)
+            raise BuildError(f"the compiler failed, see {report}; check it with `lrnnx doctor --build`")
+        product = Path(scratch) / "product"
+        product.mkdir()
+        shutil.move(Path(scratch) / name, product / name)
+        os.rename(product, folder)
+    print(f" done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def _ninja_file(device: str, name: str, commands: tuple[str, str]) -> str:
+    compile_command, link_command = commands
+    sources = [path for path in _sources(device) if path.suffix in (".cpp", ".cu")]
+    objects = {path: path.relative_to(source_root()).as_posix().replace("/", "_") + ".o" for path in sources}
+    lines = [
+        "rule compile",
+        f"  command = {compile_command} -c $in -o $out",
+        "rule link",
+        f"  command = {link_command}",
+        *(f"build {obj}: compile {_escape(path)}" for path, obj in objects.items()),
+        f"build {name}: link {' '.join(objects.values())}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _commands(device: str) -> tuple[str, str]:
+    """Command lines that compile and link, without their inputs and outputs."""
+    root = Path(torch.__file__).parent
+    stable = f'-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "{root / "include"}"'
+    libraries = f'-L"{root / "lib"}" -ltorch_cpu -lc10'
+    cxx = host_compiler()
+    if device == "cpu":
+        native = "" if platform.machine() == "arm64" else "-march=native"
+        undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+        return (
+            f'"{cxx}" -O3 {native} -fPIC -fvisibility=hidden {stable}',
+            f'"{cxx}" -shared $in -o $out {libraries} {undefined}',
+        )
+    nvcc, archs = find_nvcc(), architectures()
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    shared = min(SHARED_KB.get(arch, 99) for arch in archs)
+    host = f'-ccbin "{cxx}" -Xcompiler -fPIC,-fvisibility=hidden'
+    flags = f"-O3 {host} {' '.join(codes)} -DUSE_CUDA -DLRNNX_SHARED_KB={shared}"
+    return (
+        f'"{nvcc}" {flags} -diag-suppress 20012,20013,20014,20015 {stable}',
+        f'"{nvcc}" -ccbin "{cxx}" -shared $in -o $out {libraries} -ltorch_cuda -lc10_cuda',
+    )
+
+
+def host_compiler() -> str:
+    """The C++ compiler: of CXX, or on PATH."""
+    named = os.environ.get("CXX", "")
+    found = (
+        shutil.which(named)
+        if named
+        else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    )
+    if not found:
+        raise BuildError(
+            f"no C++ compiler {named or 'g++ or clang++'} on PATH; install one (apt install g++)"
+        )
+    return found
+
+
+def find_nvcc() -> str:
+    """CUDA's compiler: of CUDA_HOME, on PATH, of the usual folder, or of pip's nvidia packages."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    packages = Path(sysconfig.get_paths()["purelib"], "nvidia")
+    candidates = [
+        *(Path(home, "bin/nvcc") for home in homes if home),
+        *map(Path, filter(None, [shutil.which("nvcc")])),
+        Path("/usr/local/cuda/bin/nvcc"),
+        *sorted(packages.glob("*/bin/nvcc")),
+    ]
+    for path in candidates:
+        if path.exists():
+            return str(path)
+    raise BuildError("no CUDA compiler nvcc found; install the CUDA toolkit or set CUDA_HOME")
+
+
+def architectures() -> list[int]:
+    """Compute capabilities to build for, ascending: 90 is an H100."""
+    if named := os.environ.get("LRNNX_ARCH"):
+        return sorted(int(part.replace(".", "")) for part in named.split(";"))
+    if not torch.cuda.is_available():
+        return [80, 90]
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return sorted(10 * major + minor for major, minor in found)
+
+
+def ninja() -> str:
+    """ninja beside this Python, which a bare interpreter has not on its PATH, or on PATH."""
+    beside = Path(sysconfig.get_path("scripts"), "ninja")
+    found = str(beside) if beside.exists() else shutil.which("ninja")
+    if not found:
+        raise BuildError("no ninja found; pip install ninja")
+    return found
+
+
+def source_root() -> Path:
+    """csrc inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return next(
+        (path for path in (package / "csrc", package.parent / "csrc") if path.is_dir()), package / "csrc"
+    )
+
+
+def _sources(device: str) -> list[Path]:
+    root = source_root()
+    return sorted(path for path in (*root.glob("*.h"), *(root / device).rglob("*")) if path.is_file())
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LRNNX_CACHE") or Path(base, "lrnnx"))
+
+
+def _key(device: str, commands: tuple[str, str]) -> str:
+    digest = hashlib.sha256()
+    version = ".".join(torch.__version__.split(".")[:2])
+    for text in (
+        *commands,
+        version,
+        torch.version.cuda,
+        platform.machine(),
+        _processor() if device == "cpu" else "",
+    ):
+        digest.update(f"{text}\0".encode())
+    for path in _sources(device):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _processor() -> str:
+    """The instruction sets, since -march=native binds a build to them and a home folder may be shared."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock among processes, where the system has one; the final rename is atomic in any case."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
