@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
 from lrnnx_app.errors import DataError, RecipeError, nearest
@@ -25,13 +26,13 @@ class ImageSequence(DataModule):
     @dataclass
     class Config(DataModule.Config):
         images: str = "digits"  # digits (embedded) | mnist (IDX files, plain or .gz, in data.root)
-        shift: int = 0  # pixels by which training images move at most, up, down and sideways
+        warp: float = 0.0  # largest entry of the random affine map that training images are seen through
 
         def __post_init__(self) -> None:
             if self.images not in READERS:
                 raise RecipeError(f"images: unknown '{self.images}'; {nearest(self.images, READERS)}")
-            if self.shift < 0:
-                raise RecipeError(f"shift: expected at least 0 pixels, not {self.shift}")
+            if not 0 <= self.warp < 1:
+                raise RecipeError(f"warp: expected at least 0 and below 1, not {self.warp}")
             if self.images == "digits" and self.root:
                 raise RecipeError("root: the digits are embedded; expected images: mnist with a root")
 
@@ -41,7 +42,7 @@ class ImageSequence(DataModule):
 
     def source(self, split: str) -> Source:
         images, labels = READERS[self.config.images](Path(self.config.root), split)
-        return Images(images, labels, self.config.shift if split == "train" else 0)
+        return Images(images, labels, self.config.warp if split == "train" else 0.0)
 
     def read(self, path: Path) -> Example:
         """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
@@ -55,22 +56,24 @@ class ImageSequence(DataModule):
 
 
 class Images:
-    """Images (n, h, w) scaled to [0, 1] and labels (n,), moved at random by up to `shift` pixels."""
+    """Images (n, h, w) scaled to [0, 1] and labels (n,), warped at random by I ± warp (sides span 2)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, shift: int = 0) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, warp: float = 0.0) -> None:
         self.images = torch.from_numpy(images.astype(np.float32))
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.shift = shift
+        self.warp = warp
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         image = self.images[index]
-        if self.shift:
-            down, right = rng.integers(0, 2 * self.shift + 1, 2)
-            padded = torch.nn.functional.pad(image, (self.shift,) * 4)
-            image = padded[down : down + image.shape[0], right : right + image.shape[1]]
+        if self.warp:
+            change = rng.uniform(-self.warp, self.warp, (1, 2, 3)).astype(np.float32)
+            grid = nn.functional.affine_grid(
+                torch.eye(2, 3) + torch.from_numpy(change), [1, 1, *image.shape], align_corners=False
+            )
+            image = nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
         return Example(image.reshape(-1, 1), self.labels[index], name=str(index))
 
 

@@ -38,7 +38,7 @@ class Classify(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self._logits(batch)
         loss = self.loss(logits, batch.y)
-        self.train_metrics.update(logits, batch.y)
+        self.train_metrics(logits, batch.y)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         self.log_dict(self.train_metrics, prog_bar=True, batch_size=len(batch.x))
         return loss
