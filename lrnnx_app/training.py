@@ -19,8 +19,8 @@ from lrnnx_app import report
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import RunError
 from lrnnx_app.recipe import Recipe, typed
-from lrnnx_app.registry import TASKS
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
+from lrnnx_app.tasks._base import Task
 
 RECORDED = ("lrnnx-app", "torch", "torchaudio", "lightning", "torchmetrics")
 
@@ -95,7 +95,7 @@ def train(
     (folder / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
     csv_before = report.read_metrics(folder)
     throughput = Throughput()
-    trainer = _trainer(recipe, folder, throughput)
+    trainer = _trainer(recipe, task, folder, throughput)
     start = time.perf_counter()
     trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - start
@@ -165,14 +165,14 @@ def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
     return float(trainer.callback_metrics["train/loss"]), rows
 
 
-def _trainer(recipe: Recipe, folder: Path, throughput: Throughput) -> Trainer:
+def _trainer(recipe: Recipe, task: Task, folder: Path, throughput: Throughput) -> Trainer:
     settings = recipe.trainer
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
         checkpoints,
         "best",
-        monitor=TASKS[recipe.task.name].monitor,
-        mode="max",
+        monitor=task.monitor,
+        mode=task.mode,
         save_on_train_epoch_end=False,  # after validations only
         enable_version_counter=False,
     )

@@ -19,10 +19,11 @@ class Task(LightningModule):
     """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
 
     A subclass has a nested dataclass `Config(Task.Config)` and sets `monitor`, the validation metric that
-    decides which checkpoint is best (higher is better).
+    decides which checkpoint is best, and `mode`, "max" or "min".
     """
 
     monitor: ClassVar[str]
+    mode: ClassVar[str]
 
     @dataclass
     class Config:

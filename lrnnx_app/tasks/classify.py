@@ -15,7 +15,8 @@ from lrnnx_app.tasks._base import Task
 class Classify(Task):
     """Cross-entropy; accuracy, and a confusion matrix at the test."""
 
-    monitor = "valid/accuracy"
+    monitor = "valid/loss"  # the accuracy of a small validation set ties early
+    mode = "min"
 
     @dataclass
     class Config(Task.Config):

@@ -25,6 +25,7 @@ class Denoise(Task):
     """
 
     monitor = "valid/si_snr_improvement"
+    mode = "max"
 
     window: Tensor
 
