@@ -1,5 +1,5 @@
 // lrnnx::decayed_scan and its backward on CUDA: coefficients exp(z dt) are made in registers.
-#include "request.h"
+#include "reduce.cuh"
 
 namespace lrnnx::cuda {
 namespace {
@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decayed_scan_backward(
   p.last = dh0.data_ptr();
   p.sum_a = true;
   const Optional part = run_as<true>(dtype, request, true);
-  const Tensor dz = torch::stable::reshape(sum_first(*part), sizes(z));
-  return {dense(dz, z.scalar_type()), dense(sum_first(*request.part_dt), dt.scalar_type()), db, dh0};
+  const auto [dz, ddt] = sum_first(part, request.part_dt, request.stream);
+  return {dense(torch::stable::reshape(*dz, sizes(z)), z.scalar_type()), dense(*ddt, dt.scalar_type()), db, dh0};
 }
 
 }  // namespace lrnnx::cuda

@@ -1,5 +1,5 @@
 // lrnnx::linear_scan and its backward on CUDA.
-#include "request.h"
+#include "reduce.cuh"
 
 namespace lrnnx::cuda {
 namespace {
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   p.sum_a = sum_a;
   const Optional part = run_as<true>(stored, request);
   const int64_t time = 1;
-  if (part) da = torch::stable::reshape(sum_first(*part), sizes(a));
+  if (part) da = torch::stable::reshape(*std::get<0>(sum_first(part, std::nullopt, request.stream)), sizes(a));
   else if (a.size(1) != x.time) da = torch::stable::sum(da, {{&time, 1}}, true);
   return {dense(da, a.scalar_type()), dense(db, dtype), dh0};
 }

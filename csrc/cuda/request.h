@@ -74,11 +74,6 @@ inline std::vector<int64_t> state_sizes(const Tensor& x) {
   return shape;
 }
 
-inline Tensor sum_first(const Tensor& x) {
-  const int64_t first = 0;
-  return torch::stable::sum(x, {{&first, 1}});
-}
-
 // A request with all but the outputs.
 inline Request prepare(const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
                        bool constant, bool flip) {
