@@ -2,7 +2,7 @@
 
 import json
 
-from lrnnx_app.bench import ops, report
+from lrnnx_app.bench import layers, ops, report
 
 
 def test_rows_and_reports(tmp_path):
@@ -15,3 +15,9 @@ def test_rows_and_reports(tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     report.write_plot(rows, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_layers():
+    rows = layers.rows("cpu", ["lru", "s5"], (1, 20, 4), d_state=4)
+    assert [row["layer"] for row in rows] == ["lru", "s5"]
+    assert all(row["forward + backward ms"] > row["forward ms"] * 0.5 > 0 for row in rows)

@@ -26,13 +26,16 @@ inline ScalarType coefficient_dtype(const Tensor& a, const Tensor& b) {
 
 using Walk = void (*)(const Job&, int64_t batch, int64_t first, int width);
 
+constexpr int64_t kWorthThread = 32768;  // elements below which waking a thread costs more than it saves
+
 // Tasks are batch × blocks of channels; blocks shrink until every thread has one.
 inline void spread(const Job& job, int64_t batch, Walk full, Walk half, Walk any) {
   const int64_t N = job.channels, threads = torch::stable::get_num_threads();
   int64_t width = kBlock;
   while (width > 16 && batch * ((N + width - 1) / width) < threads) width /= 2;
   const int64_t blocks = (N + width - 1) / width;
-  torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = kWorthThread / (job.time * width) + 1;
+  torch::stable::parallel_for(0, batch * blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t first = task % blocks * width;
       const int count = static_cast<int>(std::min(width, N - first));

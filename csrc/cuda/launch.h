@@ -69,7 +69,7 @@ inline Tensor scratch(const Tensor& like, int64_t bytes) {
 
 // Runs the plan over all channels; returns the partial sums of da, (rows, PL, N), if asked for.
 template <class G>
-Optional launch(const Request& request, Params p) {
+Optional launch(Request& request, Params p) {
   using S = typename G::S;
   Tensor maps = scratch(request.like, p.map_vectors * 16);
   p.maps = maps.data_ptr();
@@ -78,6 +78,10 @@ Optional launch(const Request& request, Params p) {
     const ScalarType wide = sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float;
     part = torch::stable::new_empty(request.like, {p.groups * p.J / p.tiles, G::PL, p.N}, wide);
     p.part = part->data_ptr();
+  }
+  if (G::BWD && G::Src::TIMED) {
+    request.part_dt = torch::stable::new_empty(request.like, {slabs<G>(p) * p.tiles, p.B, p.T}, part->scalar_type());
+    p.part_dt = request.part_dt->data_ptr();
   }
   for (int slab = 0; slab < slabs<G>(p); slab++) {
     p.n0 = slab * p.tiles * G::C;
@@ -88,22 +92,27 @@ Optional launch(const Request& request, Params p) {
 
 // Rows of 256 bytes where there are groups enough to fill the GPU, else of 128.
 template <class E, int PL, template <class, int, int, bool> class SRC, bool BWD, bool MASKED>
-Optional choose(const Request& request) {
+Optional choose(Request& request) {
   using Wide = Shape<E, PL, SRC, BWD, MASKED, 256>;
   using Narrow = Shape<E, PL, SRC, BWD, MASKED, 128>;
   Params p = request.params;
   static_assert(Narrow::FIT >= 2, "narrow rows must fit on every GPU");
-  if constexpr (sizeof(E) < 8 && !MASKED && Wide::FIT >= Narrow::ST)
+  if constexpr (sizeof(E) < 8 && !MASKED && !Wide::Src::TIMED && Wide::FIT >= Narrow::ST)
     if (int64_t(p.B) * ceil_div(p.N, Wide::C) >= 16 && plan<Wide>(p)) return launch<Wide>(request, p);
   STD_TORCH_CHECK(plan<Narrow>(p), "this GPU has less shared memory than the kernels were built for");
   return launch<Narrow>(request, p);
 }
 
 template <class E, int PL, bool BWD>
-Optional run(const Request& request) {
+Optional run(Request& request) {
   if (request.constant) return choose<E, PL, Constant, BWD, false>(request);
   if (request.params.mode) return choose<E, PL, Given, BWD, true>(request);
   return choose<E, PL, Given, BWD, false>(request);
+}
+
+template <class E, int PL, bool BWD>
+Optional run_decay(Request& request) {
+  return request.params.mode ? choose<E, PL, Decay, BWD, true>(request) : choose<E, PL, Decay, BWD, false>(request);
 }
 
 }  // namespace lrnnx::cuda

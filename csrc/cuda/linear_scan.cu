@@ -1,5 +1,5 @@
 // lrnnx::linear_scan and its backward on CUDA.
-#include "request.h"
+#include "reduce.cuh"
 
 namespace lrnnx::cuda {
 namespace {
@@ -10,16 +10,6 @@ __global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset,
     const bool held = lengths && t >= lengths[b], cut = reset && start < T && reset[b * T + start];
     mode[i] = held ? kHold : cut ? kCut : kPlain;
   }
-}
-
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
-std::vector<int64_t> state_sizes(const Tensor& x) {
-  std::vector<int64_t> shape = sizes(x);
-  shape.erase(shape.begin() + 1);
-  return shape;
 }
 
 }  // namespace
@@ -88,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   p.last = dh0.data_ptr();
   p.sum_a = sum_a;
   const Optional part = run_as<true>(stored, request);
-  const int64_t rows = 0, time = 1;
-  if (part) da = torch::stable::reshape(torch::stable::sum(*part, {{&rows, 1}}), sizes(a));
+  const int64_t time = 1;
+  if (part) da = torch::stable::reshape(*std::get<0>(sum_first(part, std::nullopt, request.stream)), sizes(a));
   else if (a.size(1) != x.time) da = torch::stable::sum(da, {{&time, 1}}, true);
   return {dense(da, a.scalar_type()), dense(db, dtype), dh0};
 }

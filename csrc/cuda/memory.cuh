@@ -13,6 +13,11 @@ DEVICE void copy16(uint32_t to, const void* from, bool ok) {
 DEVICE void copy4(uint32_t to, const void* from, bool ok) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(ok ? 4 : 0) : "memory");
 }
+template <class S>
+DEVICE void copy_one(S* to, const S* from, bool ok) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
+               ::"r"(shared_address(to)), "l"(from), "r"(ok ? int(sizeof(S)) : 0), "n"(sizeof(S)) : "memory");
+}
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
 DEVICE void wait_copies() {

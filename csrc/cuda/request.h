@@ -16,28 +16,32 @@ struct Request {
   bool constant;   // coefficients are the same at every step
   Tensor like;     // device and allocator of scratch memory
   cudaStream_t stream;
+  Optional part_dt = std::nullopt;  // out: partial sums of the gradient of dt, (tiles, B, T)
 };
 
-// Runs a scan; returns the partial sums of da, (rows, PL, N), if asked for. Instances are in instances/.
+// Run a scan; return the partial sums of da, (rows, PL, N), if asked for. Instances are in instances/.
 template <class E, int PL, bool BWD>
-Optional run(const Request& request);
+Optional run(Request& request);
+template <class E, int PL, bool BWD>
+Optional run_decay(Request& request);
 
 inline void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
 template <class E, bool BWD>
-Optional run_with(const Request& request) {
+Optional run_with(Request& request, bool decay) {
+  if (decay) return run_decay<E, 2, BWD>(request);
   return request.planes == 1 ? run<E, 1, BWD>(request) : run<E, 2, BWD>(request);
 }
 
 template <bool BWD>
-Optional run_as(ScalarType dtype, const Request& request) {
-  if (dtype == ScalarType::Float) return run_with<float, BWD>(request);
-  if (dtype == ScalarType::Double) return run_with<double, BWD>(request);
-  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request);
-  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request);
-  STD_TORCH_CHECK(false, "linear_scan takes float32, float64, bfloat16 and float16");
+Optional run_as(ScalarType dtype, Request& request, bool decay = false) {
+  if (dtype == ScalarType::Float) return run_with<float, BWD>(request, decay);
+  if (dtype == ScalarType::Double) return run_with<double, BWD>(request, decay);
+  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request, decay);
+  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request, decay);
+  STD_TORCH_CHECK(false, "scans take float32, float64, bfloat16 and float16");
 }
 
 // The dtype in which data is read: that of the values, unless full coefficients have another.
@@ -58,6 +62,16 @@ Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, con
 
 inline bool row_aligned(const void* data, int64_t stride, int64_t size) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+inline std::vector<int64_t> state_sizes(const Tensor& x) {
+  std::vector<int64_t> shape = sizes(x);
+  shape.erase(shape.begin() + 1);
+  return shape;
 }
 
 // A request with all but the outputs.

@@ -27,7 +27,7 @@ struct Walk {
   static constexpr int PL = G::PL, V = G::V, C = G::C, K = G::K, ST = G::ST, TH = G::TH, NV = G::NV, CL = G::CL;
   static constexpr int WT = G::WT, NW = G::NW, TS = G::TS, TC = G::TC, AC = G::AC, AW = G::AW, Q = G::Q, SV = G::SV;
   static constexpr bool BWD = G::BWD, MASKED = G::MASKED, CONSTANT = G::Src::CONSTANT, READ = G::Src::READ;
-  static constexpr bool SUMS = CONSTANT || MASKED;  // da may be summed over time
+  static constexpr bool TIMED = G::Src::TIMED, SUMS = CONSTANT || MASKED || TIMED;  // SUMS: da may be summed over time
   using E = typename G::E;
   using S = typename G::S;
   using X = typename G::X;
@@ -42,6 +42,7 @@ struct Walk {
   const Params& p;
   uint4* queue;    // [ST][K][NV][TH]
   int* modes;      // [ST][K][TH], if MASKED
+  S* steps;        // [ST][K][TH], if TIMED
   S* totals;       // [3][NW][AW][C]: maps of warps; three, since a slow warp may still read the last one
   S* between;      // [J-1][AW][C]: maps of the chunks in between
   S* entering;     // [PL][C]: state that enters the chunk
@@ -49,11 +50,13 @@ struct Walk {
   typename G::Src source;
   X over_thread, over_rows, over_warp, over_chunk;  // CONSTANT: coefficient to the power of so many steps
   X carry, sum;                                     // state after this block's previous chunk; sum of da
+  X kept[TIMED ? K : 1];                            // TIMED: coefficients of this thread, made once
 
   DEVICE Walk(const Params& p_, unsigned char* shared) : p(p_) {
     queue = reinterpret_cast<uint4*>(shared);
     modes = reinterpret_cast<int*>(queue + size_t(ST) * K * NV * TH);
-    totals = reinterpret_cast<S*>(modes + (MASKED ? ST * K * TH : 0));
+    steps = reinterpret_cast<S*>(modes + (MASKED ? ST * K * TH : 0));
+    totals = steps + (TIMED ? ST * K * TH : 0);
     between = totals + 3 * NW * AW * C;
     entering = between + (p.J - 1) * AW * C;
     tid = threadIdx.x;
@@ -98,8 +101,10 @@ struct Walk {
     fetch_row(st, k, 0, static_cast<const E*>(p.x), off, ok);
     if constexpr (READ) fetch_row(st, k, PL, static_cast<const E*>(p.a), a_off, ok);
     if constexpr (BWD) fetch_row(st, k, NV - PL, static_cast<const E*>(p.states), off + onward(), ok && r < p.T - 1);
-    if constexpr (MASKED)
-      copy4(shared_address(modes + (st * K + k) * TH + tid), p.mode + (ok ? int64_t(b) * p.T + time(r) : 0), ok);
+    const int64_t cell = ok ? int64_t(b) * p.T + time(r) : 0;
+    const int own = (st * K + k) * TH + tid;
+    if constexpr (MASKED) copy4(shared_address(modes + own), p.mode + cell, ok);
+    if constexpr (TIMED) copy_one(steps + own, static_cast<const S*>(p.dt) + cell, ok);
   }
   DEVICE void fetch(int i, int st) {
     if (i < p.rounds * p.nper) {
@@ -128,7 +133,9 @@ struct Walk {
   DEVICE X coefficient(int st, int k) const {
     X raw{};
     if constexpr (READ) raw = value(st, k, PL);
-    X a = source.at(raw);
+    S dt = 0;
+    if constexpr (TIMED) dt = steps[(st * K + k) * TH + tid];
+    X a = source.at(raw, dt);
     if constexpr (MASKED) {
       const int m = mode(st, k);
       if (m == kHold) a = real_number<S, PL, V>(1);
@@ -176,6 +183,7 @@ struct Walk {
     X A, H;
     UNROLL for (int k = 0; k < K; k++) {
       const X a = coefficient(st, k), x = drive(st, k);
+      if constexpr (TIMED) kept[k] = a;
       H = k == 0 ? (BWD ? mul(a, x) : x) : BWD ? mul(a, add(H, x)) : mad(a, H, x);
       if constexpr (!CONSTANT) A = k == 0 ? a : mul(a, A);
     }
@@ -280,19 +288,20 @@ struct Walk {
     }
   }
   // One step: the new state, and backward the gradient g of the drive.
-  DEVICE X advance(int st, int k, const X& c, X& g) const {
-    if constexpr (!BWD) return mad(coefficient(st, k), c, drive(st, k));
+  DEVICE X advance(const X& a, int st, int k, const X& c, X& g) const {
+    if constexpr (!BWD) return mad(a, c, drive(st, k));
     g = add(c, drive(st, k));
-    return mul(coefficient(st, k), g);
+    return mul(a, g);
   }
   DEVICE void replay(const Place& at, int st, X c) {
     const int last = p.T - 1 - step(at, 0);
-    if (last >= 0 && last < K) finish(at, st, c, last);
+    S first = 0;  // TIMED: what the initial state adds to the gradient of dt
+    if (last >= 0 && last < K) first = finish(at, st, c, last);
     int64_t off = offset(at.b, time(step(at, 0)));
     UNROLL for (int k = 0; k < K; k++, off += onward()) {
       const bool ok = k <= last && n < p.N;
       X g;
-      const X next = advance(st, k, c, g);
+      const X next = advance(TIMED ? kept[TIMED ? k : 0] : coefficient(st, k), st, k, c, g);
       if constexpr (BWD) {
         X h = value(st, k, NV - PL);  // zero at the last step, which `finish` sees to
         if constexpr (MASKED) {
@@ -300,7 +309,8 @@ struct Walk {
           g = unless(mode(st, k) == kHold, g);
         }
         store(p.y, off, st, k, 0, ok, g);
-        if constexpr (SUMS)
+        if constexpr (TIMED) sum_timed(at, st, k, k <= last, mul(next, conj(h)), k == last ? first : S(0));
+        else if constexpr (SUMS)
           if (p.sum_a && ok) sum = mad(g, conj(h), sum);
         if constexpr (READ)
           if (!SUMS || !p.sum_a) store(p.da, off, st, k, PL, ok && k != last, mul(g, conj(h)));
@@ -311,15 +321,30 @@ struct Walk {
     }
     if (!p.aligned) write_back(at, st, last);
   }
+  // With q = conj(a) g conj(h), the gradient of z is the sum of q dt, and that of dt is Re(q conj(z)) over channels.
+  DEVICE void sum_timed(const Place& at, int st, int k, bool inside, const X& q, S more) {
+    const S dt = steps[(st * K + k) * TH + tid];
+    UNROLL for (int e = 0; e < PL * V; e++) sum.v[e / V][e % V] = fma(q.v[e / V][e % V], dt, sum.v[e / V][e % V]);
+    S along = source.along(q) + more;
+    UNROLL for (int d = 1; d < CL; d *= 2) along += __shfl_xor_sync(~0u, along, d);
+    const int64_t tile = p.n0 / C + jg % p.tiles;
+    if (cl == 0 && inside) static_cast<S*>(p.part_dt)[(tile * p.B + at.b) * p.T + time(step(at, k))] = along;
+  }
   // What only the last step does: the state that leaves, and backward the part of the initial state in da.
-  DEVICE void finish(const Place& at, int st, X c, int last) {
+  DEVICE S finish(const Place& at, int st, X c, int last) {
     X g;
 #pragma unroll 1
-    for (int k = 0; k <= last; k++) c = advance(st, k, c, g);
+    for (int k = 0; k <= last; k++) c = advance(coefficient(st, k), st, k, c, g);
     keep_state(p.last, at.b, c);
     if constexpr (BWD) {
-      const X h0 = state(p.h0, at.b), da = unless(MASKED && mode(st, last) != kPlain, mul(g, conj(h0)));
-      if constexpr (SUMS)
+      const X h0 = state(p.h0, at.b);
+      const X da = unless(MASKED && mode(st, last) != kPlain, mul(TIMED ? c : g, conj(h0)));
+      if constexpr (TIMED) {
+        const S dt = steps[(st * K + last) * TH + tid];
+        UNROLL for (int e = 0; e < PL * V; e++) sum.v[e / V][e % V] = fma(da.v[e / V][e % V], dt, sum.v[e / V][e % V]);
+        return source.along(da);
+      }
+      if constexpr (SUMS && !TIMED)
         if (p.sum_a) sum = add(sum, da);
       if constexpr (READ)
         if (!SUMS || !p.sum_a)
@@ -327,6 +352,7 @@ struct Walk {
             scatter(static_cast<E*>(p.da) + offset(at.b, time(p.T - 1)) + int64_t(pl) * p.N,
                     Storage<E>::pack(da.v[pl]), p.N - n);
     }
+    return S(0);
   }
 
   DEVICE void run() {

@@ -29,9 +29,10 @@ struct Shape {
   static constexpr int NV = (Src::READ + 1 + BWD) * PL;            // vectors of a step and thread
   static constexpr int AC = Src::CONSTANT ? 0 : PL, AW = AC + PL;  // planes of A, and of A and H, in a map
   static constexpr int NW = TH / 32, K = steps_for(NV);            // warps; steps of a thread
-  static constexpr int STAGE = K * TH * (NV * 16 + (MASKED ? 4 : 0)), MAP = AW * C * int(sizeof(S));  // in bytes
+  static constexpr int STAGE = K * TH *
+      (NV * 16 + (MASKED ? 4 : 0) + (Src::TIMED ? int(sizeof(S)) : 0)), MAP = AW * C * int(sizeof(S));  // in bytes
   static constexpr int FIT = (LRNNX_SHARED_KB * 1024 - 3 * NW * MAP - 1024) / STAGE, ST = FIT < 2 ? 2 : FIT < 4 ? FIT : 4;
-  static constexpr bool LEAD = ST > 2;                  // reduce a chunk ahead: hides the exchange
+  static constexpr bool LEAD = ST > 2 && !Src::TIMED;   // reduce a chunk ahead: hides the exchange
   static constexpr int CL = C / V, WT = 32 / CL;        // lanes of a row, rows of a warp
   static constexpr int TS = TH / CL, TC = TS * K;       // rows of a block; steps of a chunk
   static constexpr int SV = 16 / sizeof(S), Q = V / SV;  // sums in 16 bytes; 16-byte words of V sums

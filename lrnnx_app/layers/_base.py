@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+from lrnnx_app.ops.decayed_scan import Decay, scan
+from lrnnx_app.ops.linear_scan import state_dtype
 
 
 class Layer(nn.Module):
@@ -114,8 +115,8 @@ class DiagonalLayer(Layer):
 
     state_shape: tuple[int, ...]
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape)."""
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
+        """a, (*state_shape) or (B or 1, T or 1, *state_shape) or a `Decay`, and b (B, T, *state_shape)."""
         raise NotImplementedError
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -138,19 +139,21 @@ class DiagonalLayer(Layer):
         a, b = self.coefficients(x, dt)
         a = self._over_time(a)
         h0 = None if state is None else state.h
-        h, last = linear_scan(a, b, h0, lengths=lengths, reset=reset)
+        h, last = scan(a, b, h0, lengths=lengths, reset=reset)
         return self.readout(h, x), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
         x = x[:, None]
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        a, b = self._over_time(a)[:, 0], b[:, 0].to(state.h.dtype)
+        a = a.coefficients() if isinstance(a, Decay) else self._over_time(a)
+        a, b = a[:, 0], b[:, 0].to(state.h.dtype)
         h = (planar.mul(a.expand_as(b), state.h) if len(self.state_shape) == 2 else a * state.h) + b
         return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
 
-    def _over_time(self, a: Tensor) -> Tensor:
-        return a[None, None] if a.ndim == len(self.state_shape) else a
+    def _over_time(self, a: Any) -> Any:
+        """Coefficients of every step alike get the axes of batch and time."""
+        return a[None, None] if isinstance(a, Tensor) and a.ndim == len(self.state_shape) else a
 
     @property
     def n_states(self) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
 from lrnnx_app.ops import planar
+from lrnnx_app.ops.decayed_scan import Decay
 
 
 class LRU(DiagonalLayer):
@@ -39,10 +40,10 @@ class LRU(DiagonalLayer):
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
         log_lambda = torch.stack((-torch.exp(self.nu_log), torch.exp(self.theta_log)))
-        span = log_lambda if dt is None else log_lambda * dt[..., None, None]
-        return planar.exp(span), drive(x, self.B * torch.exp(self.gamma_log)[:, None])
+        a = planar.exp(log_lambda) if dt is None else Decay(log_lambda, dt)
+        return a, drive(x, self.B * torch.exp(self.gamma_log)[:, None])
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return real_readout(h, self.C) + self.D * x

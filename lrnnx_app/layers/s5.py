@@ -10,8 +10,8 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, drive, real_readout
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.decayed_scan import Decay, scan
+from lrnnx_app.ops.discretize import EVEN_GAIN, RULES
 
 
 class S5(DiagonalLayer):
@@ -68,9 +68,13 @@ class S5(DiagonalLayer):
         re = self.Lambda_re.clamp_max(-1e-4) if self.config.clip_eigs else self.Lambda_re
         return torch.stack((re, self.Lambda_im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        step = torch.exp(self.log_step) * self.config.step_rescale
-        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
+        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
+        rule = RULES[self.rule_name]
+        if dt is None or self.rule_name not in EVEN_GAIN:
+            a, gain = rule(lam, step, dt)
+        else:
+            a, (_, gain) = Decay(lam * step, dt), rule(lam, step, None)
         return a, drive(x, self.B, gain.expand(*gain.shape[:-1], self.log_step.shape[0]))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -105,7 +109,7 @@ class S5(DiagonalLayer):
         self, x: Tensor, dt: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Tensor]:
         a, b = self.coefficients(x, dt)
-        return linear_scan(self._over_time(a), b, lengths=lengths, reset=reset, reverse=reverse)
+        return scan(self._over_time(a), b, lengths=lengths, reset=reset, reverse=reverse)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         if not self.causal:

@@ -65,3 +65,6 @@ RULES: dict[str, Rule] = {
     "euler": euler,
     "asynchronous": asynchronous,
 }
+
+# a = exp(λΔδ) with a gain that δ has no part in, so that a scan may form `a` by itself
+EVEN_GAIN = ("dirac", "asynchronous")

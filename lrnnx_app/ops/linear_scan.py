@@ -11,6 +11,8 @@ from torch import Tensor
 from lrnnx_app.ops import _blocked, _extension
 from lrnnx_app.ops._blocked import state_dtype
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def linear_scan(
     a: Tensor,
@@ -36,7 +38,7 @@ def linear_scan(
         float32 where b is half precision.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: the shapes or dtypes do not fit; names them.
     """
     if b.ndim not in (3, 4) or (b.ndim == 4 and b.shape[2] != 2) or b.shape[1] < 1:
         raise ValueError(f"b must be (B, T, N) or (B, T, 2, N) with T ≥ 1, not {tuple(b.shape)}")

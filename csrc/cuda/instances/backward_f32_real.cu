@@ -1,3 +1,3 @@
 #include "../launch.h"
 
-template lrnnx::Optional lrnnx::cuda::run<float, 1, true>(const Request&);
+template lrnnx::Optional lrnnx::cuda::run<float, 1, true>(Request&);

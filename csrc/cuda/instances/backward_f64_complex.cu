@@ -1,3 +1,3 @@
 #include "../launch.h"
 
-template lrnnx::Optional lrnnx::cuda::run<double, 2, true>(const Request&);
+template lrnnx::Optional lrnnx::cuda::run<double, 2, true>(Request&);

@@ -1,3 +1,3 @@
 #include "../launch.h"
 
-template lrnnx::Optional lrnnx::cuda::run<float, 2, false>(const Request&);
+template lrnnx::Optional lrnnx::cuda::run<float, 2, false>(Request&);
