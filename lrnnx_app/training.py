@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from lrnnx_app import report
+from lrnnx_app import __version__, report
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import RunError
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
 from lrnnx_app.tasks._base import Task
 
-RECORDED = ("lrnnx-app", "torch", "torchaudio", "lightning", "torchmetrics")
+RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
 
 
 class Throughput(Callback):
@@ -115,7 +115,11 @@ def train(
         "seconds": round(seconds, 2),
         "samples_per_second": round(throughput.rate, 2),
         "seed": recipe.seed,
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in RECORDED}},
+        "versions": {
+            "lrnnx": __version__,
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in RECORDED},
+        },
         "device": str(trainer.strategy.root_device),
         "git": _commit(),
     }
