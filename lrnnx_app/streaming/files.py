@@ -91,6 +91,7 @@ def _streamed(
     model: Model, rate: int, reader: soundfile.SoundFile, source: Path, chunk: int | None, timing: Timing
 ) -> Iterator[Tensor]:
     session = StreamingSession(model, chunk=chunk)
+    session.warm_up(torch.zeros(1, session.chunk, 1))
     there, back = Resampler(reader.samplerate, rate), Resampler(rate, reader.samplerate)
 
     def timed(x: Tensor) -> Tensor:

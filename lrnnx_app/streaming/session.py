@@ -30,6 +30,11 @@ class StreamingSession:
         self._ended = False
 
     @torch.inference_mode()
+    def warm_up(self, x: Tensor) -> None:
+        """Run x once and forget it, so that the first push pays for no build and no first allocation."""
+        self.model(x, self.state)
+
+    @torch.inference_mode()
     def push(self, x: Tensor, dt: Tensor | None = None) -> Tensor:
         """The outputs that belong to x (B, T, d_input), T ≤ chunk; a T off the hop ends the stream.
 
