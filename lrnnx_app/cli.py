@@ -178,8 +178,9 @@ def recipes(
     table = Table("name", "task", "layer", "data", "what it is for")
     for key, path in recipe.shipped().items():
         content = recipe.read_yaml(path)
-        names = (content["task"], content["model"]["layer"], content["data"])
-        table.add_row(key, *(part["name"] for part in names), content.get("about", ""))
+        layers = "+".join(node["name"] for _, node in recipe.layer_nodes(content["model"]["layer"]))
+        names = (content["task"]["name"], layers, content["data"]["name"])
+        table.add_row(key, *names, content.get("about", ""))
     console.print(table)
 
 
