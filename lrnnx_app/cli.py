@@ -187,6 +187,22 @@ def recipes(
 
 
 @app.command()
+def layers(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
+) -> None:
+    """List the layers: paper, kind, rules, event time, state and cost."""
+    from lrnnx_app import catalog
+
+    if markdown:
+        return print(catalog.markdown())
+    table = Table(*catalog.COLUMNS)
+    for row in catalog.rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(catalog.LEGEND)
+
+
+@app.command()
 def doctor(
     build: Annotated[bool, typer.Option("--build", help="Build the kernels ahead of use.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
