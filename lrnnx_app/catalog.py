@@ -20,8 +20,8 @@ COLUMNS = (
 WIDTH = 64  # d_model of the layers that are measured
 BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
 LEGEND = (
-    f"Floats of state per channel are those of the default settings at {WIDTH} channels. Cost is the order of "
-    "multiplications: D channels, N states in all, n states of each channel."
+    f"Floats of state per channel are those of the default settings at {WIDTH} channels. Cost is the order "
+    "of multiplications: D channels, N states in all, n states of each channel."
 )
 
 

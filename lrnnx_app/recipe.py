@@ -174,6 +174,7 @@ def _by_index(config: DictConfig) -> None:
     node = _select(config, "model.layer")
     if isinstance(node, ListConfig):
         nodes = OmegaConf.to_container(node, resolve=False)
+        assert isinstance(nodes, list)
         OmegaConf.update(config, "model.layer", {str(i): x for i, x in enumerate(nodes)}, merge=False)
 
 
