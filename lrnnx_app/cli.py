@@ -18,6 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, stream and export linear recurrent neural networks.",
 )
+bench = typer.Typer(no_args_is_help=True, help="Time parts of the package on this machine.")
+app.add_typer(bench, name="bench")
 console = Console(highlight=False, soft_wrap=True)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -178,9 +180,68 @@ def recipes(
     table = Table("name", "task", "layer", "data", "what it is for")
     for key, path in recipe.shipped().items():
         content = recipe.read_yaml(path)
-        names = (content["task"], content["model"]["layer"], content["data"])
-        table.add_row(key, *(part["name"] for part in names), content.get("about", ""))
+        layers = "+".join(node["name"] for _, node in recipe.layer_nodes(content["model"]["layer"]))
+        names = (content["task"]["name"], layers, content["data"]["name"])
+        table.add_row(key, *names, content.get("about", ""))
     console.print(table)
+
+
+@app.command()
+def layers(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
+) -> None:
+    """List the layers: paper, kind, rules, event time, state and cost."""
+    from lrnnx_app import catalog
+
+    if markdown:
+        return print(catalog.markdown())
+    table = Table(*catalog.COLUMNS)
+    for row in catalog.rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(catalog.LEGEND)
+
+
+@app.command()
+def doctor(
+    build: Annotated[bool, typer.Option("--build", help="Build the kernels ahead of use.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what this machine has and check every operator on it; exit code 1 if anything is wrong."""
+    from dataclasses import asdict
+
+    from lrnnx_app import doctor as examine
+
+    report = examine.run(build)
+    print(json.dumps(asdict(report)) if as_json else examine.text(report))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@bench.command("ops")
+def bench_ops(
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write rows here.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a bar plot here.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
+) -> None:
+    """Time the operators alone, as shares of the copy bandwidth."""
+    import torch
+
+    from lrnnx_app.bench import ops, report
+
+    for path in (json_file, plot):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: no such folder; expected a file in an existing one")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ops.CASES:
+        raise UserError(f"--device: unknown device '{device}'; expected one of: {', '.join(ops.CASES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: no GPU that torch can use; expected cpu, or see `lrnnx doctor`")
+    rows = ops.rows(device)
+    print(report.table(rows))
+    if json_file is not None:
+        report.write_json(rows, json_file)
+    if plot is not None:
+        report.write_plot(rows, plot)
 
 
 def main() -> None:

@@ -2,16 +2,20 @@
 
 The schema is `Recipe` with the Config of the named task, model, layer and data module placed into it,
 so that a wrong key or type is reported with its whole path, before any data is touched.
+
+`model.layer` is one layer or a list of them. OmegaConf replaces lists where it merges mappings, so that while
+merging a list is a mapping from index to layer; `model.layer[1].d_state=8` then overrides like any key.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lrnnx_app.errors import RecipeError, nearest
@@ -43,7 +47,8 @@ class TrainerConfig:
 
 @dataclass
 class Recipe:
-    """A resolved recipe; `task`, `model`, `model.layer` and `data` hold the named class's Config."""
+    """A resolved recipe; `task`, `model`, `model.layer` (or each of its entries) and `data` hold the named
+    class's Config."""
 
     about: str = ""  # what the recipe is for
     name: str = ""
@@ -59,6 +64,13 @@ def shipped() -> dict[str, Path]:
     here = Path(__file__).parent
     folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def layer_nodes(layer: Any) -> list[tuple[str, Any]]:
+    """Key and content of each layer in what `model.layer` holds, be it one layer or a list."""
+    if isinstance(layer, list | ListConfig):
+        return [(f"model.layer[{i}]", node) for i, node in enumerate(layer)]
+    return [("model.layer", layer)]
 
 
 def find(recipe: str) -> Path:
@@ -113,11 +125,18 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
     """Merge a recipe's own keys and the overrides into the schema; see `load`."""
+    if isinstance(_select(overrides, "model.layer"), ListConfig) and isinstance(
+        file.get("model"), DictConfig
+    ):
+        file.model.pop("layer", None)
+    _by_index(file)
+    _by_index(overrides)
     chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
     assert isinstance(chosen, DictConfig)
-    schema = _schema(chosen, source)
+    layers = _layer_keys(chosen)
+    schema = _schema(chosen, source, layers)
     schema.name = name
-    _drop_orphans(file, overrides, schema)
+    _drop_orphans(file, overrides, schema, layers)
     merged = _merge(schema, file, source)
     merged = _merge(merged, overrides, "command line")
     try:
@@ -127,9 +146,13 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     plain = OmegaConf.create(resolved)
     assert isinstance(plain, DictConfig)
     merged = _merge(schema, plain, source)
+    if layers != ["model.layer"]:
+        OmegaConf.update(
+            merged, "model.layer", [OmegaConf.select(merged, key) for key in layers], merge=False
+        )
     if overrides:
         source += " with the overrides"
-    for key in ("model.layer", "model", "task", "data", "trainer"):
+    for key in (*layers, "model", "task", "data", "trainer"):
         try:
             OmegaConf.to_object(OmegaConf.select(merged, key))
         except RecipeError as error:
@@ -146,12 +169,30 @@ def typed(config: DictConfig) -> Recipe:
     return recipe
 
 
-def _schema(chosen: DictConfig, source: str) -> DictConfig:
+def _by_index(config: DictConfig) -> None:
+    """A list of layers as a mapping from index to layer, in place."""
+    node = _select(config, "model.layer")
+    if isinstance(node, ListConfig):
+        nodes = OmegaConf.to_container(node, resolve=False)
+        assert isinstance(nodes, list)
+        OmegaConf.update(config, "model.layer", {str(i): x for i, x in enumerate(nodes)}, merge=False)
+
+
+def _layer_keys(chosen: DictConfig) -> list[str]:
+    """The keys of the layers, where lists are by index."""
+    node = _select(chosen, "model.layer")
+    if not isinstance(node, DictConfig) or "name" in node or "0" not in node:
+        return ["model.layer"]
+    return [f"model.layer[{i}]" for i in range(len(node)) if str(i) in node]
+
+
+def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
     """`Recipe` with the Configs of the chosen classes in place."""
     from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS  # importing an entry imports torch
 
     schema = OmegaConf.structured(Recipe)
-    for key, registry in (("task", TASKS), ("model", MODELS), ("data", DATA), ("model.layer", LAYERS)):
+    parts = {"task": TASKS, "model": MODELS, "data": DATA, **dict.fromkeys(layers, LAYERS)}
+    for key, registry in parts.items():
         name = _select(chosen, f"{key}.name")
         if not isinstance(name, str):
             raise RecipeError(
@@ -178,9 +219,9 @@ def _select(config: DictConfig, key: str) -> Any:
         return None
 
 
-def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig) -> None:
+def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig, layers: list[str]) -> None:
     """Where an override names another class, the file's keys that this class lacks no longer apply."""
-    for key in ("task", "model.layer", "model", "data"):
+    for key in ("task", *layers, "model", "data"):
         node = _select(file, key)
         if _select(overrides, f"{key}.name") is not None and isinstance(node, DictConfig):
             for orphan in set(node) - set(OmegaConf.select(schema, key)):
@@ -195,12 +236,17 @@ def _merge(schema: DictConfig, content: DictConfig, source: str) -> DictConfig:
         parent, _, last = key.rpartition(".")
         node = OmegaConf.select(schema, parent) if parent else schema
         hint = nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
-        raise RecipeError(f"{source}: unknown key '{key}'; {hint}") from error
+        raise RecipeError(f"{source}: unknown key '{_shown(key)}'; {hint}") from error
     except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None) or ""
+        key = _shown(getattr(error, "full_key", None) or "")
         raise RecipeError(f"{source}: {f'{key}: ' if key else ''}{_one_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _shown(key: str) -> str:
+    """A key as the user writes it: model.layer[1].d_state, not model.layer.1.d_state."""
+    return re.sub(r"^model\.layer\.(\d+)", r"model.layer[\1]", str(key))
 
 
 def _dotlist(overrides: Sequence[str]) -> DictConfig:

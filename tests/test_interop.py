@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import UserError
 from lrnnx_app.interop import SOURCES, convert, load
+from lrnnx_app.layers._build import build_layer
 from lrnnx_app.registry import LAYERS
 
 RNG = np.random.default_rng(0)
@@ -72,9 +73,9 @@ def s4d_params(h=3, n=4):
     }
 
 
-def attenuate_params(s=6, h=3):
+def attenuate_params(s=6, h=3, out=3):
     r = RNG.standard_normal
-    return {"log_dt": r(s) - 3, "A": 2 * r((s, 2)), "B": r((s, h)), "C": r((h, s))}
+    return {"log_dt": r(s) - 3, "A": 2 * r((s, 2)), "B": r((s, h)), "C": r((out, s))}
 
 
 def number(z):
@@ -210,7 +211,16 @@ CASES = {  # source, options, parameters, formula(params, u, dt), takes data tim
         False,
     ),
     "s4-diag": ("s4", {"mode": "diag"}, s4_params("diag"), lambda p, u, dt: run_s4(p, u, "diag"), False),
-    "attenuate": ("attenuate", {}, attenuate_params(), lambda p, u, dt: run_attenuate(p, u), False),
+    **{
+        f"attenuate-{out}": (
+            "attenuate",
+            {},
+            attenuate_params(out=out),
+            lambda p, u, dt: run_attenuate(p, u),
+            False,
+        )
+        for out in (2, 3, 5)
+    },
 }
 
 
@@ -284,7 +294,22 @@ def test_what_is_asked_for_must_exist(source, options, message):
         load(source, given(source) if source in SOURCES else {}, **options)
 
 
-def test_attenuate_must_keep_its_channels():
-    params = attenuate_params() | {"C": np.zeros((4, 6))}
-    with pytest.raises(UserError, match="B takes 3, C gives 4"):
-        load("attenuate", params)
+@pytest.mark.parametrize("path", ["scan", "fft", "mix"])
+@pytest.mark.parametrize("mode", ["pointwise", "full", "neck"])
+def test_every_path_changes_channels_alike(mode, path):
+    if (mode, path) == ("neck", "mix"):
+        with pytest.raises(UserError, match="path"):
+            LAYERS["centaurus"](3, LAYERS["centaurus"].Config(mode=mode, path=path))
+        return
+    layer = LAYERS["centaurus"](3, LAYERS["centaurus"].Config(mode=mode, d_state=4, d_output=5, path=path))
+    x = torch.randn(2, 70, 3, dtype=torch.float64)
+    y, _ = layer.double()(x)
+    assert y.shape == (2, 70, 5)
+    assert error(y, steps(layer, x)) <= 1e-10
+
+
+def test_a_model_s_layer_keeps_its_channels():
+    with pytest.raises(UserError, match="d_output"):
+        build_layer("centaurus", 3, LAYERS["centaurus"].Config(d_output=5))
+    with pytest.raises(UserError, match="d_output"):
+        LAYERS["centaurus"](3, LAYERS["centaurus"].Config(mode="dws", d_output=5))

@@ -15,24 +15,28 @@ from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.streaming.session import StreamingSession
 
-STREAMED = ("lru", "s5", "centaurus")
+HYBRID = "rglru+rglru+local_attention"
+STREAMED = ("lru", "s5", "centaurus", HYBRID)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LENGTH = 96
 
 
 def layer_config(name: str) -> Any:
-    return _named(LAYERS[name].Config, name)()
+    """Default Config of a layer, or a list of them for names joined by '+'; attention has a window of 8."""
+    if "+" in name:
+        return [layer_config(part) for part in name.split("+")]
+    return _named(LAYERS[name].Config, name)(**({"window": 8} if name == "local_attention" else {}))
 
 
 def unet(name: str, dtype: torch.dtype = torch.float64) -> UNet:
-    config = UNet.Config(channels=[6, 8, 10], strides=[4, 2, 2], layer=layer_config(name))
+    config = UNet.Config(channels=[8, 16, 24], strides=[4, 2, 2], layer=layer_config(name))
     model = UNet(DataSpec(1, 1), config).to(dtype).eval()
     torch.nn.init.normal_(model.mask.weight)  # off its start near the identity
     return model
 
 
 def backbone(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> Backbone:
-    config = Backbone.Config(d_model=8, depth=2, layer=layer_config(name), **options)
+    config = Backbone.Config(d_model=8, depth=3, layer=layer_config(name), **options)
     return Backbone(DataSpec(3, 5), config).to(dtype).eval()
 
 
@@ -54,16 +58,17 @@ def test_unet_streams(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", STREAMED)
 def test_backbone_streams(name: str, pool: str, dtype: torch.dtype) -> None:
     model = backbone(name, dtype, pool=pool)
-    x, dt = torch.randn(2, 40, 3, dtype=dtype), torch.rand(2, 40, dtype=dtype)
+    x = torch.randn(2, 40, 3, dtype=dtype)
+    dt = None if name == HYBRID else torch.rand(2, 40, dtype=dtype)  # attention has no use for elapsed time
     with torch.inference_mode():
         whole, end = model(x, dt=dt)
         state, outputs = None, []
-        for piece, gaps in zip(x.split([1, 17, 22], 1), dt.split([1, 17, 22], 1), strict=True):
-            y, state = model(piece, state, dt=gaps)
+        for part in (slice(0, 1), slice(1, 18), slice(18, 40)):
+            y, state = model(x[:, part], state, dt=None if dt is None else dt[:, part])
             outputs.append(y)
         stepped, steps = model.init_state(2), []
         for t in range(40):
-            y, stepped = model.step(x[:, t], stepped, dt[:, t])
+            y, stepped = model.step(x[:, t], stepped, None if dt is None else dt[:, t])
             steps.append(y)
     chunked = torch.cat(outputs, 1) if pool == "none" else outputs[-1]
     by_step = torch.stack(steps, 1) if pool == "none" else steps[-1]
@@ -128,8 +133,17 @@ def test_session_refuses_what_does_not_fit() -> None:
         session.push(torch.zeros(1, 3, 1))
 
 
+def test_blocks_take_a_list_of_layers_in_turn() -> None:
+    kinds = [LAYERS[name] for name in HYBRID.split("+")]
+    model = Backbone(DataSpec(1, 2), Backbone.Config(d_model=8, depth=5, layer=layer_config(HYBRID)))
+    assert [type(block.layer) for block in model.blocks] == (2 * kinds)[:5]
+    assert [type(block.layer) for block in unet(HYBRID).blocks] == 2 * kinds
+
+
 def test_a_layer_option_that_does_not_fit_is_named_with_its_key() -> None:
     config = layer_config("s5")
     config.rule = "zho"
     with pytest.raises(RecipeError, match=r"model\.layer\.rule.*zoh"):
         Backbone(DataSpec(1, 2), Backbone.Config(layer=config))
+    with pytest.raises(RecipeError, match=r"model\.layer\[1\]\.rule.*zoh"):
+        Backbone(DataSpec(1, 2), Backbone.Config(layer=[layer_config("lru"), config]))

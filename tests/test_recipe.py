@@ -13,7 +13,7 @@ from lrnnx_app.run import build_data, build_task
 
 TINY = {
     "denoise": ["data.batch_size=2", "data.seconds=0.1", "model.channels=[8,8]", "model.strides=[16,4]"],
-    "classify": ["data.batch_size=2", "model.d_model=8", "model.depth=1"],
+    "classify": ["data.batch_size=2", "model.d_model=8"],
 }
 
 
@@ -30,7 +30,8 @@ def test_shipped_recipe_runs_a_batch(name: str) -> None:
     header = recipes.find(name).read_text()
     assert f"lrnnx train {name}" in header, "a recipe opens with its command"
     assert config.about
-    assert config.model.layer.name == name.partition("_")[2]
+    names = [layer.name for _, layer in recipes.layer_nodes(config.model.layer)]
+    assert len(names) > 1 if name.endswith("_hybrid") else names == [name.partition("_")[2]]
 
 
 def test_saved_recipe_resolves_to_itself(tmp_path: Path) -> None:
@@ -49,6 +50,43 @@ def test_another_layer_keeps_the_keys_it_knows(tmp_path: Path) -> None:
     config = recipes.load(str(path), ["model.layer.name=s5"])
     assert config.model.layer.d_state == 10
     assert "r_min" not in config.model.layer
+
+
+def test_a_list_of_layers_resolves_and_is_overridden_entry_by_entry(tmp_path: Path) -> None:
+    config = recipes.load("digits_hybrid", ["model.layer[0].name=lru", "model.layer[0].d_state=7"])
+    path = tmp_path / "digits_hybrid.yaml"
+    path.write_text(OmegaConf.to_yaml(config))
+    assert recipes.load(str(path)) == config
+    layers = recipes.typed(config).model.layer
+    assert [layer.name for layer in layers] == ["lru", "rglru", "local_attention"]
+    assert layers[0].d_state == 7
+    assert isinstance(layers[2], LAYERS["local_attention"].Config)
+
+
+def test_one_layer_and_a_list_replace_each_other() -> None:
+    assert recipes.load("digits_hybrid", ["model.layer.name=lru"]).model.layer.name == "lru"
+    config = recipes.load("digits_lru", ["model.layer=[{name: s5, d_state: 8}, {name: gru}]"])
+    assert [layer.d_state for layer in config.model.layer] == [8, LAYERS["gru"].Config().d_state]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.layer[0].name=s5", "model.layer[0].d_stat=3"], ["model.layer[0].d_stat'", "'d_state'"]),
+        (["model.layer[1].name=rglu"], ["model.layer[1].name", "'rglru'"]),
+        (["model.layer[2].window=wide"], ["model.layer[2].window", "wide", "Integer"]),
+        (["model.layer[2].window=0"], ["model.layer[2].window", "at least 1"]),
+        (["model.layer[7].window=3"], ["model.layer[7]", "0, 1, 2"]),
+        (["model.layer=[lru]"], ["model.layer[0].name", ", ".join(LAYERS)]),
+        (["model.layer=[]"], ["model.layer", ", ".join(LAYERS)]),
+    ],
+)
+def test_mistake_in_a_list_of_layers(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load("digits_hybrid", overrides)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -14,7 +14,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from lrnnx_app import cli, recipe, report, training
+from lrnnx_app import cli, doctor, recipe, report, training
+from lrnnx_app.bench import ops
 from lrnnx_app.data import Batch
 from lrnnx_app.export.safetensors import load
 from lrnnx_app.run import Run
@@ -269,6 +270,33 @@ def test_mistakes_are_one_line_and_code_2(lrnnx, denoiser: Path, classifier: Pat
         assert result.error.count("\n") == 1, (words, result.error)
         assert not out.exists(), words
     assert not list(tmp_path.glob(".*part*"))
+
+
+def test_doctor_says_whether_all_is_well(lrnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRNNX_BUILD", "off")
+    monkeypatch.setattr(doctor, "LENGTHS", (1, 5))
+    result = lrnnx("doctor", "--json")
+    assert result.code == 0, result
+    assert json.loads(result.out)["ok"]
+    monkeypatch.setattr(doctor, "TOLERANCE", {torch.float32: -1.0})
+    result = lrnnx("doctor")
+    assert result.code == 1
+    assert "something is wrong" in result.out
+
+
+def test_bench_ops_prints_and_writes(lrnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRNNX_BUILD", "off")
+    monkeypatch.setitem(ops.CASES, "cpu", [ops.Case(1, 50, 8)])
+    rows, plot = tmp_path / "rows.json", tmp_path / "rows.png"
+    result = lrnnx("bench", "ops", "--device", "cpu", "--json", rows, "--plot", plot)
+    assert result.code == 0, result.error
+    assert "linear_scan real" in result.out
+    assert len(json.loads(rows.read_text())["rows"]) == 1
+    assert plot.stat().st_size > 1000
+    for words in (("--device", "cup"), ("--json", tmp_path / "gone" / "rows.json")):
+        result = lrnnx("bench", "ops", *words)
+        assert result.code == 2
+        assert str(words[1]) in result.error
 
 
 def test_debug_shows_the_traceback() -> None:

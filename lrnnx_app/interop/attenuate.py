@@ -1,6 +1,5 @@
 """`attenuate` (aTENNuate): one of its state-space layers, Centaurus in pointwise mode."""
 
-from lrnnx_app.errors import UserError
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.centaurus import Centaurus
 
@@ -14,9 +13,5 @@ def convert(params: Params) -> Converted:
         "C": params.take("C", "Cout S"),
     }
     size, channels = state["B"].shape
-    if state["C"].shape[0] != channels:
-        given = f"B takes {channels}, C gives {state['C'].shape[0]}"
-        raise UserError(f"{params.source}: a layer keeps its number of channels, but {given}")
-    return Converted(
-        "centaurus", channels, Centaurus.Config(mode="pointwise", d_state=size, repeats=1), state
-    )
+    config = Centaurus.Config(mode="pointwise", d_state=size, repeats=1, d_output=state["C"].shape[0])
+    return Converted("centaurus", channels, config, state)

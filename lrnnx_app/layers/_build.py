@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.registry import LAYERS
@@ -13,10 +14,13 @@ def build_layer(
     """The layer called `name` with its `Config` (the default one if None), in one or both directions.
 
     Raises:
-        RecipeError: there is no such layer, or no such way of joining directions.
+        RecipeError: there is no such layer, no such way of joining directions, or the layer
+            would change the number of channels.
     """
     entry = LAYERS.find(name)
     config = entry.Config() if config is None else config
+    if getattr(config, "d_output", None) not in (None, d_model):
+        raise RecipeError(f"d_output: a layer of a model keeps its {d_model} channels; leave it out")
 
     def make() -> Layer:
         return entry(d_model, config)

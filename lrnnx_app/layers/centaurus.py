@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import one_of
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, absorb, factors, taps, valid
 from lrnnx_app.layers._base import DiagonalState
 from lrnnx_app.ops import planar
@@ -36,11 +36,14 @@ class Centaurus(BankLayer):
 
     recurrent = ("A", "log_dt")
     rule_name = "euler"
+    paper = "Pei 2025, openreview PkpNRmBZ32"
+    cost = "N·D"
 
     @dataclass
     class Config:
         mode: str = "pointwise"  # dws | pointwise | neck | full
         d_state: int = 16  # complex modes of a bank
+        d_output: int | None = None  # channels of y, not in dws; None: d_model, as every model needs
         repeats: int = 16  # banks of pointwise and neck, each with its own timescale
         dt_min: float = 1e-3
         dt_max: float = 1e-1
@@ -53,6 +56,9 @@ class Centaurus(BankLayer):
         self.path = one_of("path", config.path, (*PATHS, "mix") if self.dense else PATHS)
         banks = config.repeats if config.mode in ("pointwise", "neck") else d_model
         size = banks * n
+        self.d_output = config.d_output or d_model
+        if config.mode == "dws" and self.d_output != d_model:
+            raise RecipeError(f"d_output: mode dws keeps its channels; leave it out, not {config.d_output}")
         self.groups, self.modes = (size, 1) if self.dense else (banks, n)
         steps = torch.linspace(math.log(config.dt_min), math.log(config.dt_max), banks)
         self.log_dt = nn.Parameter(steps.repeat_interleave(n))
@@ -61,11 +67,11 @@ class Centaurus(BankLayer):
         self.A = nn.Parameter(modes.repeat(banks, 1))
         if config.mode in ("pointwise", "neck"):
             self.B = nn.Parameter(torch.randn(self.groups, d_model) / math.sqrt(d_model))
-            self.C = nn.Parameter(torch.randn(d_model, self.groups) / math.sqrt(self.groups))
+            self.C = nn.Parameter(torch.randn(self.d_output, self.groups) / math.sqrt(self.groups))
         if config.mode in ("dws", "neck"):
             self.E = nn.Parameter(torch.randn(banks, n) / math.sqrt(n))
         if config.mode == "full":
-            self.E = nn.Parameter(torch.randn(d_model, d_model, n) / math.sqrt(size))
+            self.E = nn.Parameter(torch.randn(self.d_output, d_model, n) / math.sqrt(size))
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         lam = torch.stack((-nn.functional.softplus(self.A[:, 0]), self.A[:, 1]))
@@ -91,17 +97,18 @@ class Centaurus(BankLayer):
     def costs(self, batch: int, time: int) -> dict[str, float]:
         """Rough multiplications of each contraction order, the first of equals being preferred."""
         size, channels, fft = self.state_shape[1], self.d_model, 10 * math.log2(2 * time)
-        edges = {"dws": 0, "neck": 2 * channels * self.groups}.get(self.mode, channels * size)
+        ends = channels + self.d_output
+        edges = {"dws": 0, "neck": ends * self.groups}.get(self.mode, ends * size // 2)
         kernel = 2 * size * time
         costs = {
             "scan": batch * time * (ELEMENTWISE * size + edges),
             "fft": kernel + batch * time * (2 * size + fft * self.groups + edges) + fft * time * self.groups,
         }
-        if self.dense and channels * channels * time <= KERNEL_LIMIT:
-            pairs = channels * channels
+        pairs = channels * self.d_output
+        if self.dense and pairs * time <= KERNEL_LIMIT:
             full = pairs * 2 * time * (size if self.mode == "pointwise" else size // channels)
             drive = channels * size if self.mode == "pointwise" else 0
-            each = 2 * size + drive + 4 * pairs + 2 * fft * channels
+            each = 2 * size + drive + 4 * pairs + fft * ends
             costs["mix"] = full + fft * pairs * time + batch * time * each
         return costs
 
@@ -131,7 +138,7 @@ class Centaurus(BankLayer):
         left = planar.conj(planar.mul(gain, coarse)) * self.C[:, None, None]
         right = fine[:, None] * self.B.T[None, :, None]
         products = left.flatten(-2).flatten(0, 1) @ right.flatten(-2).flatten(0, 1).T
-        shape = (self.d_model, coarse.shape[0], fine.shape[0], self.d_model)
+        shape = (self.d_output, coarse.shape[0], fine.shape[0], self.d_model)
         return products.view(shape).permute(0, 3, 1, 2).flatten(2)[..., :time]
 
     def extra_repr(self) -> str:

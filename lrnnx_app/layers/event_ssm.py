@@ -14,6 +14,8 @@ class EventSSM(S5):
     that Δ was learned in, milliseconds in the paper; `dt=None` is one event per unit.
     """
 
+    paper = "Schöne et al. 2024, arXiv 2404.18508"
+
     @dataclass
     class Config(S5.Config):
         rule: str = "asynchronous"  # keeps elapsed time out of the gain of an event

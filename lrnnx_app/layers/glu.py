@@ -15,6 +15,9 @@ from lrnnx_app.registry import LAYERS
 class GLU(Layer):
     """p, q = W GELU(layer(x)) + b; y = p∘σ(q)."""
 
+    paper = "Gu et al. 2022, arXiv 2111.00396"
+    cost = "its layer's + D²"
+
     @dataclass
     class Config:
         layer: str = "s4d"  # name of the layer inside

@@ -23,6 +23,9 @@ class GRU(Layer):
     """
 
     recurrent = ("u",)
+    paper = "Lim et al. 2023, arXiv 2309.12252"
+    varying = True
+    cost = "N·D"
 
     @dataclass
     class Config:

@@ -29,6 +29,9 @@ class LocalAttention(Layer):
     """
 
     uses_dt = False
+    paper = "De et al. 2024, arXiv 2402.19427"
+    varying = True
+    cost = "D² + window·D"
 
     @dataclass
     class Config:

@@ -18,6 +18,8 @@ class LRU(DiagonalLayer):
     """
 
     recurrent = ("nu_log", "theta_log", "gamma_log")
+    paper = "Orvieto et al. 2023, arXiv 2303.06349"
+    cost = "N·D"
 
     @dataclass
     class Config:

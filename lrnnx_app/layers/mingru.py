@@ -13,6 +13,10 @@ from lrnnx_app.ops.linear_scan import state_dtype
 class MinGRU(DiagonalLayer):
     """h = (1 − z)∘h + z∘(W_h x), z = σ(W_z x), y = W_out h; data time δ makes 1 − z its power (1 − z)^δ."""
 
+    paper = "Feng et al. 2024, arXiv 2410.01201"
+    varying = True
+    cost = "N·D"
+
     @dataclass
     class Config:
         d_state: int = 128

@@ -32,6 +32,9 @@ class RGLRU(Layer):
     """
 
     recurrent = ("recurrent_param",)
+    paper = "De et al. 2024, arXiv 2402.19427"
+    varying = True
+    cost = "D²"
 
     @dataclass
     class Config:

@@ -16,6 +16,8 @@ class S4D(BankLayer):
     """Per channel h = ā∘h + gain·u, y = 2 Re Σ C∘h + D·u, with A = −exp(log_A_real) + i·A_imag and B = 1."""
 
     recurrent = ("log_A_real", "A_imag", "log_dt")
+    paper = "Gu et al. 2022, arXiv 2206.11893"
+    cost = "n·D"
 
     @dataclass
     class Config:

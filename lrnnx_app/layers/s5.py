@@ -23,6 +23,8 @@ class S5(DiagonalLayer):
     """
 
     recurrent = ("Lambda_re", "Lambda_im", "B", "log_step")
+    paper = "Smith et al. 2023, arXiv 2208.04933"
+    cost = "N·D"
 
     @dataclass
     class Config:

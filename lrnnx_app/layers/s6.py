@@ -31,6 +31,9 @@ class S6(Layer):
     """
 
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias")
+    paper = "Gu & Dao 2023, arXiv 2312.00752"
+    varying = True
+    cost = "D² + n·D"
 
     @dataclass
     class Config:

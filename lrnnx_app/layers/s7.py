@@ -28,6 +28,9 @@ class S7(DiagonalLayer):
     """
 
     recurrent = ("w", "Lambda_im", "step_bias")
+    paper = "Soydan et al. 2024, arXiv 2410.03464"
+    varying = True
+    cost = "D² + N·D"
 
     @dataclass
     class Config:

@@ -17,6 +17,7 @@ class Stream(S6):
     """
 
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias", "b")
+    paper = "Schöne et al. 2024, arXiv 2411.12603"
 
     @dataclass
     class Config(S6.Config):

@@ -1,12 +1,14 @@
 """What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from typing import Any
 
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.recipe import layer_nodes
 
 
 class Model(nn.Module):
@@ -39,10 +41,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        try:
-            self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
-        except RecipeError as error:
-            raise RecipeError(f"model.layer.{error}") from error
+        self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
         self.gate = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -60,10 +59,25 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """Blocks in the order in which a model runs them; their states form a tuple in that order."""
+    """Blocks in the order in which a model runs them; their states form a tuple in that order.
 
-    def __init__(self, blocks: Iterable[Block]) -> None:
-        super().__init__(blocks)
+    Args:
+        widths: features of each block.
+        layer: a layer's Config, or a list of them that the blocks take in turn.
+
+    Raises:
+        RecipeError: an option does not fit; names its key.
+    """
+
+    def __init__(
+        self, widths: Iterable[int], layer: Any, dropout: float = 0.0, bidirectional: bool = False
+    ) -> None:
+        super().__init__()
+        for width, (key, config) in zip(widths, cycle(layer_nodes(layer)), strict=False):
+            try:
+                self.append(Block(width, config, dropout, bidirectional))
+            except RecipeError as error:
+                raise RecipeError(f"{key}.{error}") from error
 
     def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]

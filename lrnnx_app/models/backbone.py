@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, nearest
-from lrnnx_app.models._base import Block, Blocks, Model
+from lrnnx_app.models._base import Blocks, Model
 
 POOLS = ("mean", "last", "none")
 
@@ -35,7 +35,7 @@ class Backbone(Model):
         dropout: float = 0.0
         pool: str = "mean"  # mean | last | none
         bidirectional: bool = False  # two directions joined in every block; cannot stream
-        layer: Any = None
+        layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
             if self.pool not in POOLS:
@@ -48,9 +48,7 @@ class Backbone(Model):
         self.pool = config.pool
         width = config.d_model
         self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)
-        self.blocks = Blocks(
-            Block(width, config.layer, config.dropout, config.bidirectional) for _ in range(config.depth)
-        )
+        self.blocks = Blocks([width] * config.depth, config.layer, config.dropout, config.bidirectional)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, spec.d_output)
 

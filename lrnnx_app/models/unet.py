@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.models._base import Block, Blocks, Model
+from lrnnx_app.models._base import Blocks, Model
 
 
 class Down(nn.Linear):
@@ -52,7 +52,7 @@ class UNet(Model):
         strides: list[int] = field(default_factory=lambda: [16, 4, 4])
         depth: int = 1  # blocks per level, on each side
         dropout: float = 0.0
-        layer: Any = None
+        layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
             if len(self.channels) != len(self.strides) or not self.channels:
@@ -71,10 +71,9 @@ class UNet(Model):
         steps = list(zip(widths[:-1], widths[1:], strides[1:], strict=True))
         self.analysis = Down(spec.d_input, widths[0], strides[0])
         self.down = nn.ModuleList(Down(narrow, wide, stride) for narrow, wide, stride in steps)
+        levels = (*widths, *reversed(widths))
         self.blocks = Blocks(
-            Block(width, config.layer, config.dropout)
-            for width in (*widths, *reversed(widths))
-            for _ in range(config.depth)
+            [width for width in levels for _ in range(config.depth)], config.layer, config.dropout
         )
         self.up = nn.ModuleList(Up(wide, narrow, stride) for narrow, wide, stride in reversed(steps))
         self.mask = nn.Linear(widths[0], widths[0])

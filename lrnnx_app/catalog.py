@@ -1,0 +1,62 @@
+"""The table of layers that `lrnnx layers` prints and the README shows, from the registry."""
+
+from typing import Any
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.registry import LAYERS
+
+COLUMNS = (
+    "layer",
+    "paper",
+    "recurrence",
+    "states",
+    "rules",
+    "event time",
+    "floats per channel",
+    "cost per step",
+)
+WIDTH = 64  # d_model of the layers that are measured
+BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
+LEGEND = (
+    f"Floats of state per channel are those of the default settings at {WIDTH} channels. Cost is the order "
+    "of multiplications: D channels, N states in all, n states of each channel."
+)
+
+
+def rows() -> list[tuple[str, ...]]:
+    """A row for each layer of the registry, in the order of COLUMNS."""
+    return [_row(name, entry) for name, entry in LAYERS.items()]
+
+
+def markdown() -> str:
+    """The README's section, markers included."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{BEGIN}\n{table}\n\n{LEGEND}\n{END}"
+
+
+def _row(name: str, entry: type[Layer]) -> tuple[str, ...]:
+    layer = _build(entry)
+    assert layer is not None
+    variants = (layer, _build(entry, complex=True))
+    kinds = {"complex" if "complex" in variant.n_states else "real" for variant in variants if variant}
+    return (
+        name,
+        entry.paper,
+        "time-varying" if entry.varying else "time-invariant",
+        " or ".join(sorted(kinds, reverse=True)),
+        ", ".join(rule for rule in RULES if _build(entry, rule=rule)) or layer.rule_name,
+        "yes" if layer.uses_dt else "no",
+        f"{layer.state_size / WIDTH:.3g}",
+        entry.cost,
+    )
+
+
+def _build(entry: Any, **options: Any) -> Layer | None:
+    """The layer with these options, None if it does not take them."""
+    try:
+        return entry(WIDTH, entry.Config(**options))
+    except (RecipeError, TypeError):
+        return None
