@@ -1,11 +1,13 @@
 """minGRU: a GRU whose gates see the input alone, so that it is linear in its state (arXiv 2410.01201)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import DiagonalLayer
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -20,12 +22,20 @@ class MinGRU(DiagonalLayer):
     @dataclass
     class Config:
         d_state: int = 128
+        max_time: float = 64.0  # states start to forget over 2 to max_time steps, log-uniform
+
+        def __post_init__(self) -> None:
+            if self.max_time < 2:
+                raise RecipeError(f"max_time: expected at least 2 steps, not {self.max_time}")
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.state_shape = (config.d_state,)
         self.in_proj = nn.Linear(d_model, 2 * config.d_state)
         self.out_proj = nn.Linear(config.d_state, d_model)
+        times = torch.empty(config.d_state).uniform_(math.log(2), math.log(config.max_time)).exp()
+        with torch.no_grad():
+            self.in_proj.bias[: config.d_state] = -torch.log(times - 1)  # z = 1/time
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         projected = self.in_proj(x)
