@@ -132,14 +132,7 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     _quiet()
     seed_everything(run.recipe.seed, workers=True, verbose=False)
     task = run.task()
-    trainer = Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        accelerator=run.recipe.trainer.accelerator,
-        devices=1,
-        precision=run.recipe.trainer.precision,  # type: ignore[arg-type]
-    )
+    trainer = _passing_trainer(run.recipe, logger=False, enable_checkpointing=False)
     trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
     return {
         key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())
@@ -153,20 +146,24 @@ def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
     seed_everything(recipe.seed, workers=True, verbose=False)
     data = build_data(recipe)
     task = build_task(recipe, data.spec)
-    trainer = Trainer(
-        fast_dev_run=True,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator=recipe.trainer.accelerator,
-        devices=1,
-        precision=recipe.trainer.precision,  # type: ignore[arg-type]
-    )
+    trainer = _passing_trainer(recipe, fast_dev_run=True, enable_progress_bar=False)
     trainer.fit(task, data)
     rows = [
         (name, type(module).__name__, sum(p.numel() for p in module.parameters()))
         for name, module in task.model.named_children()
     ]
     return float(trainer.callback_metrics["train/loss"]), rows
+
+
+def _passing_trainer(recipe: Recipe, **options: Any) -> Trainer:
+    """A trainer on one device that leaves no run behind."""
+    return Trainer(
+        enable_model_summary=False,
+        accelerator=recipe.trainer.accelerator,
+        devices=1,
+        precision=recipe.trainer.precision,  # type: ignore[arg-type]  (Lightning checks the name itself)
+        **options,
+    )
 
 
 def _trainer(recipe: Recipe, task: Task, folder: Path, throughput: Throughput) -> Trainer:
@@ -193,7 +190,7 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, throughput: Throughput) -
         max_epochs=settings.max_epochs,
         check_val_every_n_epoch=settings.validate_every,
         log_every_n_steps=settings.log_every,
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,  # type: ignore[arg-type]  (as above)
         gradient_clip_val=settings.gradient_clip or None,
         accumulate_grad_batches=settings.accumulate,
         accelerator=settings.accelerator,
