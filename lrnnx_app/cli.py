@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.errors import UserError
 
 app = typer.Typer(
@@ -18,7 +19,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, stream and export linear recurrent neural networks.",
 )
-bench = typer.Typer(no_args_is_help=True, help="Time parts of the package on this machine.")
 app.add_typer(bench, name="bench")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -215,33 +215,6 @@ def doctor(
     report = examine.run(build)
     print(json.dumps(asdict(report)) if as_json else examine.text(report))
     raise typer.Exit(0 if report.ok else 1)
-
-
-@bench.command("ops")
-def bench_ops(
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write rows here.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a bar plot here.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
-) -> None:
-    """Time the operators alone, as shares of the copy bandwidth."""
-    import torch
-
-    from lrnnx_app.bench import ops, report
-
-    for path in (json_file, plot):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path}: no such folder; expected a file in an existing one")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ops.CASES:
-        raise UserError(f"--device: unknown device '{device}'; expected one of: {', '.join(ops.CASES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: no GPU that torch can use; expected cpu, or see `lrnnx doctor`")
-    rows = ops.rows(device)
-    print(report.table(rows))
-    if json_file is not None:
-        report.write_json(rows, json_file)
-    if plot is not None:
-        report.write_plot(rows, plot)
 
 
 def main() -> None:
