@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.decayed_scan import Decay, scan
+from lrnnx_app.ops.discretized_scan import Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
 
 
@@ -119,8 +119,11 @@ class DiagonalLayer(Layer):
 
     state_shape: tuple[int, ...]
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
-        """a, (*state_shape) or (B or 1, T or 1, *state_shape) or a `Decay`, and b (B, T, *state_shape)."""
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+        """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape).
+
+        Or what a scan makes both of: a `Discretized`, and its v (B, T, *state_shape).
+        """
         raise NotImplementedError
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -150,8 +153,11 @@ class DiagonalLayer(Layer):
         self.check_dt(dt)
         x = x[:, None]
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        a = a.coefficients() if isinstance(a, Decay) else self._over_time(a)
-        a, b = a[:, 0], b[:, 0].to(state.h.dtype)
+        b = b.to(state.h.dtype)
+        if isinstance(a, Discretized):
+            a, gain = a.coefficients()
+            b = planar.mul(gain.expand_as(b), b)
+        a, b = self._over_time(a)[:, 0], b[:, 0]
         h = (planar.mul(a.expand_as(b), state.h) if len(self.state_shape) == 2 else a * state.h) + b
         return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
 
