@@ -48,4 +48,4 @@ class LRU(DiagonalLayer):
         return a, drive(x, self.B * torch.exp(self.gamma_log)[:, None])
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return real_readout(h, self.C) + self.D * x
+        return real_readout(h, self.C, self.D, x)

@@ -86,6 +86,20 @@ def discretized_scan(
     return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, CODES[rule])
 
 
+def evenly(rule: str, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """`RULES[rule](lam, step, None)` for lam (P, N), on a GPU by one launch instead of a hundred small ones.
+
+    A step from state 1 without input leaves a, and one from state 0 with input 1 leaves the gain.
+    """
+    if not lam.is_cuda:
+        return RULES[rule](lam, step, None)
+    rule = "zoh" if rule == "asynchronous" else rule  # the same where every δ is 1
+    h0 = torch.stack((planar.one(lam).expand_as(lam), torch.zeros_like(lam)))
+    states, _ = discretized_scan(lam * step, step.new_ones(2, 1), h0.flip(0)[:, None], h0, rule=rule)
+    a, gain = states[:, 0]
+    return a, gain if rule == "dirac" else step * gain
+
+
 def reference(
     z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None = None, *, rule: str, **options
 ) -> tuple[Tensor, Tensor]:
