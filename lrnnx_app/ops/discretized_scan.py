@@ -11,7 +11,7 @@ long, irregular sequences such as the Event-SSM's (arXiv 2404.18508). Elsewhere 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,8 @@ def reference(
     dtype = state_dtype(v.dtype)
     a, gain = Discretized(z.to(dtype), dt.to(dtype), rule).coefficients()
     driven = planar.mul(gain.expand(v.shape), v.to(dtype))
-    states, last = linear_scan(*_flat(a.expand(v.shape), driven, h0), **options)
+    flat: Any = _flat(a.expand(v.shape), driven, h0)
+    states, last = linear_scan(*flat, **options)
     return states.reshape(v.shape).to(v.dtype), last.reshape(v[:, 0].shape)
 
 
@@ -195,7 +196,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, *grads):
     z, dt, v, h0, lengths, reset, states = ctx.saved_tensors
-    run = torch.ops.lrnnx.discretized_scan_backward
+    run: Any = torch.ops.lrnnx.discretized_scan_backward
     if torch.is_grad_enabled():  # for second derivatives
         run = partial(_adjoint, run=partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan))
     dz, ddt, dv, dh0 = run(*grads, z, dt, v, states, h0, lengths, reset, ctx.reverse, ctx.rule)

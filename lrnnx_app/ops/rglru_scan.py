@@ -7,6 +7,7 @@ true, the multiplier √(1 − a²) is 1. Its derivative is held bounded where a
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, *grads):
     *inputs, h0, lengths, reset, states = ctx.saved_tensors
-    run = torch.ops.lrnnx.rglru_scan_backward
+    run: Any = torch.ops.lrnnx.rglru_scan_backward
     if torch.is_grad_enabled():  # for second derivatives
         run = partial(_adjoint, run=partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan))
     d_gate, d_input, du, d_rate, ddt, dh0 = run(*grads, *inputs, states, h0, lengths, reset)
