@@ -45,6 +45,10 @@ struct Given {
     a_row = a + t * a_time;
     b_row = b + t * P * N;
   }
+  void foresee(int64_t t) const {
+    cpu::foresee<P>(a + t * a_time, N, width);
+    if (b) cpu::foresee<P>(b + t * P * N, N, width);
+  }
   INLINE Step at(int i) const { return {read<S, P>(a_row, N, i), read<S, P>(b_row, N, i)}; }
 
   INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {

@@ -32,6 +32,15 @@ struct Block {
   int width;
 };
 
+constexpr int kAhead = 2;  // steps
+
+// Planes, and rows taken from the last to the first, are no stream that a processor foresees.
+template <int P, class E>
+INLINE void foresee(const E* row, int64_t plane, int width) {
+  for (int p = 0; p < P; p++)
+    for (int i = 0; i < width; i += 64 / sizeof(E)) __builtin_prefetch(row + p * plane + i);
+}
+
 template <class T>
 T* at_channel(void* base, int64_t index, int64_t row, int64_t first) {
   return base ? static_cast<T*>(base) + index * row + first : nullptr;
@@ -55,6 +64,7 @@ void forward(const Job& job, Source& source, const Block& block) {
     if (t < length) {
       if (job.cut(block.batch, t)) h.clear();
       source.seek(t);
+      if (P == 2 || job.reverse) source.foresee(t + (job.reverse ? -kAhead : kAhead));
       each(block.width, [&](int i, int) {
         const auto [a, b] = source.at(i);
         h.put(i, a * h.get(i) + b);
@@ -92,6 +102,10 @@ void backward(const Job& job, Source& source, const Block& block) {
     else
       before.load(at_channel<S>(job.h0, block.batch, row, block.first), N, block.width);
     source.seek(t);
+    const int64_t ahead = job.reverse ? kAhead : -kAhead;
+    source.foresee(t + ahead);
+    foresee<P>(grad + ahead * row, N, block.width);
+    foresee<P>(states + (t + ahead + ahead / kAhead) * row, N, block.width);
     each(block.width, [&](int i, int k) {
       c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i)));
     });
