@@ -115,6 +115,14 @@ struct Lanes {
 
   void clear() { std::memset(value, 0, sizeof value); }
 
+  // Sum over the channels of the first plane, in a fixed order.
+  S total(int width) const {
+    S part[kUnroll] = {}, sum = 0;
+    each(width, [&](int i, int k) { part[k] += value[0][i]; });
+    for (S x : part) sum += x;
+    return sum;
+  }
+
   template <class E>
   void load(const E* from, int64_t plane, int width) {
     if (!from) return clear();

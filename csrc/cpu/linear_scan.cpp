@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   operands.db = db.data_ptr();
   (sum_a ? operands.da_sum : operands.da) = da.data_ptr();
   run<true>(job, operands, x, coefficient.tensor.scalar_type(), dtype);
-  if (sum_a) da = torch::stable::unsqueeze(a.size(0) == 1 ? sum_batch(da) : da, 1);
+  if (sum_a) da = torch::stable::unsqueeze(a.size(0) == 1 ? sum_first(da) : da, 1);
   return {dense(da, a.scalar_type()), db, dh0};
 }
 

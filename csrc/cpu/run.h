@@ -34,8 +34,8 @@ inline Tensor state_like(const Tensor& x, ScalarType dtype) {
   return torch::stable::empty_like(dense(torch::stable::select(x, 1, 0), dtype));
 }
 
-// Over the batch, in a fixed order, so that results repeat bit for bit.
-inline Tensor sum_batch(const Tensor& part) { return torch::stable::sum(part, std::vector<int64_t>{0}, true); }
+// Over batch or blocks, in a fixed order, so that results repeat bit for bit.
+inline Tensor sum_first(const Tensor& part) { return torch::stable::sum(part, std::vector<int64_t>{0}, true); }
 
 // Tensors that a job points into, in the dtypes that it reads.
 struct Inputs {
@@ -67,6 +67,11 @@ inline int64_t block_width(int64_t batch, int64_t channels) {
   while (batch * blocks < threads && channels > kUnroll * blocks) blocks *= 2;
   const int64_t width = (channels + blocks - 1) / blocks;
   return (width + kUnroll - 1) / kUnroll * kUnroll;
+}
+
+// Room for the gradient of dt (B, T) by each block of channels.
+inline Tensor partial_times(const Tensor& dt, const Extent& x, int64_t width) {
+  return torch::stable::new_empty(dt, {(x.channels + width - 1) / width, x.batch, x.time});
 }
 
 // One walk for each batch element and block of channels.

@@ -1,0 +1,193 @@
+// lrnnx::rglru_scan on the CPU and its gradients: from the logits of the gates, in registers.
+#include <cmath>
+
+#include "run.h"
+
+namespace lrnnx::cpu {
+namespace {
+
+constexpr double kSlope = 1000;  // the steepest derivative of a square root, as rglru_scan.py has it
+
+struct Operands {
+  const void *gate, *input_gate, *u, *rate, *dt;
+  const bool* first;
+  void *d_gate, *d_input_gate, *du, *d_rate, *ddt;  // d_rate for each batch element, ddt for each block of channels
+  int64_t width;
+};
+
+template <class E, class S>
+struct Gates {
+  using Value = E;
+  using Sum = S;
+  static constexpr int PLANES = 1;
+  using Real1 = Number<S, 1>;
+  struct Step {
+    Real1 a, b;
+  };
+  struct Made {
+    S r, i, a, root;  // root of 1 − a²
+  };
+
+  const E *gate, *input_gate, *u;
+  E *d_gate, *d_input_gate, *du;
+  const S* dt;
+  const bool* first;
+  S *d_rate, *ddt;
+  int64_t N, row = 0;
+  S span = 1, start = 0;
+  int width;
+  bool past_caches;
+  Lanes<S, 1> rate, grad_gate, grad_input_gate, grad_u, sum, grad_dt;
+
+  Gates(const Job& job, const Block& at, const Operands& o)
+      : gate(at_channel<E>(o.gate, at.batch * job.time, job.channels, at.first)),
+        input_gate(at_channel<E>(o.input_gate, at.batch * job.time, job.channels, at.first)),
+        u(at_channel<E>(o.u, at.batch * job.time, job.channels, at.first)),
+        d_gate(at_channel<E>(o.d_gate, at.batch * job.time, job.channels, at.first)),
+        d_input_gate(at_channel<E>(o.d_input_gate, at.batch * job.time, job.channels, at.first)),
+        du(at_channel<E>(o.du, at.batch * job.time, job.channels, at.first)),
+        dt(at_channel<S>(o.dt, at.batch, job.time, 0)),
+        first(at_channel<bool>(o.first, at.batch, job.time, 0)),
+        d_rate(at_channel<S>(o.d_rate, at.batch, job.channels, at.first)),
+        ddt(at_channel<S>(o.ddt, at.first / o.width * job.batch + at.batch, job.time, 0)),
+        N(job.channels),
+        width(at.width),
+        past_caches(job.past_caches) {
+    rate.load(at_channel<S>(o.rate, 0, 0, at.first), N, width);
+  }
+
+  void seek(int64_t t) {
+    row = t * N;
+    span = dt ? dt[t] : S(1);
+    start = first && first[t];
+  }
+  void foresee(int64_t t) const {
+    for (const E* from : {gate, input_gate, u}) cpu::foresee<1>(from + t * N, N, width);
+  }
+
+  INLINE Made make(int i) const {
+    const S r = sigmoid(static_cast<S>(gate[row + i])), in = sigmoid(static_cast<S>(input_gate[row + i]));
+    const Exp<S> decay(-rate.get(i).re() * r * span);
+    return {r, in, decay.value, std::sqrt(-decay.less_one * (2 + decay.less_one))};
+  }
+
+  INLINE Step at(int i) const {
+    const Made m = make(i);
+    const S factor = start != 0 ? S(1) : m.root;
+    return {{m.a}, {factor * m.i * static_cast<S>(u[row + i])}};
+  }
+
+  INLINE Real1 pull(int i, int, const Real1& g, const Real1& before) {
+    const Made m = make(i);
+    const S c = g.re(), input = static_cast<S>(u[row + i]), bound = S(1 / kSlope);
+    const S factor = start != 0 ? S(1) : m.root;
+    const S steep = 2 * m.root < bound ? bound : 2 * m.root;
+    const S root_by_log = start != 0 ? S(0) : -2 * m.a * m.a / steep;
+    const S by_log = c * before.re() * m.a + c * m.i * input * root_by_log;
+    const S by_rate = -by_log * m.r * span;
+    grad_gate.put(i, {by_rate * rate.get(i).re() * (1 - m.r)});
+    grad_input_gate.put(i, {c * factor * input * m.i * (1 - m.i)});
+    grad_u.put(i, {c * factor * m.i});
+    grad_dt.put(i, {-by_log * rate.get(i).re() * m.r});
+    sum.add(i, {by_rate});
+    return {m.a * c};
+  }
+
+  void clear() {
+    for (Lanes<S, 1>* lanes : {&grad_gate, &grad_input_gate, &grad_u, &grad_dt}) lanes->clear();
+  }
+  void store(int64_t t) {
+    grad_gate.store(d_gate + t * N, N, width, past_caches);
+    grad_input_gate.store(d_input_gate + t * N, N, width, past_caches);
+    grad_u.store(du + t * N, N, width, past_caches);
+    if (ddt) ddt[t] = grad_dt.total(width);
+  }
+  void finish() { sum.store(d_rate, N, width); }
+};
+
+template <bool BACKWARD>
+void run(const Job& job, const Operands& operands, ScalarType dtype) {
+  by_dtype(dtype, [&](auto e, auto s) { spread<Gates<decltype(e), decltype(s)>, BACKWARD>(job, operands); });
+}
+
+// What both passes read, in the dtypes that they read.
+struct Given {
+  Tensor gate, input_gate, u, rate;
+  Optional dt, first;
+
+  Given(const Tensor& gate_, const Tensor& input_gate_, const Tensor& u_, const Tensor& rate_, const Optional& dt_,
+        const Optional& first_, ScalarType dtype)
+      : gate(dense(gate_, dtype)),
+        input_gate(dense(input_gate_, dtype)),
+        u(dense(u_, dtype)),
+        rate(dense(rate_, state_dtype(dtype))),
+        dt(dense(dt_, state_dtype(dtype))),
+        first(dense(first_, ScalarType::Bool)) {}
+
+  Operands operands() const {
+    Operands o{};
+    o.gate = gate.data_ptr();
+    o.input_gate = input_gate.data_ptr();
+    o.u = u.data_ptr();
+    o.rate = rate.data_ptr();
+    o.dt = data_or_null<void>(dt);
+    o.first = data_or_null<bool>(first);
+    o.width = block_width(u.size(0), u.size(2));
+    return o;
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> rglru_scan(
+    Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first, Optional h0, Optional lengths,
+    Optional reset) {
+  const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
+  const Given given(gate, input_gate, u, rate, dt, first, dtype);
+  const Inputs inputs(h0, lengths, reset, wide);
+  Tensor out = fresh_like(given.u, dtype), last = state_like(given.u, wide);
+  Job job = inputs.job(given.u, false);
+  job.out = out.data_ptr();
+  job.last = last.data_ptr();
+  run<false>(job, given.operands(), dtype);
+  return {out, last};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
+    Tensor grad, Tensor grad_last, Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first,
+    Tensor states, Optional h0, Optional lengths, Optional reset) {
+  const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  const Given given(gate, input_gate, u, rate, dt, first, dtype);
+  const Inputs inputs(h0, lengths, reset, wide);
+  grad = dense(grad, dtype);
+  grad_last = dense(grad_last, wide);
+  states = dense(states, dtype);
+  Tensor d_gate = fresh_like(states, dtype), d_input_gate = fresh_like(states, dtype), du = fresh_like(states, dtype);
+  Tensor dh0 = torch::stable::empty_like(grad_last), d_rate = torch::stable::empty_like(grad_last);
+  Job job = inputs.job(states, false);
+  job.states = states.data_ptr();
+  job.grad = grad.data_ptr();
+  job.first = grad_last.data_ptr();
+  job.last = dh0.data_ptr();
+  Operands operands = given.operands();
+  operands.d_gate = d_gate.data_ptr();
+  operands.d_input_gate = d_input_gate.data_ptr();
+  operands.du = du.data_ptr();
+  operands.d_rate = d_rate.data_ptr();
+  Tensor ddt = torch::stable::new_empty(u, {0});
+  if (dt) {
+    ddt = partial_times(*given.dt, Extent(states), operands.width);
+    operands.ddt = ddt.data_ptr();
+  }
+  run<true>(job, operands, dtype);
+  if (dt) ddt = dense(torch::stable::reshape(sum_first(ddt), sizes(*dt)), dt->scalar_type());
+  d_rate = dense(torch::stable::reshape(sum_first(d_rate), sizes(rate)), rate.scalar_type());
+  return {d_gate, d_input_gate, du, d_rate, ddt, dh0};
+}
+
+}  // namespace lrnnx::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(lrnnx, CPU, m) {
+  m.impl("rglru_scan", TORCH_BOX(&lrnnx::cpu::rglru_scan));
+  m.impl("rglru_scan_backward", TORCH_BOX(&lrnnx::cpu::rglru_scan_backward));
+}
