@@ -31,9 +31,9 @@ INLINE Number<S, P> slope_of_that(const Number<S, P>& w, const Number<S, P>& a, 
   return select(small, sum, (a + S(-1) * over) * inverse(select(small, one, w)));
 }
 
-template <class E, class S, int P, int RULE>
+template <class S, int P, int RULE>
 struct Discretized {
-  using Value = E;
+  using Value = S;
   using Sum = S;
   static constexpr int PLANES = P;
   struct Step {
@@ -44,9 +44,8 @@ struct Discretized {
   };
 
   const S* dt;
-  const E *v, *v_row = nullptr;
-  E* dv;
-  S *dz, *ddt;
+  const S *v, *v_row = nullptr;
+  S *dv, *dz, *ddt;
   S span = 0;
   int64_t N;
   int width;
@@ -56,8 +55,8 @@ struct Discretized {
 
   Discretized(const Job& job, const Block& at, const Operands& o)
       : dt(at_channel<S>(o.dt, at.batch, job.time, 0)),
-        v(at_channel<E>(o.v, at.batch * job.time, P * job.channels, at.first)),
-        dv(at_channel<E>(o.dv, at.batch * job.time, P * job.channels, at.first)),
+        v(at_channel<S>(o.v, at.batch * job.time, P * job.channels, at.first)),
+        dv(at_channel<S>(o.dv, at.batch * job.time, P * job.channels, at.first)),
         dz(at_channel<S>(o.dz, at.batch, P * job.channels, at.first)),
         ddt(at_channel<S>(o.ddt, at.first / o.width * job.batch + at.batch, job.time, 0)),
         N(job.channels),
@@ -142,15 +141,14 @@ struct Discretized {
 
 template <bool BACKWARD>
 void run(const Job& job, const Operands& operands, const Extent& x, ScalarType dtype, int64_t rule) {
-  by_dtype(dtype, [&](auto e, auto s) {
+  by_wide_dtype(dtype, [&](auto s) {
     by_planes(x, [&](auto planes) {
-      using E = decltype(e);
       using S = decltype(s);
       constexpr int P = decltype(planes)::value;
-      if (rule == kImpulse) return spread<Discretized<E, S, P, kImpulse>, BACKWARD>(job, operands);
-      if (rule == kZoh) return spread<Discretized<E, S, P, kZoh>, BACKWARD>(job, operands);
-      if (rule == kBilinear) return spread<Discretized<E, S, P, kBilinear>, BACKWARD>(job, operands);
-      if (rule == kEuler) return spread<Discretized<E, S, P, kEuler>, BACKWARD>(job, operands);
+      if (rule == kImpulse) return spread<Discretized<S, P, kImpulse>, BACKWARD>(job, operands);
+      if (rule == kZoh) return spread<Discretized<S, P, kZoh>, BACKWARD>(job, operands);
+      if (rule == kBilinear) return spread<Discretized<S, P, kBilinear>, BACKWARD>(job, operands);
+      if (rule == kEuler) return spread<Discretized<S, P, kEuler>, BACKWARD>(job, operands);
       STD_TORCH_CHECK(false, "discretized_scan knows rules 0 to 3");
     });
   });
@@ -164,9 +162,9 @@ std::tuple<Tensor, Tensor> discretized_scan(
   const ScalarType dtype = v.scalar_type(), wide = state_dtype(dtype);
   z = dense(z, wide);
   dt = dense(dt, wide);
-  v = dense(v, dtype);
+  v = dense(v, wide);
   const Inputs inputs(h0, lengths, reset, wide);
-  Tensor out = fresh_like(v, dtype), last = state_like(v, wide);
+  Tensor out = fresh_like(v, wide), last = state_like(v, wide);
   Job job = inputs.job(v, reverse);
   job.out = out.data_ptr();
   job.last = last.data_ptr();
@@ -175,8 +173,8 @@ std::tuple<Tensor, Tensor> discretized_scan(
   operands.dt = dt.data_ptr();
   operands.v = v.data_ptr();
   operands.width = block_width(x.batch, x.channels);
-  run<false>(job, operands, x, dtype, rule);
-  return {out, last};
+  run<false>(job, operands, x, wide, rule);
+  return {dense(out, dtype), last};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
@@ -184,14 +182,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
     Optional reset, bool reverse, int64_t rule) {
   const Extent x(states);
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
-  grad = dense(grad, dtype);
+  grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
-  states = dense(states, dtype);
-  v = dense(v, dtype);
+  states = dense(states, wide);
+  v = dense(v, wide);
   const Tensor rate = dense(z, wide), steps = dense(dt, wide);
   const Inputs inputs(h0, lengths, reset, wide);
   STD_TORCH_CHECK(v || rule == kImpulse, "this rule's gradients need v");
-  Tensor dv = fresh_like(states, dtype), dh0 = torch::stable::empty_like(grad_last);
+  Tensor dv = fresh_like(states, wide), dh0 = torch::stable::empty_like(grad_last);
   Tensor dz = torch::stable::empty_like(grad_last);
   Job job = inputs.job(states, reverse);
   job.states = states.data_ptr();
@@ -207,9 +205,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   operands.dv = dv.data_ptr();
   operands.dz = dz.data_ptr();
   operands.ddt = ddt.data_ptr();
-  run<true>(job, operands, x, dtype, rule);
-  dz = torch::stable::reshape(sum_first(dz), sizes(z));
-  return {dense(dz, z.scalar_type()), dense(torch::stable::reshape(sum_first(ddt), sizes(dt)), dt.scalar_type()), dv, dh0};
+  run<true>(job, operands, x, wide, rule);
+  dz = dense(torch::stable::reshape(sum_first(dz), sizes(z)), z.scalar_type());
+  ddt = dense(torch::stable::reshape(sum_first(ddt), sizes(dt)), dt.scalar_type());
+  return {dz, ddt, dense(dv, dtype), dh0};
 }
 
 }  // namespace lrnnx::cpu

@@ -15,9 +15,9 @@ struct Operands {
   int64_t width;
 };
 
-template <class E, class S>
+template <class S>
 struct Gates {
-  using Value = E;
+  using Value = S;
   using Sum = S;
   static constexpr int PLANES = 1;
   using Real1 = Number<S, 1>;
@@ -28,8 +28,8 @@ struct Gates {
     S r, i, a, root;  // root of 1 − a²
   };
 
-  const E *gate, *input_gate, *u;
-  E *d_gate, *d_input_gate, *du;
+  const S *gate, *input_gate, *u;
+  S *d_gate, *d_input_gate, *du;
   const S* dt;
   const bool* first;
   S *d_rate, *ddt;
@@ -40,12 +40,12 @@ struct Gates {
   Lanes<S, 1> rate, grad_gate, grad_input_gate, grad_u, sum, grad_dt;
 
   Gates(const Job& job, const Block& at, const Operands& o)
-      : gate(at_channel<E>(o.gate, at.batch * job.time, job.channels, at.first)),
-        input_gate(at_channel<E>(o.input_gate, at.batch * job.time, job.channels, at.first)),
-        u(at_channel<E>(o.u, at.batch * job.time, job.channels, at.first)),
-        d_gate(at_channel<E>(o.d_gate, at.batch * job.time, job.channels, at.first)),
-        d_input_gate(at_channel<E>(o.d_input_gate, at.batch * job.time, job.channels, at.first)),
-        du(at_channel<E>(o.du, at.batch * job.time, job.channels, at.first)),
+      : gate(at_channel<S>(o.gate, at.batch * job.time, job.channels, at.first)),
+        input_gate(at_channel<S>(o.input_gate, at.batch * job.time, job.channels, at.first)),
+        u(at_channel<S>(o.u, at.batch * job.time, job.channels, at.first)),
+        d_gate(at_channel<S>(o.d_gate, at.batch * job.time, job.channels, at.first)),
+        d_input_gate(at_channel<S>(o.d_input_gate, at.batch * job.time, job.channels, at.first)),
+        du(at_channel<S>(o.du, at.batch * job.time, job.channels, at.first)),
         dt(at_channel<S>(o.dt, at.batch, job.time, 0)),
         first(at_channel<bool>(o.first, at.batch, job.time, 0)),
         d_rate(at_channel<S>(o.d_rate, at.batch, job.channels, at.first)),
@@ -62,11 +62,11 @@ struct Gates {
     start = first && first[t];
   }
   void foresee(int64_t t) const {
-    for (const E* from : {gate, input_gate, u}) cpu::foresee<1>(from + t * N, N, width);
+    for (const S* from : {gate, input_gate, u}) cpu::foresee<1>(from + t * N, N, width);
   }
 
   INLINE Made make(int i) const {
-    const S r = sigmoid(static_cast<S>(gate[row + i])), in = sigmoid(static_cast<S>(input_gate[row + i]));
+    const S r = sigmoid(gate[row + i]), in = sigmoid(input_gate[row + i]);
     const Exp<S> decay(-rate.get(i).re() * r * span);
     return {r, in, decay.value, std::sqrt(-decay.less_one * (2 + decay.less_one))};
   }
@@ -74,12 +74,12 @@ struct Gates {
   INLINE Step at(int i) const {
     const Made m = make(i);
     const S factor = start != 0 ? S(1) : m.root;
-    return {{m.a}, {factor * m.i * static_cast<S>(u[row + i])}};
+    return {{m.a}, {factor * m.i * u[row + i]}};
   }
 
   INLINE Real1 pull(int i, int, const Real1& g, const Real1& before) {
     const Made m = make(i);
-    const S c = g.re(), input = static_cast<S>(u[row + i]), bound = S(1 / kSlope);
+    const S c = g.re(), input = u[row + i], bound = S(1 / kSlope);
     const S factor = start != 0 ? S(1) : m.root;
     const S steep = 2 * m.root < bound ? bound : 2 * m.root;
     const S root_by_log = start != 0 ? S(0) : -2 * m.a * m.a / steep;
@@ -107,21 +107,21 @@ struct Gates {
 
 template <bool BACKWARD>
 void run(const Job& job, const Operands& operands, ScalarType dtype) {
-  by_dtype(dtype, [&](auto e, auto s) { spread<Gates<decltype(e), decltype(s)>, BACKWARD>(job, operands); });
+  by_wide_dtype(dtype, [&](auto s) { spread<Gates<decltype(s)>, BACKWARD>(job, operands); });
 }
 
-// What both passes read, in the dtypes that they read.
+// What both passes read, in the precision of sums.
 struct Given {
   Tensor gate, input_gate, u, rate;
   Optional dt, first;
 
   Given(const Tensor& gate_, const Tensor& input_gate_, const Tensor& u_, const Tensor& rate_, const Optional& dt_,
-        const Optional& first_, ScalarType dtype)
-      : gate(dense(gate_, dtype)),
-        input_gate(dense(input_gate_, dtype)),
-        u(dense(u_, dtype)),
-        rate(dense(rate_, state_dtype(dtype))),
-        dt(dense(dt_, state_dtype(dtype))),
+        const Optional& first_, ScalarType wide)
+      : gate(dense(gate_, wide)),
+        input_gate(dense(input_gate_, wide)),
+        u(dense(u_, wide)),
+        rate(dense(rate_, wide)),
+        dt(dense(dt_, wide)),
         first(dense(first_, ScalarType::Bool)) {}
 
   Operands operands() const {
@@ -143,26 +143,26 @@ std::tuple<Tensor, Tensor> rglru_scan(
     Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first, Optional h0, Optional lengths,
     Optional reset) {
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
-  const Given given(gate, input_gate, u, rate, dt, first, dtype);
+  const Given given(gate, input_gate, u, rate, dt, first, wide);
   const Inputs inputs(h0, lengths, reset, wide);
-  Tensor out = fresh_like(given.u, dtype), last = state_like(given.u, wide);
+  Tensor out = fresh_like(given.u, wide), last = state_like(given.u, wide);
   Job job = inputs.job(given.u, false);
   job.out = out.data_ptr();
   job.last = last.data_ptr();
-  run<false>(job, given.operands(), dtype);
-  return {out, last};
+  run<false>(job, given.operands(), wide);
+  return {dense(out, dtype), last};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
     Tensor grad, Tensor grad_last, Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first,
     Tensor states, Optional h0, Optional lengths, Optional reset) {
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
-  const Given given(gate, input_gate, u, rate, dt, first, dtype);
+  const Given given(gate, input_gate, u, rate, dt, first, wide);
   const Inputs inputs(h0, lengths, reset, wide);
-  grad = dense(grad, dtype);
+  grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
-  states = dense(states, dtype);
-  Tensor d_gate = fresh_like(states, dtype), d_input_gate = fresh_like(states, dtype), du = fresh_like(states, dtype);
+  states = dense(states, wide);
+  Tensor d_gate = fresh_like(states, wide), d_input_gate = fresh_like(states, wide), du = fresh_like(states, wide);
   Tensor dh0 = torch::stable::empty_like(grad_last), d_rate = torch::stable::empty_like(grad_last);
   Job job = inputs.job(states, false);
   job.states = states.data_ptr();
@@ -179,10 +179,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
     ddt = partial_times(*given.dt, Extent(states), operands.width);
     operands.ddt = ddt.data_ptr();
   }
-  run<true>(job, operands, dtype);
+  run<true>(job, operands, wide);
   if (dt) ddt = dense(torch::stable::reshape(sum_first(ddt), sizes(*dt)), dt->scalar_type());
   d_rate = dense(torch::stable::reshape(sum_first(d_rate), sizes(rate)), rate.scalar_type());
-  return {d_gate, d_input_gate, du, d_rate, ddt, dh0};
+  return {dense(d_gate, dtype), dense(d_input_gate, dtype), dense(du, dtype), d_rate, ddt, dh0};
 }
 
 }  // namespace lrnnx::cpu
