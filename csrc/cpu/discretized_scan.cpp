@@ -40,7 +40,7 @@ struct Discretized {
     Number<S, P> a, b;
   };
   struct Made {
-    Number<S, P> w, a, gain, inverse;  // gain per unit of time; inverse of 1 − w/2 (bilinear)
+    Number<S, P> w, a, gain;  // gain per unit of time; of the bilinear rule 1/(1 − w/2)
   };
 
   const S* dt;
@@ -75,11 +75,10 @@ struct Discretized {
 
   INLINE Made make(int i) const {
     const Number<S, P> rate = z.get(i), one = number<P>(S(1), S(0));
-    Made m{span * rate, one, one, one};
+    Made m{span * rate, one, one};
     if constexpr (RULE == kBilinear) {
-      m.inverse = inverse(one + S(-0.5) * m.w);
-      m.a = (one + S(0.5) * m.w) * m.inverse;
-      m.gain = m.inverse;
+      m.gain = inverse(one + S(-0.5) * m.w);
+      m.a = (one + S(0.5) * m.w) * m.gain;
       return m;
     }
     const Exp<S> size(m.w.re());
@@ -105,7 +104,7 @@ struct Discretized {
 
   INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {
     const Made m = make(i);
-    const Number<S, P> a_by_w = RULE == kBilinear ? m.inverse * m.inverse : m.a;
+    const Number<S, P> a_by_w = RULE == kBilinear ? m.gain * m.gain : m.a;
     const Number<S, P> by_w = conj(a_by_w * before) * g;
     Number<S, P> by_z = span * by_w;
     S by_dt = dot(z.get(i), by_w);

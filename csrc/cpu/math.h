@@ -7,6 +7,7 @@
 namespace lrnnx::cpu {
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))  // of a lambda
 
 template <class To, class From>
 INLINE To bits_as(From x) {

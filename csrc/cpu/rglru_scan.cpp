@@ -28,13 +28,13 @@ struct Gates {
     S r, i, a, root;  // root of 1 − a²
   };
 
-  const S *gate, *input_gate, *u;
+  const S *gate, *input_gate, *u, *gate_row = nullptr, *input_gate_row = nullptr, *u_row = nullptr;
   S *d_gate, *d_input_gate, *du;
   const S* dt;
   const bool* first;
   S *d_rate, *ddt;
-  int64_t N, row = 0;
-  S span = 1, start = 0;
+  int64_t N;
+  S span = 1, start = 0;  // start: 1 where the input enters whole, a number since a condition does not vectorize
   int width;
   bool past_caches;
   Lanes<S, 1> rate, grad_gate, grad_input_gate, grad_u, sum, grad_dt;
@@ -57,7 +57,9 @@ struct Gates {
   }
 
   void seek(int64_t t) {
-    row = t * N;
+    gate_row = gate + t * N;
+    input_gate_row = input_gate + t * N;
+    u_row = u + t * N;
     span = dt ? dt[t] : S(1);
     start = first && first[t];
   }
@@ -66,23 +68,23 @@ struct Gates {
   }
 
   INLINE Made make(int i) const {
-    const S r = sigmoid(gate[row + i]), in = sigmoid(input_gate[row + i]);
+    const S r = sigmoid<S>(gate_row[i]), in = sigmoid<S>(input_gate_row[i]);
     const Exp<S> decay(-rate.get(i).re() * r * span);
     return {r, in, decay.value, std::sqrt(-decay.less_one * (2 + decay.less_one))};
   }
 
   INLINE Step at(int i) const {
     const Made m = make(i);
-    const S factor = start != 0 ? S(1) : m.root;
-    return {{m.a}, {factor * m.i * u[row + i]}};
+    const S factor = start + (1 - start) * m.root;
+    return {number<1>(m.a, S(0)), number<1>(factor * m.i * u_row[i], S(0))};
   }
 
   INLINE Real1 pull(int i, int, const Real1& g, const Real1& before) {
     const Made m = make(i);
-    const S c = g.re(), input = u[row + i], bound = S(1 / kSlope);
-    const S factor = start != 0 ? S(1) : m.root;
+    const S c = g.re(), input = u_row[i], bound = S(1 / kSlope);
+    const S factor = start + (1 - start) * m.root;
     const S steep = 2 * m.root < bound ? bound : 2 * m.root;
-    const S root_by_log = start != 0 ? S(0) : -2 * m.a * m.a / steep;
+    const S root_by_log = (start - 1) * 2 * m.a * m.a / steep;
     const S by_log = c * before.re() * m.a + c * m.i * input * root_by_log;
     const S by_rate = -by_log * m.r * span;
     grad_gate.put(i, {by_rate * rate.get(i).re() * (1 - m.r)});

@@ -65,7 +65,7 @@ void forward(const Job& job, Source& source, const Block& block) {
       if (job.cut(block.batch, t)) h.clear();
       source.seek(t);
       if (P == 2 || job.reverse) source.foresee(t + (job.reverse ? -kAhead : kAhead));
-      each(block.width, [&](int i, int) {
+      each(block.width, [&](int i, int) INLINED {
         const auto [a, b] = source.at(i);
         h.put(i, a * h.get(i) + b);
       });
@@ -89,7 +89,7 @@ void backward(const Job& job, Source& source, const Block& block) {
     const int64_t t = job.reverse ? T - 1 - step : step;
     const E* const grad = grads + t * row;
     if (t >= length) {
-      each(block.width, [&](int i, int) { c.add(i, read<S, P>(grad, N, i)); });
+      each(block.width, [&](int i, int) INLINED { c.add(i, read<S, P>(grad, N, i)); });
       source.clear();
       source.store(t);
       continue;
@@ -106,7 +106,7 @@ void backward(const Job& job, Source& source, const Block& block) {
     source.foresee(t + ahead);
     foresee<P>(grad + ahead * row, N, block.width);
     foresee<P>(states + (t + ahead + ahead / kAhead) * row, N, block.width);
-    each(block.width, [&](int i, int k) {
+    each(block.width, [&](int i, int k) INLINED {
       c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i)));
     });
     source.store(t);
