@@ -53,7 +53,7 @@ def _cuda_ms(run: Callable[[], object]) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written per second by a copy of 512 MiB, on a CPU 64 MiB, into memory already touched."""
+    """Bytes read and written per second by a copy of 512 MiB, on a CPU 64 MiB, into touched memory."""
     if device == "cpu":
         source, target = torch.ones(2, 64 << 20, dtype=torch.uint8)
         return 2e3 * source.nbytes / median_ms(lambda: target.copy_(source), device)
