@@ -1,7 +1,96 @@
-// lrnnx::linear_scan on the CPU.
-#include "dispatch.h"
+// lrnnx::linear_scan on the CPU, and its gradients of a, b and h0 in one pass.
+#include "run.h"
 
 namespace lrnnx::cpu {
+namespace {
+
+struct Operands {
+  const void *a, *b;
+  void *da, *db, *da_sum;
+  int64_t a_batch, a_time;  // strides of a
+};
+
+// Coefficients a and inputs b as they lie in memory; backward, gradients da (or its sums over time) and db.
+template <class A, class E, class S, int P>
+struct Given {
+  using Value = E;
+  using Sum = S;
+  static constexpr int PLANES = P;
+  struct Step {
+    Number<S, P> a, b;
+  };
+
+  const A *a, *a_row = nullptr;
+  const E *b, *b_row = nullptr;
+  A* da;
+  E* db;
+  S* da_sum;  // instead of da where it is not null
+  int64_t a_time, N;
+  int width;
+  bool past_caches;
+  Lanes<S, P> grad_a, grad_b, sum;
+
+  Given(const Job& job, const Block& at, const Operands& o)
+      : a(at_channel<A>(o.a, at.batch, o.a_batch, at.first)),
+        b(at_channel<E>(o.b, at.batch * job.time, P * job.channels, at.first)),
+        da(at_channel<A>(o.da, at.batch * job.time, P * job.channels, at.first)),
+        db(at_channel<E>(o.db, at.batch * job.time, P * job.channels, at.first)),
+        da_sum(at_channel<S>(o.da_sum, at.batch, P * job.channels, at.first)),
+        a_time(o.a_time),
+        N(job.channels),
+        width(at.width),
+        past_caches(job.past_caches) {}
+
+  void seek(int64_t t) {
+    a_row = a + t * a_time;
+    b_row = b + t * P * N;
+  }
+  void foresee(int64_t t) const {
+    cpu::foresee<P>(a + t * a_time, N, width);
+    if (b) cpu::foresee<P>(b + t * P * N, N, width);
+  }
+  INLINE Step at(int i) const { return {read<S, P>(a_row, N, i), read<S, P>(b_row, N, i)}; }
+
+  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {
+    grad_b.put(i, g);
+    grad_a.put(i, conj(before) * g);
+    return conj(read<S, P>(a_row, N, i)) * g;
+  }
+  void clear() {
+    grad_a.clear();
+    grad_b.clear();
+  }
+  void store(int64_t t) {
+    grad_b.store(db + t * P * N, N, width, past_caches);
+    if (da_sum)
+      each(width, [&](int i, int) { sum.add(i, grad_a.get(i)); });
+    else
+      grad_a.store(da + t * P * N, N, width, past_caches && std::is_same_v<A, E>);
+  }
+  void finish() {
+    if (da_sum) sum.store(da_sum, N, width);
+  }
+};
+
+ScalarType coefficient_dtype(const Tensor& a, const Tensor& b) {
+  return a.scalar_type() == b.scalar_type() ? b.scalar_type() : state_dtype(b.scalar_type());
+}
+
+// Coefficients keep the dtype of the values or take that of the sums.
+template <bool BACKWARD>
+void run(const Job& job, const Operands& operands, const Extent& x, ScalarType coefficients, ScalarType values) {
+  by_dtype(values, [&](auto e, auto s) {
+    by_planes(x, [&](auto planes) {
+      auto walk = [&](auto a) {
+        using Source = Given<decltype(a), decltype(e), decltype(s), decltype(planes)::value>;
+        spread<Source, BACKWARD>(job, operands);
+      };
+      coefficients == values ? walk(e) : walk(s);
+    });
+  });
+}
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> linear_scan(
     Tensor a, Tensor b, Optional h0, Optional lengths, Optional reset, bool reverse) {
@@ -9,39 +98,53 @@ std::tuple<Tensor, Tensor> linear_scan(
   const ScalarType dtype = b.scalar_type(), wide = state_dtype(dtype);
   const Coefficient coefficient(a, coefficient_dtype(a, b), x);
   b = dense(b, dtype);
-  h0 = dense(h0, wide);
-  lengths = dense(lengths, ScalarType::Long);
-  reset = dense(reset, ScalarType::Bool);
-  Tensor out = torch::stable::empty_like(b), last = torch::stable::empty_like(
-      torch::stable::to(torch::stable::select(b, 1, 0), wide));
-  if (x.batch * x.channels == 0) return {out, last};
-  Job job{};
-  job.a = coefficient.tensor.data_ptr();
-  job.b = b.data_ptr();
-  job.h0 = data_or_null<void>(h0);
-  job.lengths = data_or_null<int64_t>(lengths);
-  job.reset = data_or_null<bool>(reset);
+  const Inputs inputs(h0, lengths, reset, wide);
+  Tensor out = fresh_like(b, dtype), last = state_like(b, wide);
+  Job job = inputs.job(b, reverse);
   job.out = out.data_ptr();
   job.last = last.data_ptr();
-  job.time = x.time;
-  job.channels = x.channels;
-  job.a_batch = coefficient.batch_stride;
-  job.a_time = coefficient.time_stride;
-  job.reverse = reverse;
-  by_dtype(coefficient.tensor.scalar_type(), dtype, [&](auto a_, auto e_, auto s_) {
-    using A = decltype(a_);
-    using E = decltype(e_);
-    using S = decltype(s_);
-    if (x.planes == 1)
-      spread(job, x.batch, forward<A, E, S, 1, kBlock>, forward<A, E, S, 1, kBlock / 2>, forward<A, E, S, 1, 0>);
-    else
-      spread(job, x.batch, forward<A, E, S, 2, kBlock>, forward<A, E, S, 2, kBlock / 2>, forward<A, E, S, 2, 0>);
-  });
+  Operands operands{};
+  operands.a = coefficient.tensor.data_ptr();
+  operands.a_batch = coefficient.batch_stride;
+  operands.a_time = coefficient.time_stride;
+  operands.b = b.data_ptr();
+  run<false>(job, operands, x, coefficient.tensor.scalar_type(), dtype);
   return {out, last};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
+    Tensor grad, Tensor grad_last, Tensor a, Tensor states, Optional h0, Optional lengths, Optional reset,
+    bool reverse) {
+  const Extent x(states);
+  const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  const Coefficient coefficient(a, coefficient_dtype(a, states), x);
+  grad = dense(grad, dtype);
+  grad_last = dense(grad_last, wide);
+  states = dense(states, dtype);
+  const Inputs inputs(h0, lengths, reset, wide);
+  const bool sum_a = a.size(1) == 1 && (x.time > 1 || a.size(0) == 1);
+  STD_TORCH_CHECK(sum_a || a.size(0) == x.batch, "expand a along the batch first");
+  Tensor db = fresh_like(states, dtype), dh0 = torch::stable::empty_like(grad_last);
+  Tensor da = sum_a ? torch::stable::empty_like(grad_last) : fresh_like(states, coefficient.tensor.scalar_type());
+  Job job = inputs.job(states, reverse);
+  job.states = states.data_ptr();
+  job.grad = grad.data_ptr();
+  job.first = grad_last.data_ptr();
+  job.last = dh0.data_ptr();
+  Operands operands{};
+  operands.a = coefficient.tensor.data_ptr();
+  operands.a_batch = coefficient.batch_stride;
+  operands.a_time = coefficient.time_stride;
+  operands.db = db.data_ptr();
+  (sum_a ? operands.da_sum : operands.da) = da.data_ptr();
+  run<true>(job, operands, x, coefficient.tensor.scalar_type(), dtype);
+  if (sum_a) da = torch::stable::unsqueeze(a.size(0) == 1 ? sum_first(da) : da, 1);
+  return {dense(da, a.scalar_type()), db, dh0};
 }
 
 }  // namespace lrnnx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lrnnx, CPU, m) {
   m.impl("linear_scan", TORCH_BOX(&lrnnx::cpu::linear_scan));
+  m.impl("linear_scan_backward", TORCH_BOX(&lrnnx::cpu::linear_scan_backward));
 }

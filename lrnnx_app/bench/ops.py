@@ -9,7 +9,7 @@ from torch import Tensor
 from lrnnx_app.bench import _timing
 from lrnnx_app.ops import _blocked, _extension, rglru_scan  # noqa: F401 (defines the operator)
 from lrnnx_app.ops.discretized_scan import CODES
-from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.linear_scan import linear_scan, reference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -83,12 +83,16 @@ CASES = {
 def rows(device: str, cases: list[Any] | None = None) -> list[dict[str, Any]]:
     """One dictionary for each case: op, shape, dtype, ms and share of copy bandwidth forward and backward.
 
-    On a CPU also the time of the torch code that a linear scan runs as without kernels.
+    On a CPU, a linear scan also as multiples: of it, the torch code that runs without kernels, and one step
+    at a time. There the copy is timed again beside every case, since other programs take bandwidth too.
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
     kinds = {Case: _linear, Discretization: _discretized, Gates: _gates}
-    return [kinds[type(case)](case, device, bandwidth) for case in cases or CASES[device]]
+    return [
+        kinds[type(case)](case, device, _timing.copy_bandwidth(device) if device == "cpu" else bandwidth)
+        for case in cases or CASES[device]
+    ]
 
 
 def _linear(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
@@ -100,8 +104,13 @@ def _linear(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
     sizes = (a.nbytes + 2 * b.nbytes, 2 * a.nbytes + 3 * b.nbytes)
     row = _row(case, name, "linear_scan", args, back, sizes, device, bandwidth)
     if device == "cpu":
-        row["torch forward ms"] = _timing.median_ms(lambda: _blocked.scan(*args), device, 3)
-        row["torch backward ms"] = _timing.median_ms(lambda: _blocked.adjoint(*back), device, 3)
+        row["torch × forward"] = (
+            _timing.median_ms(lambda: _blocked.scan(*args), device, 3) / row["forward ms"]
+        )
+        row["torch × backward"] = (
+            _timing.median_ms(lambda: _blocked.adjoint(*back), device, 3) / row["backward ms"]
+        )
+        row["steps × forward"] = _timing.median_ms(lambda: reference(a, b), device, 1) / row["forward ms"]
     return row
 
 

@@ -147,7 +147,7 @@ def _commands(device: str) -> tuple[str, str]:
         native = "" if platform.machine() == "arm64" else "-march=native"
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
         return (
-            f'"{cxx}" -O3 {native} -fPIC -fvisibility=hidden {stable}',
+            f'"{cxx}" -O3 -fno-math-errno -fno-trapping-math {native} -fPIC -fvisibility=hidden {stable}',
             f'"{cxx}" -shared $in -o $out {libraries} {undefined}',
         )
     nvcc, archs = find_nvcc(), architectures()

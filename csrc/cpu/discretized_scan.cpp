@@ -1,0 +1,221 @@
+// lrnnx::discretized_scan on the CPU and its gradients: coefficients and gains of a rule are made in registers.
+#include "run.h"
+
+namespace lrnnx::cpu {
+namespace {
+
+enum Rule { kImpulse = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };  // as discretized_scan.py numbers them
+
+struct Operands {
+  const void *z, *dt, *v;
+  void *dv, *dz, *ddt;   // gradients; of z for each batch element, of dt for each block of channels
+  int64_t width;         // of a block
+};
+
+// (e^w − 1)/w from less_one = e^w − 1, continued at w = 0.
+template <class S, int P>
+INLINE Number<S, P> less_one_over(const Number<S, P>& w, const Number<S, P>& less_one) {
+  const bool tiny = dot(w, w) < Real<S>::EPSILON * Real<S>::EPSILON;
+  const Number<S, P> one = number<P>(S(1), S(0));
+  return select(tiny, one + S(0.5) * w, less_one * inverse(select(tiny, one, w)));
+}
+
+// Its derivative, (e^w − (e^w − 1)/w)/w, as the series Σ (k + 1) w^k/(k + 2)! where that cancels.
+template <class S, int P>
+INLINE Number<S, P> slope_of_that(const Number<S, P>& w, const Number<S, P>& a, const Number<S, P>& over) {
+  constexpr int terms = Real<S>::TERMS;
+  const bool small = dot(w, w) < S(0.09);
+  const Number<S, P> one = number<P>(S(1), S(0)), near = select(small, w, S(0) * one);
+  Number<S, P> sum = S(terms * inverse_factorial(terms + 1)) * one;
+  for (int k = terms - 2; k >= 0; k--) sum = S((k + 1) * inverse_factorial(k + 2)) * one + near * sum;
+  return select(small, sum, (a + S(-1) * over) * inverse(select(small, one, w)));
+}
+
+template <class S, int P, int RULE>
+struct Discretized {
+  using Value = S;
+  using Sum = S;
+  static constexpr int PLANES = P;
+  struct Step {
+    Number<S, P> a, b;
+  };
+  struct Made {
+    Number<S, P> w, a, gain;  // gain per unit of time; of the bilinear rule 1/(1 − w/2)
+  };
+
+  const S* dt;
+  const S *v, *v_row = nullptr;
+  S *dv, *dz, *ddt;
+  S span = 0;
+  int64_t N;
+  int width;
+  bool past_caches;
+  Lanes<S, P> z, grad_v, sum;
+  Lanes<S, 1> grad_dt;
+
+  Discretized(const Job& job, const Block& at, const Operands& o)
+      : dt(at_channel<S>(o.dt, at.batch, job.time, 0)),
+        v(at_channel<S>(o.v, at.batch * job.time, P * job.channels, at.first)),
+        dv(at_channel<S>(o.dv, at.batch * job.time, P * job.channels, at.first)),
+        dz(at_channel<S>(o.dz, at.batch, P * job.channels, at.first)),
+        ddt(at_channel<S>(o.ddt, at.first / o.width * job.batch + at.batch, job.time, 0)),
+        N(job.channels),
+        width(at.width),
+        past_caches(job.past_caches) {
+    z.load(at_channel<S>(o.z, 0, 0, at.first), N, width);
+  }
+
+  void seek(int64_t t) {
+    span = dt[t];
+    v_row = v ? v + t * P * N : nullptr;
+  }
+  void foresee(int64_t t) const {
+    if (v) cpu::foresee<P>(v + t * P * N, N, width);
+  }
+
+  INLINE Made make(int i) const {
+    const Number<S, P> rate = z.get(i), one = number<P>(S(1), S(0));
+    Made m{span * rate, one, one};
+    if constexpr (RULE == kBilinear) {
+      m.gain = inverse(one + S(-0.5) * m.w);
+      m.a = (one + S(0.5) * m.w) * m.gain;
+      return m;
+    }
+    const Exp<S> size(m.w.re());
+    Number<S, P> less_one = number<P>(size.less_one, S(0));
+    m.a = number<P>(size.value, S(0));
+    if constexpr (P == 2) {
+      // The product's rounding error is turned by as well: a large phase costs no digits.
+      const SinCos<S> turn(m.w.im(), fused(rate.im(), span, -m.w.im()));
+      m.a = number<P>(size.value * turn.cos, size.value * turn.sin);
+      less_one = number<P>(fused(size.less_one, turn.cos, turn.cos_less_one), m.a.im());
+    }
+    if constexpr (RULE == kZoh) m.gain = less_one_over(m.w, less_one);
+    return m;
+  }
+
+  INLINE Step at(int i) const {
+    const Made m = make(i);
+    const Number<S, P> input = read<S, P>(v_row, N, i);
+    if constexpr (RULE == kImpulse) return {m.a, input};
+    if constexpr (RULE == kEuler) return {m.a, span * input};
+    return {m.a, (span * m.gain) * input};
+  }
+
+  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {
+    const Made m = make(i);
+    const Number<S, P> a_by_w = RULE == kBilinear ? m.gain * m.gain : m.a;
+    const Number<S, P> by_w = conj(a_by_w * before) * g;
+    Number<S, P> by_z = span * by_w;
+    S by_dt = dot(z.get(i), by_w);
+    if constexpr (RULE == kImpulse) {
+      grad_v.put(i, g);
+    } else {
+      const Number<S, P> r = conj(read<S, P>(v_row, N, i)) * g;
+      if constexpr (RULE == kEuler) {
+        grad_v.put(i, span * g);
+        by_dt += r.re();
+      } else {
+        const Number<S, P> slope = RULE == kZoh ? slope_of_that(m.w, m.a, m.gain) : S(0.5) * a_by_w;
+        grad_v.put(i, conj(span * m.gain) * g);
+        by_z = by_z + (span * span) * (conj(slope) * r);
+        by_dt += dot(a_by_w, r);  // the gain's derivative too
+      }
+    }
+    sum.add(i, by_z);
+    grad_dt.put(i, number<1>(by_dt, S(0)));
+    return conj(m.a) * g;
+  }
+
+  void clear() {
+    grad_v.clear();
+    grad_dt.clear();
+  }
+  void store(int64_t t) {
+    grad_v.store(dv + t * P * N, N, width, past_caches);
+    ddt[t] = grad_dt.total(width);
+  }
+  void finish() { sum.store(dz, N, width); }
+};
+
+template <bool BACKWARD>
+void run(const Job& job, const Operands& operands, const Extent& x, ScalarType dtype, int64_t rule) {
+  by_wide_dtype(dtype, [&](auto s) {
+    by_planes(x, [&](auto planes) {
+      using S = decltype(s);
+      constexpr int P = decltype(planes)::value;
+      if (rule == kImpulse) return spread<Discretized<S, P, kImpulse>, BACKWARD>(job, operands);
+      if (rule == kZoh) return spread<Discretized<S, P, kZoh>, BACKWARD>(job, operands);
+      if (rule == kBilinear) return spread<Discretized<S, P, kBilinear>, BACKWARD>(job, operands);
+      if (rule == kEuler) return spread<Discretized<S, P, kEuler>, BACKWARD>(job, operands);
+      STD_TORCH_CHECK(false, "discretized_scan knows rules 0 to 3");
+    });
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> discretized_scan(
+    Tensor z, Tensor dt, Tensor v, Optional h0, Optional lengths, Optional reset, bool reverse, int64_t rule) {
+  const Extent x(v);
+  const ScalarType dtype = v.scalar_type(), wide = state_dtype(dtype);
+  z = dense(z, wide);
+  dt = dense(dt, wide);
+  v = dense(v, wide);
+  const Inputs inputs(h0, lengths, reset, wide);
+  Tensor out = fresh_like(v, wide), last = state_like(v, wide);
+  Job job = inputs.job(v, reverse);
+  job.out = out.data_ptr();
+  job.last = last.data_ptr();
+  Operands operands{};
+  operands.z = z.data_ptr();
+  operands.dt = dt.data_ptr();
+  operands.v = v.data_ptr();
+  operands.width = block_width(x.batch, x.channels);
+  run<false>(job, operands, x, wide, rule);
+  return {dense(out, dtype), last};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
+    Tensor grad, Tensor grad_last, Tensor z, Tensor dt, Optional v, Tensor states, Optional h0, Optional lengths,
+    Optional reset, bool reverse, int64_t rule) {
+  const Extent x(states);
+  const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  grad = dense(grad, wide);
+  grad_last = dense(grad_last, wide);
+  states = dense(states, wide);
+  v = dense(v, wide);
+  const Tensor rate = dense(z, wide), steps = dense(dt, wide);
+  const Inputs inputs(h0, lengths, reset, wide);
+  STD_TORCH_CHECK(v || rule == kImpulse, "this rule's gradients need v");
+  Tensor dv = fresh_like(states, wide), dh0 = torch::stable::empty_like(grad_last);
+  Tensor dz = torch::stable::empty_like(grad_last);
+  Job job = inputs.job(states, reverse);
+  job.states = states.data_ptr();
+  job.grad = grad.data_ptr();
+  job.first = grad_last.data_ptr();
+  job.last = dh0.data_ptr();
+  Operands operands{};
+  operands.width = block_width(x.batch, x.channels);
+  Tensor ddt = partial_times(steps, x, operands.width);
+  operands.z = rate.data_ptr();
+  operands.dt = steps.data_ptr();
+  operands.v = data_or_null<void>(v);
+  operands.dv = dv.data_ptr();
+  operands.dz = dz.data_ptr();
+  operands.ddt = ddt.data_ptr();
+  run<true>(job, operands, x, wide, rule);
+  dz = dense(torch::stable::reshape(sum_first(dz), sizes(z)), z.scalar_type());
+  ddt = dense(torch::stable::reshape(sum_first(ddt), sizes(dt)), dt.scalar_type());
+  return {dz, ddt, dense(dv, dtype), dh0};
+}
+
+}  // namespace lrnnx::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(lrnnx, CPU, m) {
+
+  m.impl("discretized_scan", TORCH_BOX(&lrnnx::cpu::discretized_scan));
+
+  m.impl("discretized_scan_backward", TORCH_BOX(&lrnnx::cpu::discretized_scan_backward));
+
+}
