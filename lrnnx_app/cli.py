@@ -41,16 +41,27 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Train this many seeds: mean and sd.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
     ] = False,
 ) -> None:
-    """Train a recipe, test it and write a run folder."""
+    """Train a recipe, test it and write a run folder.
+
+    A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them.
+    """
+    from lrnnx_app import grid
     from lrnnx_app import recipe as recipes
 
-    config = recipes.load(recipe, overrides or ())
+    counted = () if seeds is None else grid.seeds_from(recipe, overrides or (), seeds)
+    cells = grid.cells(overrides or (), counted)
     if dry_run:
-        return _dry_run(config)
+        for cell in cells:
+            _dry_run(recipes.load(recipe, cell.overrides))
+        return
+    if len(cells) > 1 or counted:
+        return _train_grid(recipe, cells, out, resume)
+    config = recipes.load(recipe, cells[0].overrides)
     from lrnnx_app import training
 
     folder, summary = training.train(config, out, resume)
@@ -65,6 +76,15 @@ def train(
     table.add_row("run", str(folder))
     console.print(table)
     console.print(f"Next: {_next_command(config, folder)}")
+
+
+def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
+    from lrnnx_app import grid, show
+
+    parent, outcomes = grid.run(recipe, cells, out, resume)
+    failed = {folder: reason for folder, reason in outcomes if reason}
+    show.outcome(parent, failed, console)
+    raise typer.Exit(1 if failed else 0)
 
 
 def _dry_run(config: Any) -> None:
@@ -109,6 +129,22 @@ def evaluate(
     for key, value in metrics.items():
         table.add_row(key, f"{value:.4g}")
     console.print(table)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of runs.")],
+    plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare runs: metric, parameters, state, training throughput, latency of a step on this machine."""
+    from dataclasses import asdict
+
+    from lrnnx_app import show
+
+    found = show.comparison(runs, Console(quiet=True) if as_json else console, plot)
+    if as_json:
+        print(json.dumps([asdict(row) for row in found]))
 
 
 @app.command()

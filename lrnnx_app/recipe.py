@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lrnnx_app.errors import RecipeError, nearest
 
 SUFFIX = ".yaml"
+NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
 @dataclass
@@ -255,7 +256,7 @@ def _dotlist(overrides: Sequence[str]) -> DictConfig:
         if not equals or not key.strip():
             raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        return OmegaConf.from_dotlist([NAMED.sub(r"\1.name=\2", item) for item in overrides])
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise RecipeError(f"override: {_one_line(error)}; expected key.sub=value") from error
 

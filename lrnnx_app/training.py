@@ -103,13 +103,12 @@ def train(
     trainer.save_checkpoint(run.last)
     load_weights(task, read_checkpoint(run.checkpoint())["state_dict"], run.checkpoint())
     trainer.test(task, data, verbose=False)
-    report.keep_metrics(folder, csv_before)
-    report.draw(task, folder)
     summary = {
         "recipe": recipe.name,
         "metrics": {
             key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key
         },
+        **task.details(),
         "parameters": sum(p.numel() for p in task.parameters()),
         "steps": trainer.global_step,
         "seconds": round(seconds, 2),
@@ -123,7 +122,10 @@ def train(
         "device": str(trainer.strategy.root_device),
         "git": _commit(),
     }
-    report.write_summary(folder, summary)
+    if trainer.is_global_zero:
+        report.keep_metrics(folder, csv_before)
+        report.draw(task, folder)
+        report.write_summary(folder, summary)
     return folder, summary
 
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops.linear_scan import linear_scan
 
-SERIAL = 2**11  # states of a batch from which a CPU, free of launches, is quicker one step at a time (measured)
+SERIAL = (
+    2**11
+)  # states of a batch from which a CPU, free of launches, is quicker one step at a time (measured)
 
 
 def gru_cell(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None = None) -> Tensor:
@@ -42,9 +44,7 @@ def _gates(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> t
     return k, r, torch.tanh(torch.addcmul(x_c, r * u_c, h))
 
 
-def _cell_and_slope(
-    h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _cell_and_slope(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """`gru_cell` and its derivative by h, which no gradient passes through."""
     k, r, c = _gates(h, inputs, recurrent, dt)
     with torch.no_grad():

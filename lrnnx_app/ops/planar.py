@@ -91,7 +91,9 @@ def expm1_over(z: Tensor) -> Tensor:
 
 def _expm1_over_series(z: Tensor) -> Tensor:
     """Σ z^k/(k + 1)! by Horner's rule, for |Re z|, |Im z| < 0.1."""
-    last = 10 if z.dtype == torch.float64 else 5  # the next term, 0.1^(last + 1)/(last + 2)!, is below rounding
+    last = (
+        10 if z.dtype == torch.float64 else 5
+    )  # the next term, 0.1^(last + 1)/(last + 2)!, is below rounding
     coefficients = [z.new_tensor(1 / math.factorial(k + 1)) for k in range(last + 1)]
     re, im = planes(z)
     sr, si = coefficients[last], None
