@@ -223,6 +223,23 @@ def recipes(
 
 
 @app.command()
+def data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, or a data module's name.")],
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture of examples to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what data hold: splits, classes, lengths, times, padding; and a picture of four examples."""
+    from dataclasses import asdict
+
+    from lrnnx_app import show
+
+    found = show.data(name, overrides or (), Console(quiet=True) if as_json else console, plot)
+    if as_json:
+        print(json.dumps({split: asdict(content) for split, content in found.items()}))
+
+
+@app.command()
 def layers(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
 ) -> None:

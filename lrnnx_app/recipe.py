@@ -121,7 +121,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
         file = OmegaConf.create(content)
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
-    return resolve(file, _dotlist(overrides), str(path), path.stem)
+    return resolve(file, dotlist(overrides), str(path), path.stem)
 
 
 def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
@@ -250,7 +250,12 @@ def _shown(key: str) -> str:
     return re.sub(r"^model\.layer\.(\d+)", r"model.layer[\1]", str(key))
 
 
-def _dotlist(overrides: Sequence[str]) -> DictConfig:
+def dotlist(overrides: Sequence[str]) -> DictConfig:
+    """The overrides as nested keys.
+
+    Raises:
+        RecipeError: one is not `key.sub=value`.
+    """
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key.strip():

@@ -1,15 +1,20 @@
-"""What several commands print: rich tables of comparisons and of the outcome of a grid."""
+"""What commands print in tables: comparisons, the outcome of a grid, what data hold."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from lrnnx_app import compare
+from lrnnx_app import compare, inspection
 from lrnnx_app.errors import RunError
+from lrnnx_app.inspection import Split
+
+ERRORS = Console(stderr=True)
 
 
 def comparison(paths: Sequence[Path], console: Console, plot: Path | None = None) -> list[compare.Row]:
@@ -32,11 +37,7 @@ def comparison(paths: Sequence[Path], console: Console, plot: Path | None = None
 
 
 def draw(found: Sequence[compare.Row], plot: Path) -> None:
-    """Write the plot of a comparison.
-
-    Raises:
-        RunError: the file cannot be written as what its ending says.
-    """
+    """Write the plot of a comparison."""
     from lrnnx_app.plots import comparison as picture
 
     nothing = [None] * len(found)
@@ -46,10 +47,19 @@ def draw(found: Sequence[compare.Row], plot: Path) -> None:
         "training samples/s": ([row.samples_per_second for row in found], nothing),
         "step (ms)": ([row.step_ms for row in found], nothing),
     }
+    save(picture([row.label for row in found], panels), plot)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        RunError: the file cannot be written as what its ending says.
+    """
     try:
-        picture([row.label for row in found], panels).savefig(plot, dpi=130)
+        figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
-        raise RunError(f"{plot}: {error}; expected a writable .png, .pdf or .svg") from error
+        raise RunError(f"{path}: {error}; expected a writable .png, .pdf or .svg") from error
 
 
 def outcome(parent: Path, failed: dict[str, str], console: Console) -> None:
@@ -61,3 +71,38 @@ def outcome(parent: Path, failed: dict[str, str], console: Console) -> None:
     for folder, reason in failed.items():
         console.print(f"failed: {parent / folder}: {reason}", markup=False)
     console.print(f"runs: {parent}")
+
+
+def data(name: str, overrides: Sequence[str], console: Console, plot: Path | None = None) -> dict[str, Split]:
+    """Print what a data module holds, and draw four of its examples."""
+    opened = inspection.open_data(name, overrides)
+    found: dict[str, Split] = {}
+    for split, content in track(
+        inspection.splits(opened), "reading", total=3, transient=True, console=ERRORS
+    ):
+        found[split] = content
+    spec = opened.spec
+    kind = f"tokens below {spec.d_input}" if spec.tokens else f"{spec.d_input} channels"
+    rate = f" at {spec.sample_rate} Hz" if spec.sample_rate else ""
+    console.print(f"{type(opened).__name__}: {kind}{rate} → {spec.d_output} outputs")
+    table = Table(
+        "split", "examples", "shape", "steps: least, median, 95 %, most", "dt: least, median, most", "padding"
+    )
+    for split, content in found.items():
+        steps, times = (
+            ", ".join(f"{n:,}" for n in content.lengths),
+            ", ".join(f"{t:.3g}" for t in content.dt or ()),
+        )
+        table.add_row(split, f"{content.examples:,}", content.shape, steps, times, f"{content.padding:.1%}")
+    console.print(table)
+    classes = list(dict.fromkeys(label for content in found.values() for label in content.classes))
+    if classes:
+        table = Table(
+            "class", *(f"{split} ({sum(content.classes.values()):,})" for split, content in found.items())
+        )
+        for label in classes:
+            table.add_row(label, *(str(content.classes.get(label, 0)) for content in found.values()))
+        console.print(table)
+    if plot is not None:
+        save(inspection.picture(opened), plot)
+    return found

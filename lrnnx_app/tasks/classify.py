@@ -13,7 +13,7 @@ from lrnnx_app.data import Batch, DataSpec, Example
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.tasks._reliability import Reliability, calibration_error
 
-EXAMPLES = 6  # of the sequences that a test got right, and of those that it got wrong, kept for a picture
+EXAMPLES = 8  # of the sequences that a test got right, and of those that it got wrong, kept for a picture
 
 
 class Classify(Task):
