@@ -1,6 +1,7 @@
 """The `lrnnx` command: parses, delegates, prints. Whatever needs torch is imported where it is used."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ app = typer.Typer(
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
-console = Console(highlight=False, soft_wrap=True)
+quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes one speaks
+console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]

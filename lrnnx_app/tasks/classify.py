@@ -84,7 +84,8 @@ class Classify(Task):
                 "test/accuracy_stderr": torch.sqrt(share * (1 - share) / rows),
                 "test/accuracy_of_classes": self._class_accuracy()[seen].mean(),
                 "test/calibration_error": calibration_error(self.bins).float(),
-            }
+            },
+            sync_dist=True,  # equal in every process
         )
 
     def details(self) -> dict[str, Any]:
