@@ -52,7 +52,7 @@ def train(
 
     A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them.
     """
-    from lrnnx_app import grid
+    from lrnnx_app import grid, training
     from lrnnx_app import recipe as recipes
 
     counted = () if seeds is None else grid.seeds_from(recipe, overrides or (), seeds)
@@ -64,9 +64,12 @@ def train(
     if len(cells) > 1 or counted:
         return _train_grid(recipe, cells, out, resume)
     config = recipes.load(recipe, cells[0].overrides)
-    from lrnnx_app import training
-
     folder, summary = training.train(config, out, resume)
+    _show_summary(folder, summary)
+    console.print(f"Next: {_next_command(config, folder)}")
+
+
+def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
     table = Table("", "", show_header=False)
     for key, value in summary["metrics"].items():
         if key.startswith("test/"):
@@ -77,7 +80,6 @@ def train(
     )
     table.add_row("run", str(folder))
     console.print(table)
-    console.print(f"Next: {_next_command(config, folder)}")
 
 
 def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
@@ -207,10 +209,13 @@ def export(
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this recipe, resolved.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="A table of layers and data.")] = False,
 ) -> None:
     """List the shipped recipes, or show one resolved."""
     from lrnnx_app import recipe
 
+    if matrix:
+        return _matrix(recipe.shipped())
     if name is not None:
         from omegaconf import OmegaConf
 
@@ -218,9 +223,20 @@ def recipes(
     table = Table("name", "task", "layer", "data", "what it is for")
     for key, path in recipe.shipped().items():
         content = recipe.read_yaml(path)
-        layers = "+".join(node["name"] for _, node in recipe.layer_nodes(content["model"]["layer"]))
-        names = (content["task"]["name"], layers, content["data"]["name"])
-        table.add_row(key, *names, content.get("about", ""))
+        table.add_row(key, content["task"]["name"], *recipe.system(path), content.get("about", ""))
+    console.print(table)
+
+
+def _matrix(shipped: dict[str, Path]) -> None:
+    from lrnnx_app.recipe import system
+
+    cells: dict[tuple[str, str], list[str]] = {}
+    for name, path in shipped.items():
+        cells.setdefault(system(path), []).append(name)
+    data = sorted({column for _, column in cells})
+    table = Table("layer", *data)
+    for layer in sorted({row for row, _ in cells}):
+        table.add_row(layer, *("\n".join(cells.get((layer, column), [])) for column in data))
     console.print(table)
 
 

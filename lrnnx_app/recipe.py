@@ -105,6 +105,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def system(path: Path) -> tuple[str, str]:
+    """The names of the layers, joined by +, and of the data in a recipe's file, as they stand there."""
+    content = read_yaml(path)
+    nodes = layer_nodes(content["model"]["layer"])
+    return "+".join(dict.fromkeys(node["name"] for _, node in nodes)), content["data"]["name"]
+
+
 def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Read, override, check and resolve a recipe.
 

@@ -78,7 +78,12 @@ def data(name: str, overrides: Sequence[str], console: Console, plot: Path | Non
     opened = inspection.open_data(name, overrides)
     found: dict[str, Split] = {}
     for split, content in track(
-        inspection.splits(opened), "reading", total=3, transient=True, console=ERRORS
+        inspection.splits(opened),
+        "reading",
+        total=3,
+        transient=True,
+        console=ERRORS,
+        disable=not ERRORS.is_terminal,
     ):
         found[split] = content
     spec = opened.spec
