@@ -81,7 +81,7 @@ def train(
         checkpoint = Run(resume).last
         if not checkpoint.is_file():
             raise RunError(f"{resume}: no checkpoints/last.ckpt to resume from")
-    leads = rank_zero_only.rank == 0
+    leads = getattr(rank_zero_only, "rank", 0) == 0
     folder = resume or (_new_folder(recipe.name, out) if leads else _leaders_folder(out))
 
     _quiet()
