@@ -97,7 +97,7 @@ class LocalAttention(Layer):
         return seen if document is None else seen & (document[:, -queries:, None] == document[:, None])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns what q is."""
+        """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
         positions = torch.arange(k.shape[1], device=k.device)
         q_rotated = self._rotate(q.transpose(1, 2).to(k.dtype), positions[-q.shape[1] :]).to(q.dtype)
         k_rotated = self._rotate(k, positions).to(q.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.decayed_scan import Decay
+from lrnnx_app.ops.discretized_scan import Discretized
 
 
 class LRU(DiagonalLayer):
@@ -42,10 +42,10 @@ class LRU(DiagonalLayer):
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
         log_lambda = torch.stack((-torch.exp(self.nu_log), torch.exp(self.theta_log)))
-        a = planar.exp(log_lambda) if dt is None else Decay(log_lambda, dt)
+        a = planar.exp(log_lambda) if dt is None else Discretized(log_lambda, dt, "dirac")
         return a, drive(x, self.B * torch.exp(self.gamma_log)[:, None])
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return real_readout(h, self.C) + self.D * x
+        return real_readout(h, self.C, self.D, x)

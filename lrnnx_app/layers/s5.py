@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, drive, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, autocast, drive, real_readout
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops.decayed_scan import Decay, scan
-from lrnnx_app.ops.discretize import EVEN_GAIN, RULES
+from lrnnx_app.ops.discretize import RULES, constant_gain
+from lrnnx_app.ops.discretized_scan import Discretized, evenly, scan
 
 
 class S5(DiagonalLayer):
@@ -70,18 +70,17 @@ class S5(DiagonalLayer):
         re = self.Lambda_re.clamp_max(-1e-4) if self.config.clip_eigs else self.Lambda_re
         return torch.stack((re, self.Lambda_im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
         lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
-        rule = RULES[self.rule_name]
-        if dt is None or self.rule_name not in EVEN_GAIN:
-            a, gain = rule(lam, step, dt)
+        if dt is None:
+            a, gain = evenly(self.rule_name, lam, step)
         else:
-            a, (_, gain) = Decay(lam * step, dt), rule(lam, step, None)
-        return a, drive(x, self.B, gain.expand(*gain.shape[:-1], self.log_step.shape[0]))
+            a, gain = Discretized(lam * step, dt, self.rule_name), constant_gain(self.rule_name, lam, step)
+        return a, drive(x, self.B, gain.expand_as(lam))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
-        return real_readout(h, scale * self.C) + self.D * x
+        return real_readout(h, scale * self.C, self.D, x)
 
     def init_state(self, batch: int) -> DiagonalState:
         if not self.causal:
@@ -102,6 +101,7 @@ class S5(DiagonalLayer):
             return super().forward(x, state, dt=dt, lengths=lengths, reset=reset)
         if state is not None:
             refuse_stream("S5")
+        x = autocast(x)
         gaps = None if dt is None else _gaps_after(dt, lengths, reset)
         ahead, last = self._states(x, dt, lengths, reset, reverse=False)
         back, _ = self._states(x, gaps, lengths, reset, reverse=True)

@@ -73,7 +73,7 @@ class S7(DiagonalLayer):
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
-        y = real_readout(scaled.to(x.dtype), 2 * self.C) + self.D * x
+        y = real_readout(scaled.to(x.dtype), 2 * self.C, self.D, x)
         return y * torch.sigmoid(self.gate(F.gelu(y)))
 
     def _selected(self, name: str, x: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops.linear_scan import linear_scan
 
-SERIAL = (
-    2**11
-)  # states of a batch from which a CPU, free of launches, is quicker one step at a time (measured)
+SERIAL = 2**11  # states of a batch from which a CPU is quicker one step at a time (measured)
 
 
 def gru_cell(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None = None) -> Tensor:

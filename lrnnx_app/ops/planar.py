@@ -89,11 +89,24 @@ def expm1_over(z: Tensor) -> Tensor:
     return torch.where(small, _expm1_over_series(torch.where(small, z, 0.0)), div(expm1(far), far))
 
 
+def expm1_over_slope(z: Tensor) -> Tensor:
+    """The derivative (exp(z) - expm1_over(z)) / z of `expm1_over`, 1/2 at z = 0, accurate for every z."""
+    re, im = planes(z)
+    size = re.abs() if im is None else torch.maximum(re.abs(), im.abs())
+    small = (size < 0.2).unsqueeze(-2)
+    unit = one(z)
+    near = torch.where(small, z, 0.0)
+    series = unit
+    terms = 13 if z.dtype == torch.float64 else 7
+    for k in range(terms, 0, -1):
+        series = unit + mul(near, series) * ((k + 1) / (k * (k + 2)))
+    far = torch.where(small, unit, z)
+    return torch.where(small, series / 2, div(exp(far) - expm1_over(far), far))
+
+
 def _expm1_over_series(z: Tensor) -> Tensor:
     """Σ z^k/(k + 1)! by Horner's rule, for |Re z|, |Im z| < 0.1."""
-    last = (
-        10 if z.dtype == torch.float64 else 5
-    )  # the next term, 0.1^(last + 1)/(last + 2)!, is below rounding
+    last = 10 if z.dtype == torch.float64 else 5  # the next term is below rounding
     coefficients = [z.new_tensor(1 / math.factorial(k + 1)) for k in range(last + 1)]
     re, im = planes(z)
     sr, si = coefficients[last], None
