@@ -1,6 +1,7 @@
 """The `lrnnx` command: parses, delegates, prints. Whatever needs torch is imported where it is used."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ app = typer.Typer(
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
-console = Console(highlight=False, soft_wrap=True)
+quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes one speaks
+console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
@@ -41,19 +43,33 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Train this many seeds: mean and sd.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
     ] = False,
 ) -> None:
-    """Train a recipe, test it and write a run folder."""
+    """Train a recipe, test it and write a run folder.
+
+    A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them.
+    """
+    from lrnnx_app import grid, training
     from lrnnx_app import recipe as recipes
 
-    config = recipes.load(recipe, overrides or ())
+    counted = () if seeds is None else grid.seeds_from(recipe, overrides or (), seeds)
+    cells = grid.cells(overrides or (), counted)
     if dry_run:
-        return _dry_run(config)
-    from lrnnx_app import training
-
+        for cell in cells:
+            _dry_run(recipes.load(recipe, cell.overrides))
+        return
+    if len(cells) > 1 or counted:
+        return _train_grid(recipe, cells, out, resume)
+    config = recipes.load(recipe, cells[0].overrides)
     folder, summary = training.train(config, out, resume)
+    _show_summary(folder, summary)
+    console.print(f"Next: {_next_command(config, folder)}")
+
+
+def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
     table = Table("", "", show_header=False)
     for key, value in summary["metrics"].items():
         if key.startswith("test/"):
@@ -64,7 +80,15 @@ def train(
     )
     table.add_row("run", str(folder))
     console.print(table)
-    console.print(f"Next: {_next_command(config, folder)}")
+
+
+def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
+    from lrnnx_app import grid, show
+
+    parent, outcomes = grid.run(recipe, cells, out, resume)
+    failed = {folder: reason for folder, reason in outcomes if reason}
+    show.outcome(parent, failed, console)
+    raise typer.Exit(1 if failed else 0)
 
 
 def _dry_run(config: Any) -> None:
@@ -109,6 +133,22 @@ def evaluate(
     for key, value in metrics.items():
         table.add_row(key, f"{value:.4g}")
     console.print(table)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of runs.")],
+    plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare runs: metric, parameters, state, training throughput, latency of a step on this machine."""
+    from dataclasses import asdict
+
+    from lrnnx_app import show
+
+    found = show.comparison(runs, Console(quiet=True) if as_json else console, plot)
+    if as_json:
+        print(json.dumps([asdict(row) for row in found]))
 
 
 @app.command()
@@ -169,10 +209,13 @@ def export(
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this recipe, resolved.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="A table of layers and data.")] = False,
 ) -> None:
     """List the shipped recipes, or show one resolved."""
     from lrnnx_app import recipe
 
+    if matrix:
+        return _matrix(recipe.shipped())
     if name is not None:
         from omegaconf import OmegaConf
 
@@ -180,10 +223,38 @@ def recipes(
     table = Table("name", "task", "layer", "data", "what it is for")
     for key, path in recipe.shipped().items():
         content = recipe.read_yaml(path)
-        layers = "+".join(node["name"] for _, node in recipe.layer_nodes(content["model"]["layer"]))
-        names = (content["task"]["name"], layers, content["data"]["name"])
-        table.add_row(key, *names, content.get("about", ""))
+        table.add_row(key, content["task"]["name"], *recipe.system(path), content.get("about", ""))
     console.print(table)
+
+
+def _matrix(shipped: dict[str, Path]) -> None:
+    from lrnnx_app.recipe import system
+
+    cells: dict[tuple[str, str], list[str]] = {}
+    for name, path in shipped.items():
+        cells.setdefault(system(path), []).append(name)
+    data = sorted({column for _, column in cells})
+    table = Table("layer", *data)
+    for layer in sorted({row for row, _ in cells}):
+        table.add_row(layer, *("\n".join(cells.get((layer, column), [])) for column in data))
+    console.print(table)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, or a data module's name.")],
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture of examples to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what data hold: splits, classes, lengths, times, padding; and a picture of four examples."""
+    from dataclasses import asdict
+
+    from lrnnx_app import show
+
+    found = show.data(name, overrides or (), Console(quiet=True) if as_json else console, plot)
+    if as_json:
+        print(json.dumps({split: asdict(content) for split, content in found.items()}))
 
 
 @app.command()

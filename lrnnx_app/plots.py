@@ -1,15 +1,22 @@
 """Pictures of a run. Every function returns a matplotlib figure that the caller saves and closes."""
 
 import csv
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lrnnx_app.data import DataSpec, Example
+
 FFT = 512
+FEW_CHANNELS = 4  # that are drawn as lines
 FLOOR_DB = -80.0
 
 
@@ -72,6 +79,77 @@ def confusion_matrix(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
+def reliability(bins: np.ndarray, error: float) -> Figure:
+    """Accuracy over confidence, and how often each confidence is given.
+
+    Args:
+        bins: (3, bins): rows, summed confidence and number right in equal bins of confidence.
+        error: expected calibration error, for the title.
+    """
+    rows, confidence, right = bins
+    used = rows > 0
+    figure = _figure(4, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="calibrated")
+    upper.plot(confidence[used] / rows[used], right[used] / rows[used], marker="o", label="model")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), title=f"calibration error {error:.3f}")
+    upper.legend()
+    width = 1 / len(rows)
+    lower.bar((np.arange(len(rows)) + 0.5) * width, rows / max(rows.sum(), 1), 0.9 * width)
+    lower.set(xlabel="confidence", ylabel="share", xlim=(0, 1))
+    return figure
+
+
+def examples(rows: Sequence[Example], titles: Sequence[str], spec: DataSpec) -> Figure:
+    """A panel for each example, drawn as its data call for."""
+    across = min(4, len(rows)) if _is_picture(rows[0], spec) else min(2, len(rows))
+    down = -(-len(rows) // across)
+    figure = _figure(*((2.3 * across, 2.6 * down) if across > 2 else (6 * across, 2.2 * down)))
+    for axis, row, title in zip_longest(figure.subplots(down, across, squeeze=False).flat, rows, titles):
+        if row is None:
+            axis.set_axis_off()
+            continue
+        _example(axis, row, spec)
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def _is_picture(row: Example, spec: DataSpec) -> bool:
+    """Grey or colour pixels, row by row, of a square."""
+    side = math.isqrt(len(row.x))
+    pixels = row.x.ndim == 2 and row.x.shape[1] in (1, 3) and side > 1 and side * side == len(row.x)
+    return pixels and row.dt is None and not spec.sample_rate and not row.y.ndim
+
+
+def _example(axis: Axes, row: Example, spec: DataSpec) -> None:
+    """Pixels as a picture, tokens as points, few channels as lines, many as a picture over time."""
+    x = row.x.float().numpy() if row.x.ndim == 2 else row.x.numpy()
+    if _is_picture(row, spec):
+        side = math.isqrt(len(x))
+        low, high = x.min(), x.max()
+        axis.imshow(((x - low) / (high - low or 1)).reshape(side, side, -1), cmap="gray")
+        return axis.set_axis_off()
+    time, unit = np.arange(len(x)), "step"
+    if row.dt is not None:
+        time, unit = np.cumsum(row.dt.double().numpy()), "time"
+    elif spec.sample_rate:
+        time, unit = time / spec.sample_rate, "time (s)"
+    axis.set_xlabel(unit)
+    if row.x.ndim == 1:
+        axis.scatter(time, x, s=2, linewidths=0)
+        axis.set(ylabel="token", ylim=(-0.5, spec.d_input - 0.5))
+    elif x.shape[1] <= FEW_CHANNELS:
+        lines = axis.plot(time, x, linewidth=0.6)
+        if row.y.ndim == 2 and row.y.is_floating_point():
+            axis.plot(time, row.y.float().numpy(), linewidth=0.6, color="black", label="target")
+            lines[0].set_label("input")
+            axis.legend(loc="upper right", fontsize=7)
+    else:
+        edges = (time[0], time[-1] or 1, -0.5, x.shape[1] - 0.5)
+        axis.imshow(x.T, aspect="auto", origin="lower", interpolation="nearest", extent=edges)
+        axis.set_ylabel("channel")
+
+
 def learning_curves(metrics_csv: Path) -> Figure | None:
     """One panel per metric, its training and validation values over the steps; None without any."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -99,4 +177,26 @@ def learning_curves(metrics_csv: Path) -> Figure | None:
         axis.set(title=metric, xlabel="step")
         axis.legend()
         axis.grid(alpha=0.3)
+    return figure
+
+
+def comparison(
+    names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence[float | None]]]
+) -> Figure:
+    """Horizontal bars of each name, a panel for each quantity: its values and their spreads or None."""
+    figure = _figure(2 + 3 * len(panels), 1.2 + 0.35 * len(names))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, (values, spreads)) in zip(axes, panels.items(), strict=True):
+        axis.barh(range(len(names)), values, xerr=[s or 0.0 for s in spreads], capsize=3, color="tab:blue")
+        low, high = (
+            f(v + d * (s or 0) for v, s in zip(values, spreads, strict=True))
+            for f, d in ((min, -1), (max, 1))
+        )
+        if low > 0.5 * high:  # differences between large values would not be seen from zero
+            margin = 0.3 * (high - low) or 0.1 * high
+            axis.set_xlim(low - margin, high + margin)
+        axis.set(title=title)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
     return figure

@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lrnnx_app.errors import RecipeError, nearest
 
 SUFFIX = ".yaml"
+NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
 @dataclass
@@ -104,6 +105,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def system(path: Path) -> tuple[str, str]:
+    """The names of the layers, joined by +, and of the data in a recipe's file, as they stand there."""
+    content = read_yaml(path)
+    nodes = layer_nodes(content["model"]["layer"])
+    return "+".join(dict.fromkeys(node["name"] for _, node in nodes)), content["data"]["name"]
+
+
 def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Read, override, check and resolve a recipe.
 
@@ -120,7 +128,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
         file = OmegaConf.create(content)
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
-    return resolve(file, _dotlist(overrides), str(path), path.stem)
+    return resolve(file, dotlist(overrides), str(path), path.stem)
 
 
 def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
@@ -249,13 +257,18 @@ def _shown(key: str) -> str:
     return re.sub(r"^model\.layer\.(\d+)", r"model.layer[\1]", str(key))
 
 
-def _dotlist(overrides: Sequence[str]) -> DictConfig:
+def dotlist(overrides: Sequence[str]) -> DictConfig:
+    """The overrides as nested keys.
+
+    Raises:
+        RecipeError: one is not `key.sub=value`.
+    """
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        return OmegaConf.from_dotlist([NAMED.sub(r"\1.name=\2", item) for item in overrides])
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise RecipeError(f"override: {_one_line(error)}; expected key.sub=value") from error
 

@@ -1,6 +1,7 @@
 """`train`, `evaluate` and `dry_run`: what the commands do, without printing."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lrnnx_app import __version__, report
@@ -22,6 +24,7 @@ from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
 from lrnnx_app.tasks._base import Task
 
+FOLDER = "LRNNX_RUN"  # environment variable: the run folder, for the other processes of a job
 RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
 
 
@@ -75,12 +78,11 @@ def train(
     recipe = typed(config)
     checkpoint = None
     if resume is not None:
-        out, checkpoint = resume, Run(resume).last
+        checkpoint = Run(resume).last
         if not checkpoint.is_file():
             raise RunError(f"{resume}: no checkpoints/last.ckpt to resume from")
-    folder = out or Path("runs") / recipe.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: exists and is not an empty folder; name another with -o, or --resume it")
+    leads = getattr(rank_zero_only, "rank", 0) == 0
+    folder = resume or (_new_folder(recipe.name, out) if leads else _leaders_folder(out))
 
     _quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
@@ -91,8 +93,9 @@ def train(
     if checkpoint is not None:
         load_weights(task, read_checkpoint(checkpoint)["state_dict"], checkpoint)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
     csv_before = report.read_metrics(folder)
     throughput = Throughput()
     trainer = _trainer(recipe, task, folder, throughput)
@@ -103,13 +106,12 @@ def train(
     trainer.save_checkpoint(run.last)
     load_weights(task, read_checkpoint(run.checkpoint())["state_dict"], run.checkpoint())
     trainer.test(task, data, verbose=False)
-    report.keep_metrics(folder, csv_before)
-    report.draw(task, folder)
     summary = {
         "recipe": recipe.name,
         "metrics": {
             key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key
         },
+        **task.details(),
         "parameters": sum(p.numel() for p in task.parameters()),
         "steps": trainer.global_step,
         "seconds": round(seconds, 2),
@@ -123,8 +125,27 @@ def train(
         "device": str(trainer.strategy.root_device),
         "git": _commit(),
     }
-    report.write_summary(folder, summary)
+    if leads:
+        report.keep_metrics(folder, csv_before)
+        report.draw(task, folder)
+        report.write_summary(folder, summary)
     return folder, summary
+
+
+def _new_folder(name: str, out: Path | None) -> Path:
+    """The run folder to make, told to the processes that this one will start."""
+    folder = out or Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists and is not an empty folder; name another with -o, or --resume it")
+    os.environ[FOLDER] = str(folder)
+    return folder
+
+
+def _leaders_folder(out: Path | None) -> Path:
+    """The run folder that the first process of this job makes."""
+    if out is None and FOLDER not in os.environ:
+        raise RunError("processes started by another launcher need a common run folder: name one with -o")
+    return out or Path(os.environ[FOLDER])
 
 
 def evaluate(run: Run, split: str) -> dict[str, float]:

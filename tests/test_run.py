@@ -192,6 +192,35 @@ def test_infer_classifies_pictures(lrnnx, classifier: Path, tmp_path: Path) -> N
     assert "probability" in table.out
 
 
+def test_compare_prints_writes_and_draws(lrnnx, classifier: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    result = lrnnx("compare", classifier, "-o", plot)
+    assert result.code == 0, result.error
+    assert "accuracy ±" in result.out
+    assert plot.stat().st_size > 1000
+    (row,) = json.loads(lrnnx("compare", classifier, "--json").out)
+    summary = json.loads((classifier / "summary.json").read_text())
+    assert row["value"] == summary["metrics"]["test/accuracy"]
+    assert row["spread"] == summary["metrics"]["test/accuracy_stderr"]
+    assert row["parameters"] == summary["parameters"]
+
+
+def test_data_shows_and_draws(lrnnx, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    result = lrnnx("data", "digits_lru", "-o", plot)
+    assert result.code == 0, result.error
+    assert "1,297" in result.out
+    assert plot.stat().st_size > 1000
+    assert json.loads(lrnnx("data", "digits_lru", "--json").out)["valid"]["examples"] == 200
+
+
+def test_recipes_as_a_table_of_systems_and_data(lrnnx) -> None:
+    result = lrnnx("recipes", "--matrix")
+    assert result.code == 0, result.error
+    for name in recipe.shipped():
+        assert name in result.out
+
+
 def test_export_reads_back(lrnnx, denoiser: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     result = lrnnx("export", denoiser, "-o", path)
@@ -260,6 +289,14 @@ def test_mistakes_are_one_line_and_code_2(lrnnx, denoiser: Path, classifier: Pat
         (("export", bare, "-o", out), "best.ckpt"),
         (("export", denoiser, "-o", tmp_path / "gone" / "x.safetensors"), "gone"),
         (("trian",), "train"),
+        (("train", "denoise_lru", "model.layer=lru,s55", "-o", out), "'s5'"),
+        (("train", "denoise_lru", "--seeds", "0", "-o", out), "--seeds"),
+        (("compare", denoiser, classifier), "different tasks"),
+        (("compare", tmp_path / "gone"), "gone"),
+        (("compare", bare), "no finished run"),
+        (("compare", denoiser, "-o", tmp_path / "plot.xyz"), "plot.xyz"),
+        (("data", "denoise_lur"), "denoise_lru"),
+        (("data", "audio", "data.root=nowhere", "data.noise_root=nowhere"), "nowhere"),
         (("infer", denoiser), "INPUT"),
     ]
     for words, hint in cases:

@@ -19,11 +19,13 @@ class Task(LightningModule):
     """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
 
     A subclass has a nested dataclass `Config(Task.Config)` and sets `monitor`, the validation metric that
-    decides which checkpoint is best, and `mode`, "max" or "min".
+    decides which checkpoint is best, and `mode`, "max" or "min"; and `score`, the test metric that runs are
+    compared by, if that is another one.
     """
 
     monitor: ClassVar[str]
     mode: ClassVar[str]
+    score: ClassVar[str] = ""
 
     @dataclass
     class Config:
@@ -44,6 +46,11 @@ class Task(LightningModule):
         self.spec = spec
         self.model = MODELS.find(model_config.name, "model.name")(spec, model_config)
 
+    @classmethod
+    def headline(cls) -> str:
+        """The test metric that runs are compared by."""
+        return cls.score or cls.monitor.removeprefix("valid/")
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))
         total = int(self.trainer.estimated_stepping_batches)
@@ -63,6 +70,10 @@ class Task(LightningModule):
     def figures(self) -> Iterator[tuple[str, Any]]:
         """Names and matplotlib figures of what the last test saw."""
         return iter(())
+
+    def details(self) -> dict[str, Any]:
+        """What the last test found beside its metrics, for the summary of a run."""
+        return {}
 
     def sounds(self) -> Iterator[tuple[str, Tensor]]:
         """Names and waveforms (T,) at `spec.sample_rate` of what the last test heard."""

@@ -4,19 +4,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lrnnx_app.data import Batch, DataSpec
+from lrnnx_app.data import Batch, DataSpec, Example
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.tasks._reliability import Reliability, calibration_error
+
+EXAMPLES = 8  # of the sequences that a test got right, and of those that it got wrong, kept for a picture
 
 
 class Classify(Task):
-    """Cross-entropy; accuracy, and a confusion matrix at the test."""
+    """Cross-entropy; accuracy. At the test also the accuracy's standard error, the accuracy of each class and
+    their mean, the calibration error and the confusion matrix.
+    """
 
     monitor = "valid/loss"  # the accuracy of a small validation set ties early
     mode = "min"
+    score = "accuracy"
 
     @dataclass
     class Config(Task.Config):
@@ -30,7 +37,9 @@ class Classify(Task):
         self.train_metrics = accuracy.clone("train/")
         self.valid_metrics = accuracy.clone("valid/")
         self.test_metrics = accuracy.clone("test/")
-        self.confusion = MulticlassConfusionMatrix(classes)
+        self.confusion, self.reliability = MulticlassConfusionMatrix(classes), Reliability()
+        self.counts, self.bins = torch.zeros(classes, classes), torch.zeros(3, 1)  # of the last test
+        self.examples: dict[bool, list[tuple[Example, int, float]]] = {}
 
     def _logits(self, batch: Batch) -> Tensor:
         logits, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
@@ -40,27 +49,78 @@ class Classify(Task):
         logits = self._logits(batch)
         loss = self.loss(logits, batch.y)
         self.train_metrics(logits, batch.y)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
-        self.log_dict(self.train_metrics, prog_bar=True, batch_size=len(batch.x))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.y))
+        self.log_dict(self.train_metrics, prog_bar=True, batch_size=len(batch.y))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._logits(batch)
         self.valid_metrics.update(logits, batch.y)
-        self.log("valid/loss", self.loss(logits, batch.y), batch_size=len(batch.x))
-        self.log_dict(self.valid_metrics, prog_bar=True, batch_size=len(batch.x))
+        self.log("valid/loss", self.loss(logits, batch.y), batch_size=len(batch.y), sync_dist=True)
+        self.log_dict(self.valid_metrics, prog_bar=True, batch_size=len(batch.y))
+
+    def on_test_epoch_start(self) -> None:
+        self.examples = {True: [], False: []}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._logits(batch)
-        self.test_metrics.update(logits, batch.y)
-        self.confusion.update(logits, batch.y)
-        self.log("test/loss", self.loss(logits, batch.y), batch_size=len(batch.x))
-        self.log_dict(self.test_metrics, batch_size=len(batch.x))
+        for metric in (self.test_metrics, self.confusion, self.reliability):
+            metric.update(logits, batch.y)
+        self.log("test/loss", self.loss(logits, batch.y), batch_size=len(batch.y), sync_dist=True)
+        self.log_dict(self.test_metrics, batch_size=len(batch.y))
+        if len(batch.x) == len(batch.y):  # a packed row is no example of one class
+            self._keep(batch, logits.softmax(-1))
 
-    def on_test_epoch_start(self) -> None:
+    def on_test_epoch_end(self) -> None:
+        """Every process takes part in adding up; the sums stay for `figures` and `details`."""
+        self.counts, self.bins = self.confusion.compute().cpu(), self.reliability.compute().cpu()
         self.confusion.reset()
+        self.reliability.reset()
+        rows = self.counts.sum()
+        share = self.counts.diagonal().sum() / rows
+        seen = self.counts.sum(1) > 0
+        self.log_dict(
+            {
+                "test/accuracy_stderr": torch.sqrt(share * (1 - share) / rows),
+                "test/accuracy_of_classes": self._class_accuracy()[seen].mean(),
+                "test/calibration_error": calibration_error(self.bins).float(),
+            },
+            sync_dist=True,  # equal in every process
+        )
+
+    def details(self) -> dict[str, Any]:
+        names = self.spec.classes or tuple(map(str, range(len(self.counts))))
+        shares = zip(names, self._class_accuracy().tolist(), self.counts.sum(1).tolist(), strict=True)
+        return {"accuracy_by_class": {name: round(share, 5) for name, share, rows in shares if rows}}
 
     def figures(self) -> Iterator[tuple[str, Any]]:
-        from lrnnx_app.plots import confusion_matrix
+        from lrnnx_app import plots
 
-        yield "confusion_matrix", confusion_matrix(self.confusion.compute().cpu().numpy(), self.spec.classes)
+        yield "confusion_matrix", plots.confusion_matrix(self.counts.numpy(), self.spec.classes)
+        yield "reliability", plots.reliability(self.bins.numpy(), float(calibration_error(self.bins)))
+        for right, examples in self.examples.items():
+            if examples:
+                titles = [self._title(*example) for example in examples]
+                picture = plots.examples([e for e, _, _ in examples], titles, self.spec)
+                yield f"examples_{'right' if right else 'wrong'}", picture
+
+    def _class_accuracy(self) -> Tensor:
+        return self.counts.diagonal() / self.counts.sum(1).clamp_min(1)
+
+    def _keep(self, batch: Batch, probability: Tensor) -> None:
+        confidence, guess = probability.max(-1)
+        for right, kept in self.examples.items():
+            rows = ((guess == batch.y) == right).nonzero()[: EXAMPLES - len(kept), 0].tolist()
+            kept += [(example_of(batch, row), int(guess[row]), float(confidence[row])) for row in rows]
+
+    def _title(self, example: Example, guess: int, confidence: float) -> str:
+        true, told = (self.spec.classes[i] if self.spec.classes else str(i) for i in (int(example.y), guess))
+        return f"{told} ({confidence:.0%})" if true == told else f"{told} ({confidence:.0%}), is {true}"
+
+
+def example_of(batch: Batch, row: int) -> Example:
+    """A row of a batch, unpacked, without its padding, on the CPU."""
+    end = None if batch.lengths is None else int(batch.lengths[row])
+    dt = None if batch.dt is None else batch.dt[row, :end].cpu()
+    name = batch.names[row] if batch.names else ""
+    return Example(batch.x[row, :end].cpu(), batch.y[row].cpu(), dt, name)

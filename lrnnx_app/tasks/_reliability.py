@@ -1,0 +1,33 @@
+"""How far a classifier's confidence can be believed."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+BINS = 15
+
+
+class Reliability(Metric):
+    """Rows, summed confidence and number right in bins of confidence, added up over processes: (3, BINS)."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, BINS, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        confidence, guess = logits.softmax(-1).max(-1)
+        rows = torch.stack((torch.ones_like(confidence), confidence, (guess == target).to(confidence.dtype)))
+        bins = (confidence * BINS).long().clamp_max(BINS - 1)
+        self.sums.index_add_(1, bins, rows.to(self.sums.dtype))
+
+    def compute(self) -> Tensor:
+        return self.sums.clone()
+
+
+def calibration_error(sums: Tensor) -> Tensor:
+    """Expected calibration error: mean |accuracy − confidence| (Guo et al. 2017, arXiv 1706.04599)."""
+    rows, confidence, right = sums
+    return (right - confidence).abs().sum() / rows.sum().clamp_min(1)
