@@ -79,7 +79,8 @@ class RGLRU(Layer):
 
     def decay(self, r: Tensor) -> Tensor:
         """log a for a gate r (…, D)."""
-        return -self.config.c * r * F.softplus(self.recurrent_param.to(r.dtype))
+        rate = self.constant("rate", lambda: -self.config.c * F.softplus(self.recurrent_param.to(r.dtype)))
+        return r * rate
 
     def init_state(self, batch: int) -> RGLRUState:
         size = self.recurrent_param.shape[0]

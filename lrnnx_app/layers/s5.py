@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, drive, real_readout
+from lrnnx_app.layers._base import (
+    DiagonalLayer,
+    DiagonalState,
+    drive,
+    readout_matrix,
+    real_readout,
+    scaled,
+)
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.decayed_scan import Decay, scan
@@ -71,17 +78,24 @@ class S5(DiagonalLayer):
         return torch.stack((re, self.Lambda_im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
-        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
-        rule = RULES[self.rule_name]
-        if dt is None or self.rule_name not in EVEN_GAIN:
-            a, gain = rule(lam, step, dt)
-        else:
-            a, (_, gain) = Decay(lam * step, dt), rule(lam, step, None)
-        return a, drive(x, self.B, gain.expand(*gain.shape[:-1], self.log_step.shape[0]))
+        lam, step = self.constant("system", self._system)
+        if dt is None or self.rule_name in EVEN_GAIN:
+            a, B = self.constant("even", lambda: self._even(lam, step))
+            return a if dt is None else Decay(lam * step, dt), drive(x, B)
+        a, gain = RULES[self.rule_name](lam, step, dt)
+        return a, drive(x, self.B, gain.expand(*gain.shape[:-1], step.shape[0]))
+
+    def _system(self) -> tuple[Tensor, Tensor]:
+        return self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
+
+    def _even(self, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """ā (2, N) and gain∘B (2, N, H) of evenly sampled input."""
+        a, gain = RULES[self.rule_name](lam, step, None)
+        return a, scaled(self.B, gain.expand_as(lam))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
-        return real_readout(h, scale * self.C) + self.D * x
+        return real_readout(h, self.constant("C", lambda: readout_matrix(scale * self.C))) + self.D * x
 
     def init_state(self, batch: int) -> DiagonalState:
         if not self.causal:
