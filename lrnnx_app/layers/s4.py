@@ -113,14 +113,14 @@ class S4(Layer):
         reset: Tensor | None,
     ) -> tuple[Tensor, S4State]:
         system, C, time = self.constant("system", self.system), self._readout(), u.shape[1]
-        even = None if dt is not None else self._inverse(system, None)
+        even = self._inverse(system, None)
         h = self.init_state(u.shape[0]).h if state is None else state.h
 
         def chunk(h: Tensor, start: int) -> tuple[Tensor, Tensor]:
             ys = []
             for t in range(start, min(start + CHUNK, time)):
                 before = h if reset is None else torch.where(reset[:, t, None, None, None], 0, h)
-                inverted = _nplr.inverse(system, dt[:, t]) if even is None else even
+                inverted = even if dt is None else _nplr.inverse(system, dt[:, t])
                 new = _nplr.advance(system, inverted, before, u[:, t])
                 h = new if lengths is None else torch.where((t < lengths)[:, None, None, None], new, h)
                 ys.append(_nplr.read(C, h))

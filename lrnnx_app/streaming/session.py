@@ -123,7 +123,7 @@ class StreamingSession:
         return torch.cat(parts, 1) if len(parts) > 1 and parts[0].ndim == 3 else parts[-1]
 
     def finish(self) -> Tensor:
-        """The outputs that wait for the end of their hop, as if silence followed; then all streams are fresh."""
+        """The outputs that wait for the end of their hop, as if silence followed; then all is fresh."""
         count = self._waiting.shape[1]
         y = self.push(self._input(-count % self.hop)) if count else self._nothing()
         self.reset()
