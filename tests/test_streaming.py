@@ -32,10 +32,8 @@ from lrnnx_app.streaming.tracks import AudioTrack, OutputTrack, in_parts
 
 RATE = 16000
 RECIPES = {
-    "denoiser": "task: {name: denoise}\nmodel: {name: unet, channels: [8, 8], strides: [16, 16], layer: {name: lru}}\n"
-    "data: {name: audio}\n",
-    "classifier": "task: {name: classify}\nmodel: {name: backbone, d_model: 8, depth: 1, layer: {name: lru}}\n"
-    "data: {name: audio}\n",
+    "denoiser": "{name: denoise}, model: {name: unet, channels: [8], strides: [256], layer: {name: s5}}",
+    "classifier": "{name: classify}, model: {name: backbone, d_model: 8, depth: 1, layer: {name: lru}}",
 }
 SPECS = {
     "denoiser": DataSpec(1, 1, sample_rate=RATE),
@@ -50,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, recipe in RECIPES.items():
         made[name] = tmp_path_factory.mktemp(name)
-        (made[name] / "recipe.yaml").write_text(recipe)
+        (made[name] / "recipe.yaml").write_text(f"{{task: {recipe}, data: {{name: audio}}}}")
         task = build_task(Run(made[name]).recipe, SPECS[name])
         checkpoint = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
