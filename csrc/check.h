@@ -40,13 +40,14 @@ inline std::vector<int64_t> sizes(const Tensor& x) {
   return std::vector<int64_t>(x.sizes().begin(), x.sizes().end());
 }
 
-// (B, T, N) or (B, T, 2, N), with P planes.
+// (B, T, N), or (B, T, P, N) with P planes.
 struct Extent {
   int64_t batch, time, planes, channels;
 
   explicit Extent(const Tensor& x)
-      : batch(x.size(0)), time(x.size(1)), planes(x.dim() == 4 ? 2 : 1), channels(x.size(x.dim() - 1)) {
-    STD_TORCH_CHECK(x.dim() == 3 || (x.dim() == 4 && x.size(2) == 2), "expected (B, T, N) or (B, T, 2, N)");
+      : batch(x.size(0)), time(x.size(1)), planes(x.dim() == 4 ? x.size(2) : 1), channels(x.size(x.dim() - 1)) {
+    STD_TORCH_CHECK(x.dim() == 3 || (x.dim() == 4 && (planes == 1 || planes == 2)),
+                    "expected (B, T, N), or (B, T, P, N) with 1 or 2 planes");
   }
   int64_t row() const { return planes * channels; }
 };

@@ -27,12 +27,15 @@ class ImageSequence(DataModule):
     class Config(DataModule.Config):
         images: str = "digits"  # digits (embedded) | mnist (IDX files, plain or .gz, in data.root)
         warp: float = 0.0  # largest entry of the random affine map that training images are seen through
+        noise: float = 0.0  # standard deviation of what is added to the pixels of training images
 
         def __post_init__(self) -> None:
             if self.images not in READERS:
                 raise RecipeError(f"images: unknown '{self.images}'; {nearest(self.images, READERS)}")
             if not 0 <= self.warp < 1:
                 raise RecipeError(f"warp: expected at least 0 and below 1, not {self.warp}")
+            if self.noise < 0:
+                raise RecipeError(f"noise: expected at least 0, not {self.noise}")
             if self.images == "digits" and self.root:
                 raise RecipeError("root: the digits are embedded; expected images: mnist with a root")
 
@@ -42,7 +45,8 @@ class ImageSequence(DataModule):
 
     def source(self, split: str) -> Source:
         images, labels = READERS[self.config.images](Path(self.config.root), split)
-        return Images(images, labels, self.config.warp if split == "train" else 0.0)
+        changes = (self.config.warp, self.config.noise) if split == "train" else ()
+        return Images(images, labels, *changes)
 
     def read(self, path: Path) -> Example:
         """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
@@ -58,10 +62,11 @@ class ImageSequence(DataModule):
 class Images:
     """Images (n, h, w) scaled to [0, 1] and labels (n,), warped at random by I ± warp (sides span 2)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, warp: float = 0.0) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, warp: float = 0.0, noise: float = 0.0) -> None:
         self.images = torch.from_numpy(images.astype(np.float32))
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.warp = warp
+        self.noise = noise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +78,12 @@ class Images:
             grid = nn.functional.affine_grid(
                 torch.eye(2, 3) + torch.from_numpy(change), [1, 1, *image.shape], align_corners=False
             )
-            image = nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
+            # Cubic, for the linear one's blur is a difference that no test picture shows.
+            image = nn.functional.grid_sample(image[None, None], grid, "bicubic", align_corners=False)[0, 0]
+            image = image.clamp(0, 1)
+        if self.noise:
+            drawn = rng.normal(0, self.noise, tuple(image.shape)).astype(np.float32)
+            image = image + torch.from_numpy(drawn)
         return Example(image.reshape(-1, 1), self.labels[index], name=str(index))
 
 

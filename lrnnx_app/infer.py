@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrnnx_app.audio_io import find_audio, open_audio
@@ -100,8 +102,10 @@ class Job:
                 total.steps, total.compute = total.steps + one.steps, total.compute + one.compute
             return total
         pace = Pace(self.session.chunk / self.rate) if self.options.realtime else None
-        self.session.warm_up()
-        return stream(self.session, self._tracks(), self._done, pace)
+        live = PIPE in self.inputs or self.options.realtime
+        with _one_thread() if live and self.session.batch == 1 else nullcontext():
+            self.session.warm_up()
+            return stream(self.session, self._tracks(), self._done, pace)
 
     def _session(self) -> StreamingSession | None:
         """A session; None for a classifier that cannot stream and need not."""
@@ -221,6 +225,17 @@ class Job:
                 text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s",
                 flush=True,
             )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other make a hop of one voice late as soon as anything else wants a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(inputs: Sequence[Path], options: Options) -> None:

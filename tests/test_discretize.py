@@ -8,7 +8,7 @@ from conftest import relative
 from torch import Tensor
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.discretize import RULES, constant_gain
 
 Z = torch.complex128
 
@@ -68,3 +68,14 @@ def test_zoh_gain_near_zero(size: float) -> None:
     derivative = sum(k * w ** (k - 1) / math.factorial(k + 1) for k in range(1, 20))
     assert abs(complex(*value.flatten().tolist()) - series) < 1e-14
     assert abs(complex(float(slope[0]), -float(slope[1])) - derivative) < 1e-11
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_part_of_a_gain_without_time(rule: str, system: tuple[Tensor, Tensor, Tensor]) -> None:
+    """A gain is its constant part times that of a unit step over the rate λΔ."""
+    lam, step, dt = system
+    rate = lam * step
+    unit = "dirac" if rule == "asynchronous" else rule
+    _, rest = RULES[unit](rate, step.new_ones(1), dt)
+    gain = planar.mul(constant_gain(rule, lam, step).expand(*dt.shape, 2, 6), rest.expand(*dt.shape, 2, 6))
+    assert relative(gain, RULES[rule](lam, step, dt)[1].expand_as(gain)) < 1e-13

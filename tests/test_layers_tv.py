@@ -7,9 +7,9 @@ from torch.autograd import gradcheck
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers.gru import GRU
-from lrnnx_app.layers.rglru import bounded_sqrt
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.gru_scan import gru_scan, reference
+from lrnnx_app.ops.rglru_scan import bounded_sqrt
 from lrnnx_app.registry import LAYERS
 
 D_MODEL = 8
@@ -231,12 +231,11 @@ def test_compiles_as_one_graph(case):
 
 def test_rglru_starts_in_the_documented_range():
     cls = LAYERS["rglru"]
-    gate = torch.ones(4096)
-    a = torch.exp(cls(4096, cls.Config(heads=4096)).decay(gate))
+    a = torch.exp(-cls(4096, cls.Config(heads=4096)).rate())
     assert a.min() >= 0.9
     assert a.max() <= 0.999
     assert abs(a.mean() - 0.9495) < 0.003
-    root = torch.exp(cls(4096, cls.Config(heads=4096, start="released")).decay(gate) / 8)
+    root = torch.exp(-cls(4096, cls.Config(heads=4096, start="released")).rate() / 8)
     assert root.min() >= 0.9
     assert root.max() <= 0.999
     assert abs(root.square().mean() - (0.9**2 + 0.999**2) / 2) < 0.005

@@ -67,6 +67,7 @@ def test_optional_arguments():
 
 def test_memory_kept_for_the_backward_has_no_states(monkeypatch):
     monkeypatch.setattr(module, "SHORTEST", 64)
+    monkeypatch.setattr(module, "KEPT", 0)
     kept = {}
 
     def pack(z):

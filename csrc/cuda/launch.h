@@ -2,6 +2,8 @@
 #pragma once
 #include <algorithm>
 
+#include "discretize.cuh"
+#include "gates.cuh"
 #include "request.h"
 #include "scan.cuh"
 
@@ -79,7 +81,7 @@ Optional launch(Request& request, Params p) {
     part = torch::stable::new_empty(request.like, {p.groups * p.J / p.tiles, G::PL, p.N}, wide);
     p.part = part->data_ptr();
   }
-  if (G::BWD && G::Src::TIMED) {
+  if (G::BWD && p.dt) {
     request.part_dt = torch::stable::new_empty(request.like, {slabs<G>(p) * p.tiles, p.B, p.T}, part->scalar_type());
     p.part_dt = request.part_dt->data_ptr();
   }
@@ -97,22 +99,34 @@ Optional choose(Request& request) {
   using Narrow = Shape<E, PL, SRC, BWD, MASKED, 128>;
   Params p = request.params;
   static_assert(Narrow::FIT >= 2, "narrow rows must fit on every GPU");
-  if constexpr (sizeof(E) < 8 && !MASKED && !Wide::Src::TIMED && Wide::FIT >= Narrow::ST)
+  if constexpr (sizeof(E) < 8 && !MASKED && !Wide::Src::TIMED && Wide::K == Narrow::K && Wide::FIT >= Narrow::ST)
     if (int64_t(p.B) * ceil_div(p.N, Wide::C) >= 16 && plan<Wide>(p)) return launch<Wide>(request, p);
   STD_TORCH_CHECK(plan<Narrow>(p), "this GPU has less shared memory than the kernels were built for");
   return launch<Narrow>(request, p);
 }
 
 template <class E, int PL, bool BWD>
-Optional run(Request& request) {
+Optional run_linear(Request& request) {
   if (request.constant) return choose<E, PL, Constant, BWD, false>(request);
   if (request.params.mode) return choose<E, PL, Given, BWD, true>(request);
   return choose<E, PL, Given, BWD, false>(request);
 }
 
+// The rule with a target for its speed has an instance of its own. The others take modes whether there are any
+// or not, which halves what is to be compiled.
+template <class E, bool BWD>
+Optional run_impulse(Request& request) {
+  return request.params.mode ? choose<E, 2, Impulse, BWD, true>(request) : choose<E, 2, Impulse, BWD, false>(request);
+}
+
 template <class E, int PL, bool BWD>
-Optional run_decay(Request& request) {
-  return request.params.mode ? choose<E, PL, Decay, BWD, true>(request) : choose<E, PL, Decay, BWD, false>(request);
+Optional run_ruled(Request& request) {
+  return choose<E, PL, Ruled, BWD, true>(request);
+}
+
+template <class E, bool BWD>
+Optional run_gates(Request& request) {
+  return choose<E, 1, Gates, BWD, true>(request);
 }
 
 }  // namespace lrnnx::cuda

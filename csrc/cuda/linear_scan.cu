@@ -4,25 +4,28 @@
 namespace lrnnx::cuda {
 namespace {
 
-__global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset, int64_t steps, int T, bool reverse) {
+__global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset, const bool* first, int64_t steps,
+                           int T, bool reverse) {
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < steps; i += int64_t(gridDim.x) * blockDim.x) {
     const int64_t b = i / T, t = i - b * T, start = reverse ? t + 1 : t;
     const bool held = lengths && t >= lengths[b], cut = reset && start < T && reset[b * T + start];
-    mode[i] = held ? kHold : cut ? kCut : kPlain;
+    mode[i] = held ? kHold : (cut ? kCut : kPlain) | (first && first[i] ? kUnit : kPlain);
   }
 }
 
 }  // namespace
 
-Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse) {
-  if (!lengths && !reset) return std::nullopt;
+Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse,
+               const Optional& first) {
+  if (!lengths && !reset && !first) return std::nullopt;
   const Optional ends = dense(lengths, ScalarType::Long), starts = dense(reset, ScalarType::Bool);
+  const Optional units = dense(first, ScalarType::Bool);
   Tensor mode = empty(like, {x.batch, x.time}, ScalarType::Int);
   const int64_t steps = x.batch * x.time;
   const int blocks = static_cast<int>(std::min<int64_t>((steps + 255) / 256, 1024));
   fill_modes<<<blocks, 256, 0, current_stream(like)>>>(
-      static_cast<int*>(mode.data_ptr()), data_or_null<int64_t>(ends), data_or_null<bool>(starts), steps,
-      static_cast<int>(x.time), reverse);
+      static_cast<int*>(mode.data_ptr()), data_or_null<int64_t>(ends), data_or_null<bool>(starts),
+      data_or_null<bool>(units), steps, static_cast<int>(x.time), reverse);
   check(cudaGetLastError());
   return mode;
 }
@@ -40,11 +43,11 @@ std::tuple<Tensor, Tensor> linear_scan(
     h0 = dense(h0, wide);
     const Coefficient coefficient(a, constant ? wide : stored, x);
     const Optional mode = modes(b, x, lengths, reset, reverse);
-    Request request = prepare(x, b, coefficient, mode, constant, reverse);
+    Request request = prepare(Kind::kLinear, x, b, coefficient, mode, constant, reverse);
     request.params.first = data_or_null<void>(h0);
     request.params.y = out.data_ptr();
     request.params.last = last.data_ptr();
-    run_as<false>(stored, request);
+    run<false>(stored, request);
   }
   return {dense(out, dtype), last};
 }
@@ -67,17 +70,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   h0 = dense(h0, wide);
   const Coefficient coefficient(a, constant ? wide : stored, x);
   const Optional mode = modes(states, x, lengths, reset, reverse);
-  Request request = prepare(x, grad, coefficient, mode, constant, !reverse);
+  Request request = prepare(Kind::kLinear, x, grad, coefficient, mode, constant, !reverse);
   Params& p = request.params;
-  p.states = states.data_ptr();
-  p.aligned &= row_aligned(p.states, x.channels, states.element_size());
+  p.states = add_input(request, states);
   p.first = grad_last.data_ptr();
   p.h0 = data_or_null<void>(h0);
   p.y = db.data_ptr();
-  p.da = da.data_ptr();
+  p.da[0] = sum_a ? nullptr : da.data_ptr();
   p.last = dh0.data_ptr();
   p.sum_a = sum_a;
-  const Optional part = run_as<true>(stored, request);
+  const Optional part = run<true>(stored, request);
   const int64_t time = 1;
   if (part) da = torch::stable::reshape(*std::get<0>(sum_first(part, std::nullopt, request.stream)), sizes(a));
   else if (a.size(1) != x.time) da = torch::stable::sum(da, {{&time, 1}}, true);

@@ -6,12 +6,9 @@ namespace lrnnx::cuda {
 
 DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Copies 16 or 4 bytes, or writes zeros where not ok; the source address must be valid in either case.
+// Copies 16 bytes or one number, or writes zeros where not ok; the source address must be valid in either case.
 DEVICE void copy16(uint32_t to, const void* from, bool ok) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(ok ? 16 : 0) : "memory");
-}
-DEVICE void copy4(uint32_t to, const void* from, bool ok) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(ok ? 4 : 0) : "memory");
 }
 template <class S>
 DEVICE void copy_one(S* to, const S* from, bool ok) {

@@ -1,4 +1,4 @@
-// What both directions of the linear scan prepare on the host; kernels are compiled elsewhere.
+// What the operators prepare on the host; kernels are compiled elsewhere.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,8 +10,11 @@
 
 namespace lrnnx::cuda {
 
+enum class Kind { kLinear, kDiscretized, kGates };
+
 struct Request {
   Params params;   // pointers, strides, extents and flags; `plan` fills the rest
+  Kind kind;
   int planes;
   bool constant;   // coefficients are the same at every step
   Tensor like;     // device and allocator of scratch memory
@@ -19,28 +22,35 @@ struct Request {
   Optional part_dt = std::nullopt;  // out: partial sums of the gradient of dt, (tiles, B, T)
 };
 
-// Run a scan; return the partial sums of da, (rows, PL, N), if asked for. Instances are in instances/.
+// Run a scan; return the partial sums over time, (rows, PL, N), if asked for. Instances are in instances/.
 template <class E, int PL, bool BWD>
-Optional run(Request& request);
+Optional run_linear(Request& request);
+template <class E, bool BWD>
+Optional run_impulse(Request& request);
 template <class E, int PL, bool BWD>
-Optional run_decay(Request& request);
+Optional run_ruled(Request& request);
+template <class E, bool BWD>
+Optional run_gates(Request& request);
 
 inline void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
 template <class E, bool BWD>
-Optional run_with(Request& request, bool decay) {
-  if (decay) return run_decay<E, 2, BWD>(request);
-  return request.planes == 1 ? run<E, 1, BWD>(request) : run<E, 2, BWD>(request);
+Optional run_with(Request& request) {
+  const bool real = request.planes == 1;
+  if (request.kind == Kind::kGates) return run_gates<E, BWD>(request);
+  if (request.kind == Kind::kLinear) return real ? run_linear<E, 1, BWD>(request) : run_linear<E, 2, BWD>(request);
+  if (!real && request.params.rule == 0) return run_impulse<E, BWD>(request);
+  return real ? run_ruled<E, 1, BWD>(request) : run_ruled<E, 2, BWD>(request);
 }
 
 template <bool BWD>
-Optional run_as(ScalarType dtype, Request& request, bool decay = false) {
-  if (dtype == ScalarType::Float) return run_with<float, BWD>(request, decay);
-  if (dtype == ScalarType::Double) return run_with<double, BWD>(request, decay);
-  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request, decay);
-  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request, decay);
+Optional run(ScalarType dtype, Request& request) {
+  if (dtype == ScalarType::Float) return run_with<float, BWD>(request);
+  if (dtype == ScalarType::Double) return run_with<double, BWD>(request);
+  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request);
+  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request);
   STD_TORCH_CHECK(false, "scans take float32, float64, bfloat16 and float16");
 }
 
@@ -57,8 +67,9 @@ inline cudaStream_t current_stream(const Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// The mode of each step, int32 (B, T), from lengths and resets; none if neither is given.
-Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse);
+// The mode of each step, int32 (B, T), from lengths, resets and first steps; none if none is given.
+Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse,
+               const Optional& first = std::nullopt);
 
 inline bool row_aligned(const void* data, int64_t stride, int64_t size) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
@@ -74,12 +85,12 @@ inline std::vector<int64_t> state_sizes(const Tensor& x) {
   return shape;
 }
 
-// A request with all but the outputs.
-inline Request prepare(const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
+// A request with all but the outputs and `add_input`s.
+inline Request prepare(Kind kind, const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
                        bool constant, bool flip) {
   STD_TORCH_CHECK(x.batch < (1ll << 31) && x.time < (1ll << 30) && x.channels < (1ll << 31), "extent too large");
   const int64_t size = values.element_size();
-  Request request{{}, static_cast<int>(x.planes), constant, values, current_stream(values)};
+  Request request{{}, kind, static_cast<int>(x.planes), constant, values, current_stream(values)};
   Params& p = request.params;
   p.x = values.data_ptr();
   p.a = a.tensor.data_ptr();
@@ -93,6 +104,17 @@ inline Request prepare(const Extent& x, const Tensor& values, const Coefficient&
   p.aligned = row_aligned(p.x, x.channels, size) &&
               (constant || (row_aligned(p.a, a.batch_stride, size) && row_aligned(p.a, a.time_stride, size)));
   return request;
+}
+
+// The pointer of one more tensor shaped like the values.
+inline const void* add_input(Request& request, const Tensor& x) {
+  request.params.aligned &= row_aligned(x.data_ptr(), request.params.N, x.element_size());
+  return x.data_ptr();
+}
+
+// Values for each channel, (P, N) or (N,), in the place of constant coefficients and in the precision of sums.
+inline Coefficient channels(const Tensor& z, const Extent& x, ScalarType wide) {
+  return Coefficient(torch::stable::reshape(dense(z, wide), {1, 1, x.row()}), wide, x);
 }
 
 }  // namespace lrnnx::cuda

@@ -9,12 +9,10 @@
 namespace lrnnx::cuda {
 
 constexpr int kThreads = 256;
-// Vectors that a thread may have in flight: its share of the shared memory, less what maps need.
-constexpr int kVectors = LRNNX_SHARED_KB >= 227 ? 48 : LRNNX_SHARED_KB >= 163 ? 32 : 16;
 
-constexpr int steps_for(int vectors) {
+constexpr int steps_for(int step_bytes, int room) {  // two stages at least
   int k = 8;
-  while (k > 1 && 2 * k * vectors > kVectors) k /= 2;
+  while (k > 1 && 2 * k * step_bytes > room) k /= 2;
   return k;
 }
 
@@ -26,15 +24,16 @@ struct Shape {
   static constexpr bool BWD = BWD_, MASKED = MASKED_;  // MASKED: steps have a mode
   using Src = SRC<S, PL, V, BWD>;
   using X = Val<S, PL, V>;
-  static constexpr int NV = (Src::READ + 1 + BWD) * PL;            // vectors of a step and thread
+  static constexpr int NV = (Src::EXTRA + 1 + BWD) * PL;           // vectors of a step and thread
   static constexpr int AC = Src::CONSTANT ? 0 : PL, AW = AC + PL;  // planes of A, and of A and H, in a map
-  static constexpr int NW = TH / 32, K = steps_for(NV);            // warps; steps of a thread
-  static constexpr int STAGE = K * TH *
-      (NV * 16 + (MASKED ? 4 : 0) + (Src::TIMED ? int(sizeof(S)) : 0)), MAP = AW * C * int(sizeof(S));  // in bytes
-  static constexpr int FIT = (LRNNX_SHARED_KB * 1024 - 3 * NW * MAP - 1024) / STAGE, ST = FIT < 2 ? 2 : FIT < 4 ? FIT : 4;
-  static constexpr bool LEAD = ST > 2 && !Src::TIMED;   // reduce a chunk ahead: hides the exchange
-  static constexpr int CL = C / V, WT = 32 / CL;        // lanes of a row, rows of a warp
-  static constexpr int TS = TH / CL, TC = TS * K;       // rows of a block; steps of a chunk
+  static constexpr int CL = C / V, WT = 32 / CL;                   // lanes of a row, rows of a warp
+  static constexpr int NW = TH / 32, TS = TH / CL;                 // warps; rows of a block
+  static constexpr int MAP = AW * C * int(sizeof(S));              // in bytes, as what follows
+  static constexpr int STEP = TH * NV * 16 + TS * ((MASKED ? 4 : 0) + (Src::TIMED ? int(sizeof(S)) : 0));
+  static constexpr int ROOM = LRNNX_SHARED_KB * 1024 - 3 * NW * MAP - 1024;
+  static constexpr int K = steps_for(STEP, ROOM), TC = TS * K;     // steps of a thread; steps of a chunk
+  static constexpr int STAGE = K * STEP, FIT = ROOM / STAGE, ST = FIT < 2 ? 2 : FIT < 4 ? FIT : 4;
+  static constexpr bool LEAD = ST > 2 && !Src::KEEP_A;             // reduce a chunk ahead: hides the exchange
   static constexpr int SV = 16 / sizeof(S), Q = V / SV;  // sums in 16 bytes; 16-byte words of V sums
   static_assert(CL <= 32 && 32 % CL == 0);
 

@@ -15,6 +15,28 @@ struct Val {
   S v[PL][V];
 };
 
+// ---- functions of a number: fast ones in float, right to a few units in the last place ----
+DEVICE float power_of_two(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+DEVICE double power_of_two(double x) { return exp2(x); }
+DEVICE float exponential(float x) { return power_of_two(x * 1.44269504f); }
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
+DEVICE double quotient(double x, double y) { return x / y; }
+DEVICE float square_root(float x) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+DEVICE double square_root(double x) { return sqrt(x); }
+template <class S>
+DEVICE S sigmoid(S x) {
+  return quotient(S(1), 1 + exponential(-x));
+}
+
 template <class S, int PL, int V>
 DEVICE Val<S, PL, V> mad(const Val<S, PL, V>& a, const Val<S, PL, V>& b, const Val<S, PL, V>& c) {
   Val<S, PL, V> r;
@@ -50,6 +72,51 @@ template <class S, int PL, int V>
 DEVICE Val<S, PL, V> real_number(S x) {
   Val<S, PL, V> r{};
   UNROLL for (int i = 0; i < V; i++) r.v[0][i] = x;
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> scale(S a, const Val<S, PL, V>& b) {
+  Val<S, PL, V> r;
+  UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = a * b.v[e / V][e % V];
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> mad(S a, const Val<S, PL, V>& b, const Val<S, PL, V>& c) {
+  Val<S, PL, V> r;
+  UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = fma(a, b.v[e / V][e % V], c.v[e / V][e % V]);
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> invert(const Val<S, PL, V>& a) {
+  Val<S, PL, V> r;
+  UNROLL for (int i = 0; i < V; i++) {
+    if constexpr (PL == 2) {
+      const S size = quotient(S(1), fma(a.v[0][i], a.v[0][i], a.v[1][i] * a.v[1][i]));
+      r.v[0][i] = a.v[0][i] * size;
+      r.v[1][i] = -a.v[1][i] * size;
+    } else {
+      r.v[0][i] = quotient(S(1), a.v[0][i]);
+    }
+  }
+  return r;
+}
+
+template <class S, int PL, int V>
+DEVICE S real_sum(const Val<S, PL, V>& a) {
+  S sum = 0;
+  UNROLL for (int i = 0; i < V; i++) sum += a.v[0][i];
+  return sum;
+}
+
+// V channels from n on of a small tensor (PL, N); zeros beyond the last.
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> channel_values(const void* from, int n, int N) {
+  Val<S, PL, V> r{};
+  UNROLL for (int e = 0; e < PL * V; e++)
+    if (n + e % V < N) r.v[e / V][e % V] = static_cast<const S*>(from)[int64_t(e / V) * N + n + e % V];
   return r;
 }
 

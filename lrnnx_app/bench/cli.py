@@ -33,6 +33,23 @@ def ops_command(
         report.write_plot(rows, plot)
 
 
+@app.command("layers")
+def layers_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Layers to time; all if none is named.")] = None,
+    d_state: Annotated[int | None, typer.Option(help="States, for the layers that have them.")] = None,
+    json_file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Time layers, forward and forward plus backward."""
+    from lrnnx_app.bench import layers, report
+
+    check_targets(json_file)
+    rows = layers.rows(chosen_device(device), names or None, d_state=d_state)
+    print(report.table(rows))
+    if json_file is not None:
+        report.write_json(rows, json_file)
+
+
 def check_targets(*paths: Path | None) -> None:
     """Refuse, before anything is timed, a file whose folder does not exist."""
     for path in paths:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.bench import _timing
-from lrnnx_app.ops import _blocked, _extension
+from lrnnx_app.ops import _blocked, _extension, rglru_scan  # noqa: F401 (defines the operator)
+from lrnnx_app.ops.discretized_scan import CODES
 from lrnnx_app.ops.linear_scan import linear_scan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,6 +34,28 @@ class Case:
         return a.to(DTYPES[self.dtype]), torch.randn(shape, device=device).to(DTYPES[self.dtype])
 
 
+@dataclass(frozen=True)
+class Discretization:
+    """A scan that discretizes as it goes, complex; a gain of 1 (dirac) needs its input no more afterwards."""
+
+    batch: int
+    time: int
+    channels: int
+    rule: str
+    dtype: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The RG-LRU's scan from the logits of its gates."""
+
+    batch: int
+    time: int
+    channels: int
+    dtype: str = "fp32"
+
+
+RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
 CASES = {
     "cuda": [
@@ -41,51 +64,95 @@ CASES = {
         Case(1, 65537, 1024),
         Case(1, 65536, 64),
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
+        *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
+        *(Gates(8, 2048, 2048, dtype) for dtype in DTYPES),
     ],
     "cpu": [
-        Case(4, 16000, 128, planes, constant, dtype)
-        for dtype in DTYPES
-        for planes in (1, 2)
-        for constant in (False, True)
+        *(
+            Case(4, 16000, 128, planes, constant, dtype)
+            for dtype in DTYPES
+            for planes in (1, 2)
+            for constant in (False, True)
+        ),
+        *(Discretization(4, 16000, 128, rule) for rule in RULES),
+        Gates(4, 16000, 128),
     ],
 }
 
 
-def rows(device: str, cases: list[Case] | None = None) -> list[dict[str, Any]]:
+def rows(device: str, cases: list[Any] | None = None) -> list[dict[str, Any]]:
     """One dictionary for each case: op, shape, dtype, ms and share of copy bandwidth forward and backward.
 
-    On a CPU also the time of the torch code that runs without kernels.
+    On a CPU also the time of the torch code that a linear scan runs as without kernels.
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
-    return [_row(case, device, bandwidth) for case in cases or CASES[device]]
+    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates}
+    return [kinds[type(case)](case, device, bandwidth) for case in cases or CASES[device]]
 
 
-def _row(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
+def _linear(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
     a, b = case.inputs(device)
     states, last = linear_scan(a, b)
     args = (a, b, None, None, None, False)
     back = (torch.randn_like(b), torch.zeros_like(last), a, states, None, None, None, False)
-    forward_bytes = a.nbytes + 2 * b.nbytes
-    backward_bytes = 2 * a.nbytes + 3 * b.nbytes
-    forward = _timing.median_ms(lambda: torch.ops.lrnnx.linear_scan(*args), device)
-    backward = _timing.median_ms(lambda: torch.ops.lrnnx.linear_scan_backward(*back), device)
-    row = {
-        "op": f"linear_scan {('real', 'complex')[case.planes - 1]}{' constant a' if case.constant else ''}",
-        "shape": f"({case.batch}, {case.time}, {case.channels})",
-        "dtype": case.dtype,
-        "forward ms": forward,
-        "backward ms": backward,
-        "forward MB": forward_bytes / 1e6,
-        "backward MB": backward_bytes / 1e6,
-        "forward / copy": forward_bytes / bandwidth / forward * 1e3,
-        "backward / copy": backward_bytes / bandwidth / backward * 1e3,
-        "copy GB/s": bandwidth / 1e9,
-    }
+    name = f"linear_scan {('real', 'complex')[case.planes - 1]}{' constant a' if case.constant else ''}"
+    sizes = (a.nbytes + 2 * b.nbytes, 2 * a.nbytes + 3 * b.nbytes)
+    row = _row(case, name, "linear_scan", args, back, sizes, device, bandwidth)
     if device == "cpu":
         row["torch forward ms"] = _timing.median_ms(lambda: _blocked.scan(*args), device, 3)
         row["torch backward ms"] = _timing.median_ms(lambda: _blocked.adjoint(*back), device, 3)
     return row
+
+
+def _discretized(case: Discretization, device: str, bandwidth: float) -> dict[str, Any]:
+    z = torch.rand(2, case.channels, device=device) * torch.tensor([[-0.5], [3.0]], device=device)
+    dt = torch.rand(case.batch, case.time, device=device)
+    v = torch.randn(case.batch, case.time, 2, case.channels, device=device).to(DTYPES[case.dtype])
+    rest = (None, None, None, False, CODES[case.rule])
+    states, last = torch.ops.lrnnx.discretized_scan(z, dt, v, *rest)
+    kept = v if CODES[case.rule] else None
+    back = (torch.randn_like(v), torch.zeros_like(last), z, dt, kept, states, *rest)
+    sizes = (2 * v.nbytes + dt.nbytes, (3 if kept is None else 4) * v.nbytes + 2 * dt.nbytes)
+    name = f"discretized_scan complex {case.rule}"
+    return _row(case, name, "discretized_scan", (z, dt, v, *rest), back, sizes, device, bandwidth)
+
+
+def _gates(case: Gates, device: str, bandwidth: float) -> dict[str, Any]:
+    inputs = torch.randn(3, case.batch, case.time, case.channels, device=device).to(DTYPES[case.dtype])
+    given, rest = (*inputs, torch.rand(case.channels, device=device), None, None), (None, None, None)
+    states, last = torch.ops.lrnnx.rglru_scan(*given, *rest)
+    back = (torch.randn_like(states), torch.zeros_like(last), *given, states, *rest)
+    sizes = (4 * states.nbytes, 8 * states.nbytes)
+    return _row(case, "rglru_scan", "rglru_scan", (*given, *rest), back, sizes, device, bandwidth)
+
+
+def _row(
+    case: Any,
+    name: str,
+    op: str,
+    args: tuple[Any, ...],
+    back: tuple[Any, ...],
+    sizes: tuple[int, int],
+    device: str,
+    bandwidth: float,
+) -> dict[str, Any]:
+    """Times of an operator and its backward, which move at least `sizes` bytes."""
+    run, run_back = getattr(torch.ops.lrnnx, op), getattr(torch.ops.lrnnx, f"{op}_backward")
+    forward = _timing.median_ms(lambda: run(*args), device)
+    backward = _timing.median_ms(lambda: run_back(*back), device)
+    return {
+        "op": name,
+        "shape": f"({case.batch}, {case.time}, {case.channels})",
+        "dtype": case.dtype,
+        "forward ms": forward,
+        "backward ms": backward,
+        "forward MB": sizes[0] / 1e6,
+        "backward MB": sizes[1] / 1e6,
+        "forward / copy": sizes[0] / bandwidth / forward * 1e3,
+        "backward / copy": sizes[1] / bandwidth / backward * 1e3,
+        "copy GB/s": bandwidth / 1e9,
+    }
 
 
 if __name__ == "__main__":

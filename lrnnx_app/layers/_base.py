@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.decayed_scan import Decay, scan
+from lrnnx_app.ops.discretized_scan import Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
 
 Value = TypeVar("Value")
@@ -132,8 +132,11 @@ class DiagonalLayer(Layer):
 
     state_shape: tuple[int, ...]
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
-        """a, (*state_shape) or (B or 1, T or 1, *state_shape) or a `Decay`, and b (B, T, *state_shape)."""
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+        """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape).
+
+        Or what a scan makes both of: a `Discretized`, and its v (B, T, *state_shape).
+        """
         raise NotImplementedError
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -153,6 +156,7 @@ class DiagonalLayer(Layer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
+        x = autocast(x)
         a, b = self.coefficients(x, dt)
         a = self._over_time(a)
         h0 = None if state is None else state.h
@@ -161,10 +165,13 @@ class DiagonalLayer(Layer):
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        x = x[:, None]
+        x = autocast(x[:, None])
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        a = a.coefficients() if isinstance(a, Decay) else self._over_time(a)
-        a, b = a[:, 0], b[:, 0].to(state.h.dtype)
+        b = b.to(state.h.dtype)
+        if isinstance(a, Discretized):
+            a, gain = a.coefficients()
+            b = planar.mul(gain.expand_as(b), b)
+        a, b = self._over_time(a)[:, 0], b[:, 0]
         a = a.to(b.dtype)
         h = planar.affine(a, state.h, b) if len(self.state_shape) == 2 else torch.addcmul(b, a, state.h)
         return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
@@ -218,11 +225,30 @@ def scaled(weight: Tensor, gain: Tensor) -> Tensor:
     return planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1)
 
 
-def real_readout(h: Tensor, matrix: Tensor) -> Tensor:
-    """Re(weight h) as one real matmul: h (B, T, 2, N) planar, `readout_matrix(weight)`; (B, T, H)."""
-    return nn.functional.linear(h.flatten(-2), matrix)
-
-
 def readout_matrix(weight: Tensor) -> Tensor:
     """The real (H, 2N) that takes the planes of h to Re(weight h); weight (2, H, N) planar."""
     return torch.cat((weight[0], -weight[1]), -1)
+
+
+def real_readout(h: Tensor, matrix: Tensor, skip: Tensor, x: Tensor) -> Tensor:
+    """Re(weight h) + skip∘x as one real matmul, in the dtype of x.
+
+    Args:
+        h: states (B, T, 2, N), planar.
+        matrix: (H, 2N), of `readout_matrix`.
+        skip: (H,).
+        x: (B, T, H).
+
+    Returns:
+        (B, T, H).
+    """
+    y = nn.functional.linear(h.flatten(-2), matrix)
+    return torch.addcmul(y, skip.to(y.dtype), x.to(y.dtype))
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as autocast will read it, converted once instead of by every matmul; float64 stays as it is."""
+    kind = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

@@ -17,7 +17,7 @@ from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
 MODES = ("dws", "pointwise", "neck", "full")
-ELEMENTWISE = 80  # a state update of the blocked torch scan, in multiplications of a matmul (measured, CPU)
+ELEMENTWISE = 40  # a state update of the scan, forth and back, in multiplications of a matmul (measured)
 KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
 
 

@@ -19,7 +19,7 @@ class GRU(Layer):
     """z, r = σ(W x + u∘h); c = tanh(W x + r∘u∘h); h = (1 − z)∘h + z∘c; y = W_out h.
 
     Gates depend on the input and on the state's own channel. Data time δ makes 1 − z its power (1 − z)^δ.
-    After a forward, `iterations` (int64 scalar) says how many scans the last sequence took.
+    After a forward, `iterations` (int64 scalar) says how many scans or single steps the last sequence took.
     """
 
     recurrent = ("u",)
@@ -65,7 +65,7 @@ class GRU(Layer):
         return self.out_proj(h.to(x.dtype)), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
-        h, _ = gru_cell(state.h, self._inputs(x), self.u.to(state.h.dtype), dt)
+        h = gru_cell(state.h, self._inputs(x), self.u.to(state.h.dtype), dt)
         return self.out_proj(h.to(x.dtype)), DiagonalState(h)
 
     def _inputs(self, x: Tensor) -> Tensor:

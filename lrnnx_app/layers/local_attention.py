@@ -70,9 +70,9 @@ class LocalAttention(Layer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, WindowState]:
         self.check_dt(dt)
+        time, past = x.shape[1], self.config.window - 1
+        empty = past if state is None else 0  # keys that are known to be none
         state = self.init_state(x.shape[0]) if state is None else state
-        time = x.shape[1]
-        past = self.config.window - 1
         q = self.q_proj(x).unflatten(-1, (self.config.heads, self.d_head))
         new = self.kv_proj(x).to(state.k.dtype).chunk(2, -1)
         k, v = torch.cat((state.k, new[0]), 1), torch.cat((state.v, new[1]), 1)
@@ -83,7 +83,7 @@ class LocalAttention(Layer):
         outputs = []
         for start in range(0, time, self.config.window):
             stop = min(start + self.config.window, time)
-            span = slice(start, stop + past)
+            span = slice(max(start, empty), stop + past)
             mask = self._mask(stop - start, valid[:, span], None if document is None else document[:, span])
             outputs.append(self._attend(q[:, start:stop], k[:, span], v[:, span], mask))
         y = torch.cat(outputs, 1).flatten(2)
@@ -91,14 +91,13 @@ class LocalAttention(Layer):
 
     def _mask(self, queries: int, valid: Tensor, document: Tensor | None) -> Tensor:
         """(B, queries, keys) bool: the key is there, in the window, not later, and of the same document."""
-        past = self.config.window - 1
-        ages = torch.arange(queries, device=valid.device)[:, None] + past
-        ages = ages - torch.arange(queries + past, device=valid.device)
-        seen = (valid[:, None, :, 0] > 0.5) & (ages >= 0) & (ages <= past)
-        return seen if document is None else seen & (document[:, past:, None] == document[:, None])
+        keys = torch.arange(valid.shape[1], device=valid.device)
+        ages = keys[-queries:, None] - keys
+        seen = (valid[:, None, :, 0] > 0.5) & (ages >= 0) & (ages < self.config.window)
+        return seen if document is None else seen & (document[:, -queries:, None] == document[:, None])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q (B, Q, heads, d_head); k, v (B, Q + window − 1, d_head); returns (B, Q, heads, d_head)."""
+        """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
         cos, sin = self.constant(f"turns {k.shape[1]}", lambda: self._turns(k))
         here = slice(k.shape[1] - q.shape[1], None)
         q_rotated = rotated(q.transpose(1, 2).to(k.dtype), cos[here], sin[here]).to(q.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.decayed_scan import Decay
+from lrnnx_app.ops.discretized_scan import Discretized
 
 
 class LRU(DiagonalLayer):
@@ -42,9 +42,9 @@ class LRU(DiagonalLayer):
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
         log_lambda, a, B = self.constant("system", self._system)
-        return a if dt is None else Decay(log_lambda, dt), drive(x, B)
+        return a if dt is None else Discretized(log_lambda, dt, "dirac"), drive(x, B)
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:
         """log λ, λ (2, N) and γ∘B (2, N, H)."""
@@ -52,4 +52,4 @@ class LRU(DiagonalLayer):
         return log_lambda, planar.exp(log_lambda), self.B * torch.exp(self.gamma_log)[:, None]
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return real_readout(h, self.constant("C", lambda: readout_matrix(self.C))) + self.D * x
+        return real_readout(h, self.constant("C", lambda: readout_matrix(self.C)), self.D, x)

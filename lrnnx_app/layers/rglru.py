@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.rglru_scan import coefficients, rglru_scan
 from lrnnx_app.ops.short_conv import short_conv
 
 STARTS = ("paper", "released")
@@ -77,10 +77,9 @@ class RGLRU(Layer):
             rate = -torch.log(torch.rand(size) * (high**2 - low**2) + low**2) / 2
         return rate + torch.log(-torch.expm1(-rate))  # softplus of it is the rate
 
-    def decay(self, r: Tensor) -> Tensor:
-        """log a for a gate r (…, D)."""
-        rate = self.constant("rate", lambda: -self.config.c * F.softplus(self.recurrent_param.to(r.dtype)))
-        return r * rate
+    def rate(self) -> Tensor:
+        """−log a at r = 1 and δ = 1, (D,)."""
+        return self.config.c * F.softplus(self.recurrent_param)
 
     def init_state(self, batch: int) -> RGLRUState:
         size = self.recurrent_param.shape[0]
@@ -97,33 +96,54 @@ class RGLRU(Layer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, RGLRUState]:
         state = self.init_state(x.shape[0]) if state is None else state
+        u, conv, first = self._inputs(x, state, lengths, reset)
+        h, last = rglru_scan(
+            *self.gates(u),
+            u,
+            self.constant("rate", self.rate),
+            state.h,
+            dt=dt,
+            first=first,
+            lengths=lengths,
+            reset=reset,
+        )
+        fresh = torch.zeros_like(state.fresh) if lengths is None else state.fresh * (lengths == 0)
+        return self._outputs(h, x), RGLRUState(conv, last, fresh)
+
+    def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
+        x = x[:, None]
+        u, conv, first = self._inputs(x, state)
+        a, b = coefficients(
+            *self.gates(u), u, self.constant("rate", self.rate), None if dt is None else dt[:, None], first
+        )
+        h = a * state.h[:, None] + b
+        return self._outputs(h, x)[:, 0], RGLRUState(conv, h[:, 0], torch.zeros_like(state.fresh))
+
+    def _inputs(
+        self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The convolved input u (B, T, D), the convolution's state, and where the multiplier is 1 (B, T)."""
         kernel = self.conv1d.weight.squeeze(1)
         u, conv = short_conv(
             self.linear_x(x), kernel, self.conv1d.bias, state.conv, lengths=lengths, reset=reset
         )
+        if not self.config.unit_start:
+            return u, conv, None
         first = F.pad((state.fresh > 0.5)[:, None], (0, x.shape[1] - 1))
-        first = first if reset is None else first | reset
-        a, b = self.coefficients(u, dt, first)
-        h, last = linear_scan(a, b, state.h, lengths=lengths, reset=reset)
-        fresh = torch.zeros_like(state.fresh) if lengths is None else state.fresh * (lengths == 0)
-        y = F.gelu(self.linear_y(x), approximate="tanh")
-        return self.linear_out(y * h.to(y.dtype)), RGLRUState(conv, last, fresh)
+        return u, conv, first if reset is None else first | reset
 
-    def coefficients(self, u: Tensor, dt: Tensor | None, first: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b (B, T, D) from the convolved input; first (B, T): a document's first step."""
-        r = self._gate(u, self.recurrent_gate_weight, self.recurrent_gate_bias)
-        i = self._gate(u, self.input_gate_weight, self.input_gate_bias)
-        log_a = self.decay(r)
-        log_a = log_a if dt is None else log_a * dt[..., None]
-        multiplier = bounded_sqrt(-torch.expm1(2 * log_a))
-        if self.config.unit_start:
-            multiplier = torch.where(first[..., None], 1, multiplier)
-        return torch.exp(log_a), multiplier * i * u
+    def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
+        y = F.gelu(self.linear_y(x), approximate="tanh")
+        return self.linear_out(y * h.to(y.dtype))
+
+    def gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
+        recurrent = self._gate(u, self.recurrent_gate_weight, self.recurrent_gate_bias)
+        return recurrent, self._gate(u, self.input_gate_weight, self.input_gate_bias)
 
     def _gate(self, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        blocks = u.unflatten(-1, weight.shape[:2])
-        gate = torch.einsum("bthi,hij->bthj", blocks, weight.to(u.dtype)) + bias
-        return torch.sigmoid(gate.to(self._zeros().dtype)).flatten(2)
+        blocks = u.flatten(0, 1).unflatten(-1, weight.shape[:2]).transpose(0, 1)
+        return torch.baddbmm(bias[:, None], blocks, weight).transpose(0, 1).reshape(u.shape)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.input_gate_weight.shape[0]}, start={self.config.start}"
@@ -131,9 +151,3 @@ class RGLRU(Layer):
     @property
     def n_states(self) -> str:
         return f"{self.recurrent_param.shape[0]} real"
-
-
-def bounded_sqrt(x: Tensor, slope: float = 1000.0) -> Tensor:
-    """√x for x ≥ 0 whose derivative 1/(2√x) is held at or below `slope`, finite at x = 0."""
-    root = torch.sqrt(x.detach())
-    return root + (x - x.detach()) / (2 * root).clamp_min(1 / slope)

@@ -10,6 +10,7 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import (
     DiagonalLayer,
     DiagonalState,
+    autocast,
     drive,
     readout_matrix,
     real_readout,
@@ -17,8 +18,8 @@ from lrnnx_app.layers._base import (
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops.decayed_scan import Decay, scan
-from lrnnx_app.ops.discretize import EVEN_GAIN, RULES
+from lrnnx_app.ops.discretize import RULES, constant_gain
+from lrnnx_app.ops.discretized_scan import Discretized, evenly, scan
 
 
 class S5(DiagonalLayer):
@@ -77,25 +78,25 @@ class S5(DiagonalLayer):
         re = self.Lambda_re.clamp_max(-1e-4) if self.config.clip_eigs else self.Lambda_re
         return torch.stack((re, self.Lambda_im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Decay, Tensor]:
-        lam, step = self.constant("system", self._system)
-        if dt is None or self.rule_name in EVEN_GAIN:
-            a, B = self.constant("even", lambda: self._even(lam, step))
-            return a if dt is None else Decay(lam * step, dt), drive(x, B)
-        a, gain = RULES[self.rule_name](lam, step, dt)
-        return a, drive(x, self.B, gain.expand(*gain.shape[:-1], step.shape[0]))
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+        if dt is None:
+            a, B = self.constant("even", lambda: self._system(timed=False))
+            return a, drive(x, B)
+        rate, B = self.constant("timed", lambda: self._system(timed=True))
+        return Discretized(rate, dt, self.rule_name), drive(x, B)
 
-    def _system(self) -> tuple[Tensor, Tensor]:
-        return self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
-
-    def _even(self, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """ā (2, N) and gain∘B (2, N, H) of evenly sampled input."""
-        a, gain = RULES[self.rule_name](lam, step, None)
+    def _system(self, timed: bool) -> tuple[Tensor, Tensor]:
+        """ā (2, N) and gain∘B (2, N, H) of even samples; or λΔ and B with what else is constant."""
+        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
+        if timed:
+            a, gain = lam * step, constant_gain(self.rule_name, lam, step)
+        else:
+            a, gain = evenly(self.rule_name, lam, step)
         return a, scaled(self.B, gain.expand_as(lam))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
-        return real_readout(h, self.constant("C", lambda: readout_matrix(scale * self.C))) + self.D * x
+        return real_readout(h, self.constant("C", lambda: readout_matrix(scale * self.C)), self.D, x)
 
     def init_state(self, batch: int) -> DiagonalState:
         if not self.causal:
@@ -116,6 +117,7 @@ class S5(DiagonalLayer):
             return super().forward(x, state, dt=dt, lengths=lengths, reset=reset)
         if state is not None:
             refuse_stream("S5")
+        x = autocast(x)
         gaps = None if dt is None else _gaps_after(dt, lengths, reset)
         ahead, last = self._states(x, dt, lengths, reset, reverse=False)
         back, _ = self._states(x, gaps, lengths, reset, reverse=True)

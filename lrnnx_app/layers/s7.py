@@ -74,7 +74,7 @@ class S7(DiagonalLayer):
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
-        y = real_readout(scaled.to(x.dtype), C) + self.D * x
+        y = real_readout(scaled.to(x.dtype), C, self.D, x)
         return y * torch.sigmoid(self.gate(F.gelu(y)))
 
     def _selected(self, name: str, x: Tensor) -> Tensor:

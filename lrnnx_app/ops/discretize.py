@@ -66,5 +66,12 @@ RULES: dict[str, Rule] = {
     "asynchronous": asynchronous,
 }
 
-# a = exp(λΔδ) with a gain that δ has no part in, so that a scan may form `a` by itself
-EVEN_GAIN = ("dirac", "asynchronous")
+
+def constant_gain(name: str, lam: Tensor, step: Tensor) -> Tensor:
+    """The part of a rule's gain that is free of data time δ, planar: for the weights of the input.
+
+    What is left depends on λΔ and δ alone, as `discretized_scan` makes it.
+    """
+    if name in ("dirac", "asynchronous"):
+        return RULES[name](lam, step, None)[1]
+    return step * planar.one(lam)

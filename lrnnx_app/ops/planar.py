@@ -5,13 +5,18 @@ case, and one formula serves real and complex eigenvalues alike. Operands broadc
 the same number of planes.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def planes(z: Tensor) -> tuple[Tensor, Tensor | None]:
     """Real and imaginary part, each (..., N); the imaginary part of a real number is None."""
-    return z.select(-2, 0), z.select(-2, 1) if z.shape[-2] == 2 else None
+    if z.shape[-2] == 1:
+        return z.squeeze(-2), None
+    re, im = z.unbind(-2)  # its gradient is one copy; that of two selections fills and adds whole tensors
+    return re, im
 
 
 def join(re: Tensor, im: Tensor | None) -> Tensor:
@@ -89,10 +94,37 @@ def expm1_over(z: Tensor) -> Tensor:
     size = re.abs() if im is None else torch.maximum(re.abs(), im.abs())
     small = (size < 0.1).unsqueeze(-2)
     unit = one(z)
+    far = torch.where(small, unit, z)
+    return torch.where(small, _expm1_over_series(torch.where(small, z, 0.0)), div(expm1(far), far))
+
+
+def expm1_over_slope(z: Tensor) -> Tensor:
+    """The derivative (exp(z) - expm1_over(z)) / z of `expm1_over`, 1/2 at z = 0, accurate for every z."""
+    re, im = planes(z)
+    size = re.abs() if im is None else torch.maximum(re.abs(), im.abs())
+    small = (size < 0.2).unsqueeze(-2)
+    unit = one(z)
     near = torch.where(small, z, 0.0)
     series = unit
-    terms = 11 if z.dtype == torch.float64 else 6  # the next, 0.1^terms/(terms + 1)!, is below rounding
-    for k in range(terms, 1, -1):
-        series = unit + mul(near, series) / k
+    terms = 13 if z.dtype == torch.float64 else 7
+    for k in range(terms, 0, -1):
+        series = unit + mul(near, series) * ((k + 1) / (k * (k + 2)))
     far = torch.where(small, unit, z)
-    return torch.where(small, series, div(expm1(far), far))
+    return torch.where(small, series / 2, div(exp(far) - expm1_over(far), far))
+
+
+def _expm1_over_series(z: Tensor) -> Tensor:
+    """Σ z^k/(k + 1)! by Horner's rule, for |Re z|, |Im z| < 0.1."""
+    last = 10 if z.dtype == torch.float64 else 5  # the next term is below rounding
+    coefficients = [z.new_tensor(1 / math.factorial(k + 1)) for k in range(last + 1)]
+    re, im = planes(z)
+    sr, si = coefficients[last], None
+    for k in range(last - 1, -1, -1):
+        if im is None:
+            sr = torch.addcmul(coefficients[k], re, sr)
+        elif si is None:
+            sr, si = torch.addcmul(coefficients[k], re, sr), im * sr
+        else:
+            upper = torch.addcmul(torch.addcmul(coefficients[k], re, sr), im, si, value=-1)
+            sr, si = upper, torch.addcmul(im * sr, re, si)
+    return join(sr, si)

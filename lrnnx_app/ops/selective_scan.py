@@ -3,7 +3,8 @@
     h[t] = a[t]∘h[t−1] + gain[t]∘B[t]·u[t],   y[t] = Re(C[t]·h[t]) + D∘u[t],   (a, gain) = rule(A, Δ, δ)
 
 for each channel, so that states (B, T, D, N) never exist as a whole: time is cut into chunks, and with
-gradients each chunk is computed again in the backward pass from the state it began with.
+gradients each chunk is computed again in the backward pass from the state it began with, unless there are so
+few states that keeping them is cheaper.
 """
 
 import torch
@@ -17,6 +18,7 @@ from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 SHORTEST = 16  # steps of a chunk at least
 ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
 ELEMENTS_ELSEWHERE = 2**25  # where launching costs more than memory
+KEPT = 2**23  # states of a sequence that are kept for the backward pass rather than computed again
 
 
 def selective_scan(
@@ -65,6 +67,7 @@ def selective_scan(
     A, h = wide(A), u.new_zeros(batch, *A.shape, dtype=dtype) if h0 is None else h0.to(dtype)
     h = h.unsqueeze(-2) if real else h
 
+    recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
     outputs, size = [], max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
     for start in range(0, time, size):
         cut = slice(start, start + size)
@@ -75,7 +78,7 @@ def selective_scan(
             None if lengths is None else lengths - start,
             None if reset is None else reset[:, cut],
         )
-        if torch.is_grad_enabled():
+        if recompute:
             y, h = checkpoint(_chunk, *inputs, *masks, use_reentrant=False, preserve_rng_state=False)
         else:
             y, h = _chunk(*inputs, *masks)

@@ -1,3 +1,3 @@
 #include "../launch.h"
 
-template lrnnx::Optional lrnnx::cuda::run<float, 1, false>(Request&);
+template lrnnx::Optional lrnnx::cuda::run_linear<float, 1, false>(Request&);

@@ -1,0 +1,153 @@
+// Coefficients made from a rate z for each channel and the time dt before each step, as `discretized_scan` defines.
+#pragma once
+#include "source.cuh"
+
+namespace lrnnx::cuda {
+
+enum Rule : int { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };
+
+// exp(z dt), or of conj(z).
+template <class S, int PL, int V>
+struct Exponential {
+  S re[V], turns[V], rest[V];  // Re z log2(e); +-Im z / pi = turns + rest
+
+  DEVICE void init(const Val<S, PL, V>& z) {
+    UNROLL for (int i = 0; i < V; i++) {
+      const double w = PL == 2 ? z.v[PL - 1][i] * 0.31830988618379067 : 0.;
+      re[i] = static_cast<S>(z.v[0][i] * 1.4426950408889634);
+      turns[i] = static_cast<S>(w);
+      rest[i] = static_cast<S>(w - double(turns[i]));
+    }
+  }
+  DEVICE Val<S, PL, V> at(S dt) const {
+    Val<S, PL, V> r;
+    UNROLL for (int i = 0; i < V; i++) {
+      if constexpr (sizeof(S) == 8) {
+        const S size = exp2(re[i] * dt);
+        S s = 0, c = 1;
+        if constexpr (PL == 2) sincospi(fma(turns[i], dt, rest[i] * dt), &s, &c);
+        r.v[PL - 1][i] = size * s;
+        r.v[0][i] = size * c;
+      } else {
+        r.v[0][i] = power_of_two(re[i] * dt);
+        if constexpr (PL == 2) rotate(r.v[0][i], dt, i, r.v[0][i], r.v[1][i]);
+      }
+    }
+    return r;
+  }
+  // The phase in half turns is reduced exactly to a quadrant: a large phase costs no digits.
+  DEVICE void rotate(float size, float dt, int i, float& out_re, float& out_im) const {
+    const float phase = turns[i] * dt, error = fmaf(rest[i], dt, fmaf(turns[i], dt, -phase));
+    const float shifted = fmaf(phase, 2.f, 12582912.f);  // its low bits: the nearest count of quarter turns
+    const uint32_t quarter = __float_as_uint(shifted);
+    const float f = fmaf(shifted - 12582912.f, -0.5f, phase) + error, q = f * f;
+    const float s = f * fmaf(q, fmaf(q, fmaf(q, fmaf(q, 0.08214589f, -0.59926453f), 2.55016404f), -5.16771278f), 3.14159265f);
+    const float c = fmaf(q, fmaf(q, fmaf(q, fmaf(q, 0.23533063f, -1.33526277f), 4.05871213f), -4.93480220f), 1.f);
+    const float x = quarter & 1 ? s : c, y = quarter & 1 ? c : s;
+    out_re = size * __uint_as_float(__float_as_uint(x) ^ (((quarter + 1) & 2) << 30));
+    out_im = size * __uint_as_float(__float_as_uint(y) ^ ((quarter & 2) << 30));
+  }
+  // Sum over these channels of Re(q z).
+  DEVICE S along(const Val<S, PL, V>& q) const {
+    S sum = 0;
+    UNROLL for (int i = 0; i < V; i++) {
+      sum = fma(q.v[0][i], re[i] * S(0.69314718055994531), sum);
+      if constexpr (PL == 2) sum = fma(q.v[1][i], turns[i] * S(-3.14159265358979324), sum);
+    }
+    return sum;
+  }
+};
+
+// With q = conj(a) g conj(h), the gradient of w = z dt: that of z is the sum of q dt, that of dt is Re(q conj(z)).
+template <class S, int PL, int V, bool BWD>
+struct Impulse {  // a gain of 1
+  static constexpr int EXTRA = 0, OUT = 0;
+  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false;
+  using X = Val<S, PL, V>;
+  using In = Inputs<S, X, EXTRA>;
+  Exponential<S, PL, V> exponential;
+
+  DEVICE void init(const Params& p, int n) {
+    const X z = channel_values<S, PL, V>(p.a, n, p.N);
+    exponential.init(BWD ? conj(z) : z);
+  }
+  DEVICE X at(const In& in) const { return exponential.at(in.dt); }
+  DEVICE X drive(const In&, const X&, const X& x) const { return x; }
+  DEVICE X backward(const In& in, const X&, const X& g, const X& next, const X& h, X*, X& sum, S& along) const {
+    const X q = mul(next, conj(h));
+    sum = mad(in.dt, q, sum);
+    along = exponential.along(q);
+    return g;
+  }
+};
+
+// Any rule. Backward z is conjugated, and with it everything made from it.
+template <class S, int PL, int V, bool BWD>
+struct Ruled {
+  static constexpr int EXTRA = BWD, OUT = 0;
+  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false;
+  static constexpr int TERMS = sizeof(S) == 8 ? 14 : 7;
+  using X = Val<S, PL, V>;
+  using In = Inputs<S, X, EXTRA>;
+  struct Gain {
+    X gain, by_z, by_dt;  // and its derivatives
+  };
+  Exponential<S, PL, V> exponential;
+  X z;
+  int rule;
+
+  DEVICE void init(const Params& p, int n) {
+    rule = p.rule;
+    z = channel_values<S, PL, V>(p.a, n, p.N);
+    if (BWD) z = conj(z);
+    exponential.init(z);
+  }
+  DEVICE static X unit() { return real_number<S, PL, V>(1); }
+  DEVICE X lower(S dt) const { return invert(mad(S(-0.5) * dt, z, unit())); }  // 1 / (1 - w / 2)
+  DEVICE X at(const In& in) const {
+    return rule == kBilinear ? mul(lower(in.dt), mad(S(0.5) * in.dt, z, unit())) : exponential.at(in.dt);
+  }
+  DEVICE Gain gain(const In& in, const X& a) const {
+    const S dt = in.dt;
+    Gain r{unit(), X{}, X{}};
+    if (rule == kZoh) {
+      X phi, slope;
+      mean_decay(scale(dt, z), a, phi, slope);
+      r = {scale(dt, phi), scale(dt * dt, slope), a};
+    } else if (rule == kBilinear) {
+      const X m = lower(dt), square = mul(m, m);
+      r = {scale(dt, m), scale(S(0.5) * dt * dt, square), square};
+    } else if (rule == kEuler) {
+      r = {real_number<S, PL, V>(dt), X{}, unit()};
+    }
+    return r;
+  }
+  DEVICE X drive(const In& in, const X& a, const X& x) const { return mul(gain(in, a).gain, x); }
+  DEVICE X backward(const In& in, const X& a, const X& g, const X&, const X& h, X*, X& sum, S& along) const {
+    const Gain r = gain(in, a);
+    const X by_w = rule == kBilinear ? r.by_dt : a;
+    const X q = mul(by_w, mul(g, conj(h))), of_gain = mul(g, conj(in.raw[0]));
+    sum = mad(r.by_z, of_gain, mad(in.dt, q, sum));
+    along = real_sum(mad(r.by_dt, of_gain, mul(z, q)));
+    return mul(r.gain, g);
+  }
+  // phi = (a - 1) / w with a = exp(w), and its derivative (a - phi) / w; series where those would cancel.
+  DEVICE static void mean_decay(const X& w, const X& a, X& phi, X& slope) {
+    X near = unit(), near_slope = unit();
+    UNROLL for (int k = TERMS; k > 0; k--) {
+      if (k > 1) near = mad(S(1) / k, mul(w, near), unit());
+      near_slope = mad(S(k + 1) / S(k * (k + 2)), mul(w, near_slope), unit());
+    }
+    const X over = invert(w);
+    phi = mul(over, mad(S(-1), unit(), a));
+    slope = mul(over, mad(S(-1), phi, a));
+    UNROLL for (int e = 0; e < PL * V; e++) {
+      const int i = e % V;
+      const bool small = fabs(w.v[0][i]) < S(0.25) && fabs(w.v[PL - 1][i]) < S(0.25);
+      phi.v[e / V][i] = small ? near.v[e / V][i] : phi.v[e / V][i];
+      slope.v[e / V][i] = small ? S(0.5) * near_slope.v[e / V][i] : slope.v[e / V][i];
+    }
+  }
+};
+
+}  // namespace lrnnx::cuda

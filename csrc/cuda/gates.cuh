@@ -1,0 +1,61 @@
+// The RG-LRU's coefficients and drive, made from the logits of its gates as `rglru_scan` defines.
+#pragma once
+#include "source.cuh"
+
+namespace lrnnx::cuda {
+
+template <class S, int PL, int V, bool BWD>
+struct Gates {
+  static constexpr int EXTRA = BWD ? 3 : 2, OUT = 2 * BWD;  // gate, input gate and, backward, u
+  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = !BWD, KEEP_X = !BWD;
+  static_assert(PL == 1);
+  using X = Val<S, PL, V>;
+  using In = Inputs<S, X, EXTRA>;
+  static constexpr S SLOPE = 1000;  // the steepest derivative of the square root
+  X rate;
+
+  DEVICE void init(const Params& p, int n) { rate = channel_values<S, PL, V>(p.a, n, p.N); }
+  DEVICE X at(const In& in) const {
+    X r;
+    UNROLL for (int i = 0; i < V; i++) r.v[0][i] = exponential(log_decay(in, i));
+    return r;
+  }
+  DEVICE X drive(const In& in, const X&, const X& u) const {
+    X r;
+    UNROLL for (int i = 0; i < V; i++)
+      r.v[0][i] = multiplier(log_decay(in, i), in.mode) * sigmoid(in.raw[1].v[0][i]) * u.v[0][i];
+    return r;
+  }
+  DEVICE X backward(const In& in, const X& a, const X& g, const X&, const X& h, X* da, X& sum, S& along) const {
+    X du;
+    along = 0;
+    UNROLL for (int i = 0; i < V; i++) {
+      const S r = sigmoid(in.raw[0].v[0][i]), open = sigmoid(in.raw[1].v[0][i]), u = in.raw[EXTRA - 1].v[0][i];
+      const S c = g.v[0][i], decay = a.v[0][i], m = multiplier(log_decay(in, i), in.mode);
+      const S bend = in.mode & kUnit ? S(0) : S(-2) * decay * decay * quotient(S(1), max(S(2) * m, 1 / SLOPE));
+      const S of_log = c * fma(decay, h.v[0][i], bend * open * u), of_rate = -of_log * r * in.dt;
+      sum.v[0][i] += of_rate;
+      along = fma(-of_log * r, rate.v[0][i], along);
+      da[0].v[0][i] = of_rate * rate.v[0][i] * (1 - r);
+      da[1].v[0][i] = c * m * u * open * (1 - open);
+      du.v[0][i] = c * m * open;
+    }
+    return du;
+  }
+
+ private:
+  DEVICE S log_decay(const In& in, int i) const { return -rate.v[0][i] * sigmoid(in.raw[0].v[0][i]) * in.dt; }
+  DEVICE static S multiplier(S log_a, int mode) {
+    const S root = square_root(-small_expm1(2 * log_a));
+    return mode & kUnit ? S(1) : root;
+  }
+  // exp(x) - 1 for x <= 0, without cancellation where a decay is near 1.
+  DEVICE static S small_expm1(S x) {
+    if constexpr (sizeof(S) == 8) return expm1(x);
+    S series = 1;
+    UNROLL for (int k = 7; k > 1; k--) series = fma(x * (S(1) / k), series, S(1));
+    return x > S(-0.35) ? x * series : exponential(x) - 1;
+  }
+};
+
+}  // namespace lrnnx::cuda

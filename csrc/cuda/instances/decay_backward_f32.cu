@@ -1,3 +1,0 @@
-#include "../launch.h"
-
-template lrnnx::Optional lrnnx::cuda::run_decay<float, 2, true>(Request&);

@@ -1,0 +1,78 @@
+// lrnnx::rglru_scan and its backward on CUDA: coefficients and drive are made in registers from the gates' logits.
+#include "reduce.cuh"
+
+namespace lrnnx::cuda {
+
+std::tuple<Tensor, Tensor> rglru_scan(
+    Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first, Optional h0, Optional lengths,
+    Optional reset) {
+  const Extent x(u);
+  const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
+  const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
+  Tensor out = empty(u, sizes(u), dtype), last = empty(u, state_sizes(u), wide);
+  if (u.numel() == 0) return {out, last};
+  gate = dense(gate, dtype);
+  input_gate = dense(input_gate, dtype);
+  u = dense(u, dtype);
+  dt = dense(dt, wide);
+  h0 = dense(h0, wide);
+  const Coefficient rates = channels(rate, x, wide);
+  const Optional mode = modes(u, x, lengths, reset, false, first);
+  Request request = prepare(Kind::kGates, x, u, rates, mode, true, false);
+  Params& p = request.params;
+  p.extra[0] = add_input(request, gate);
+  p.extra[1] = add_input(request, input_gate);
+  p.dt = data_or_null<void>(dt);
+  p.first = data_or_null<void>(h0);
+  p.y = out.data_ptr();
+  p.last = last.data_ptr();
+  run<false>(dtype, request);
+  return {out, last};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
+    Tensor grad, Tensor grad_last, Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first,
+    Tensor states, Optional h0, Optional lengths, Optional reset) {
+  const Extent x(u);
+  const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
+  const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
+  Tensor d_gate = empty(u, sizes(u), dtype), d_input = empty(u, sizes(u), dtype), du = empty(u, sizes(u), dtype);
+  Tensor dh0 = empty(u, state_sizes(u), wide);
+  Tensor ddt = dt ? torch::stable::new_zeros(*dt, sizes(*dt)) : empty(u, {0}, dtype);
+  if (u.numel() == 0) return {d_gate, d_input, du, torch::stable::new_zeros(rate, sizes(rate)), ddt, dh0};
+  const Optional steps = dense(dt, wide);
+  grad = dense(grad, dtype);
+  grad_last = dense(grad_last, wide);
+  gate = dense(gate, dtype);
+  input_gate = dense(input_gate, dtype);
+  u = dense(u, dtype);
+  states = dense(states, dtype);
+  h0 = dense(h0, wide);
+  const Coefficient rates = channels(rate, x, wide);
+  const Optional mode = modes(u, x, lengths, reset, false, first);
+  Request request = prepare(Kind::kGates, x, grad, rates, mode, true, true);
+  Params& p = request.params;
+  p.extra[0] = add_input(request, gate);
+  p.extra[1] = add_input(request, input_gate);
+  p.extra[2] = add_input(request, u);
+  p.states = add_input(request, states);
+  p.dt = data_or_null<void>(steps);
+  p.first = grad_last.data_ptr();
+  p.h0 = data_or_null<void>(h0);
+  p.y = du.data_ptr();
+  p.da[0] = d_gate.data_ptr();
+  p.da[1] = d_input.data_ptr();
+  p.last = dh0.data_ptr();
+  p.sum_a = true;
+  const Optional part = run<true>(dtype, request);
+  const auto [d_rate, of_time] = sum_first(part, request.part_dt, request.stream);
+  if (dt) ddt = dense(*of_time, dt->scalar_type());
+  return {d_gate, d_input, du, dense(torch::stable::reshape(*d_rate, sizes(rate)), rate.scalar_type()), ddt, dh0};
+}
+
+}  // namespace lrnnx::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(lrnnx, CUDA, m) {
+  m.impl("rglru_scan", TORCH_BOX(&lrnnx::cuda::rglru_scan));
+  m.impl("rglru_scan_backward", TORCH_BOX(&lrnnx::cuda::rglru_scan_backward));
+}

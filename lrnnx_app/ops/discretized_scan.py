@@ -1,0 +1,205 @@
+"""The scan that discretizes as it goes, by a rule: h[t] = a(z, δ[t])∘h[t−1] + g(z, δ[t])∘v[t].
+
+Kernels make a and g in registers, forward and backward, so that (B, T, P, N) of them never reach memory:
+long, irregular sequences such as the Event-SSM's (arXiv 2404.18508). Elsewhere torch makes them. With w = z·δ
+
+    rule                 a                      g
+    dirac, asynchronous  exp(w)                 1        (a gain without δ belongs to the weights that make v)
+    zoh                  exp(w)                 δ·φ(w),  φ(w) = (exp(w) − 1)/w
+    bilinear             (1 + w/2)/(1 − w/2)    δ/(1 − w/2)
+    euler                exp(w)                 δ
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.ops import _blocked, _extension, planar
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+
+CODES = {"dirac": 0, "asynchronous": 0, "zoh": 1, "bilinear": 2, "euler": 3}  # as csrc/ numbers them
+NAMES = ("dirac", "zoh", "bilinear", "euler")
+
+
+class Discretized(NamedTuple):
+    """Coefficients and gains of a scan as what they are made of."""
+
+    z: Tensor  # (P, N) planar rate per unit of time, eigenvalue times learned step
+    dt: Tensor  # (B, T) time before each sample
+    rule: str
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """a and g, each broadcastable to (B, T, P, N)."""
+        return RULES[NAMES[CODES[self.rule]]](self.z, self.z.new_ones(1), self.dt)
+
+
+def scan(
+    a: Tensor | Discretized,
+    b: Tensor,
+    h0: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`linear_scan` for coefficients of either kind; b is v where they are `Discretized`."""
+    options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+    if isinstance(a, Discretized):
+        return discretized_scan(a.z, a.dt, b, h0, rule=a.rule, **options)
+    return linear_scan(a, b, h0, **options)
+
+
+def discretized_scan(
+    z: Tensor,
+    dt: Tensor,
+    v: Tensor,
+    h0: Tensor | None = None,
+    *,
+    rule: str,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scan along time; every argument but `rule`, `lengths` and `reset` is differentiable.
+
+    Args:
+        z: rates (P, N) with P = 1 or 2 planes, Re z < 0 if stable.
+        dt: (B, T) time δ that passed before each sample, in units of 1/|z|.
+        v: inputs (B, T, P, N).
+        h0: state before the first step (B, P, N); zero if None.
+        rule: a name of `discretize.RULES`.
+        lengths, reset, reverse: as of `linear_scan`.
+
+    Returns:
+        All states, shaped and typed like v, and the state after the last step (B, P, N), float32 or wider.
+
+    Raises:
+        ValueError: the shapes do not fit; names them.
+        KeyError: there is no such rule.
+    """
+    if v.ndim != 4 or v.shape[1] < 1 or z.shape != v.shape[2:] or dt.shape != v.shape[:2]:
+        expected = "z (P, N), dt (B, T) and v (B, T, P, N) with T ≥ 1"
+        raise ValueError(f"expected {expected}, not {tuple(z.shape)}, {tuple(dt.shape)} and {tuple(v.shape)}")
+    return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, CODES[rule])
+
+
+def evenly(rule: str, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """`RULES[rule](lam, step, None)` for lam (P, N), on a GPU by one launch instead of a hundred small ones.
+
+    A step from state 1 without input leaves a, and one from state 0 with input 1 leaves the gain.
+    """
+    if not lam.is_cuda:
+        return RULES[rule](lam, step, None)
+    rule = "zoh" if rule == "asynchronous" else rule  # the same where every δ is 1
+    h0 = torch.stack((planar.one(lam).expand_as(lam), torch.zeros_like(lam)))
+    states, _ = discretized_scan(lam * step, step.new_ones(2, 1), h0.flip(0)[:, None], h0, rule=rule)
+    a, gain = states[:, 0]
+    return a, gain if rule == "dirac" else step * gain
+
+
+def reference(
+    z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None = None, *, rule: str, **options
+) -> tuple[Tensor, Tensor]:
+    """The definition, with everything in memory; arguments and results as in `discretized_scan`."""
+    dtype = state_dtype(v.dtype)
+    a, gain = Discretized(z.to(dtype), dt.to(dtype), rule).coefficients()
+    driven = planar.mul(gain.expand(v.shape), v.to(dtype))
+    states, last = linear_scan(*_flat(a.expand(v.shape), driven, h0), **options)
+    return states.reshape(v.shape).to(v.dtype), last.reshape(v[:, 0].shape)
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define(
+    "discretized_scan(Tensor z, Tensor dt, Tensor v, Tensor? h0, Tensor? lengths, Tensor? reset,"
+    " bool reverse, int rule) -> (Tensor, Tensor)"
+)
+# v is None for a gain of 1, whose gradients have no use for it.
+_library.define(
+    "discretized_scan_backward(Tensor grad, Tensor grad_last, Tensor z, Tensor dt, Tensor? v, Tensor states,"
+    " Tensor? h0, Tensor? lengths, Tensor? reset, bool reverse, int rule) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "discretized_scan", "CompositeExplicitAutograd")
+def _forward_anywhere(z, dt, v, h0, lengths, reset, reverse, rule):
+    if _extension.first_use(v.device.type):
+        return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule)
+    return reference(z, dt, v, h0, rule=NAMES[rule], lengths=lengths, reset=reset, reverse=reverse)
+
+
+@torch.library.impl(_library, "discretized_scan_backward", "CompositeExplicitAutograd")
+def _backward_anywhere(grad, *rest):
+    if _extension.first_use(grad.device.type):
+        return torch.ops.lrnnx.discretized_scan_backward(grad, *rest)
+    return _adjoint(grad, *rest, run=torch.ops.lrnnx.linear_scan_backward)
+
+
+def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule, run):
+    """Gradients of z, dt, v and h0 from those of a linear scan, which `run` computes."""
+    dtype = state_dtype(states.dtype)
+    rate, span = z.to(dtype), dt.to(dtype)[..., None, None]
+    a, gain = Discretized(rate, dt.to(dtype), NAMES[rule]).coefficients()
+    by_w, gain_by_z, gain_by_dt = _slopes(rate, span, a, gain, rule)
+    numbers = _flat(grad.to(dtype), grad_last, a.expand(states.shape), states.to(dtype), h0)
+    da, c, dh0 = run(*numbers, lengths, reset, reverse)
+    da, c, dh0 = da.reshape(states.shape), c.reshape(states.shape), dh0.reshape(grad_last.shape)
+    q = planar.mul(planar.conj(by_w), da)  # the gradient of w, but for the gain
+    dz, ddt = q * span, q * rate
+    if v is not None:
+        r = planar.mul(c, planar.conj(v.to(dtype)))
+        dz = dz + planar.mul(planar.conj(gain_by_z).expand(r.shape), r)
+        ddt = ddt + gain_by_dt * r
+        c = planar.mul(planar.conj(gain).expand(c.shape), c)
+    return dz.sum((0, 1)).to(z.dtype), ddt.sum((2, 3)).to(dt.dtype), c.to(states.dtype), dh0
+
+
+def _slopes(z: Tensor, span: Tensor, a: Tensor, gain: Tensor, rule: int) -> tuple[Tensor, Tensor, Tensor]:
+    """da/dw, dg/dz and dg/dδ; a product with the latter's planes summed is Re(conj(dg/dδ)·…)."""
+    w = z * span
+    if NAMES[rule] == "zoh":
+        return a, span * span * planar.expm1_over_slope(w), a
+    if NAMES[rule] == "bilinear":
+        over = planar.div(planar.one(w).expand_as(w), planar.one(w) - w / 2)
+        square = planar.mul(over, over)
+        return square, span * span * square / 2, square
+    return a, torch.zeros_like(z), planar.one(z) * (NAMES[rule] == "euler")
+
+
+def _flat(*numbers: Tensor | None) -> list[Tensor | None]:
+    """Planar numbers (…, P, N) as a linear scan takes them: real ones without their plane."""
+    return [x if x is None or x.shape[-2] == 2 else x.squeeze(-2) for x in numbers]
+
+
+@torch.library.register_fake("lrnnx::discretized_scan", lib=_library)
+def _(z, dt, v, h0, lengths, reset, reverse, rule):
+    return v.new_empty(v.shape), v.new_empty((v.shape[0], *v.shape[2:]), dtype=state_dtype(v.dtype))
+
+
+@torch.library.register_fake("lrnnx::discretized_scan_backward", lib=_library)
+def _(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule):
+    return (
+        z.new_empty(z.shape),
+        dt.new_empty(dt.shape),
+        states.new_empty(states.shape),
+        torch.empty_like(grad_last),
+    )
+
+
+def _setup(ctx, inputs, output):
+    z, dt, v, h0, lengths, reset, ctx.reverse, ctx.rule = inputs
+    ctx.save_for_backward(z, dt, v if ctx.rule else None, h0, lengths, reset, output[0])
+
+
+def _backward(ctx, *grads):
+    z, dt, v, h0, lengths, reset, states = ctx.saved_tensors
+    run = torch.ops.lrnnx.discretized_scan_backward
+    if torch.is_grad_enabled():  # for second derivatives
+        run = partial(_adjoint, run=partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan))
+    dz, ddt, dv, dh0 = run(*grads, z, dt, v, states, h0, lengths, reset, ctx.reverse, ctx.rule)
+    return dz, ddt, dv, dh0.to(h0.dtype) if ctx.needs_input_grad[3] else None, None, None, None, None
+
+
+torch.library.register_autograd("lrnnx::discretized_scan", _backward, setup_context=_setup, lib=_library)

@@ -1,0 +1,160 @@
+"""The scan of the RG-LRU (arXiv 2402.19427), from the logits of its gates to its states.
+
+    r, i = σ(gate), σ(input_gate);   log a = −rate∘r·δ;   h[t] = a∘h[t−1] + √(1 − a²)∘i∘u[t]
+
+Kernels read the three inputs once and make the rest in registers; elsewhere torch does. Where `first` is
+true, the multiplier √(1 − a²) is 1. Its derivative is held bounded where a is near 1.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.ops import _blocked, _extension
+from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+
+SLOPE = 1000.0  # the steepest derivative of a square root
+
+
+def rglru_scan(
+    gate: Tensor,
+    input_gate: Tensor,
+    u: Tensor,
+    rate: Tensor,
+    h0: Tensor | None = None,
+    *,
+    dt: Tensor | None = None,
+    first: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan along time; every argument but `first`, `lengths` and `reset` is differentiable.
+
+    Args:
+        gate, input_gate: logits of the recurrence gate r and of the input gate i, (B, T, N).
+        u: inputs (B, T, N), T ≥ 1; its dtype is that in which all three are read.
+        rate: decay −log a at r = 1 and δ = 1, (N,), not negative.
+        h0: state before the first step, (B, N); zero if None.
+        dt: (B, T) elapsed time δ; None is 1.
+        first: (B, T) bool; true where a sequence starts and its input enters whole.
+        lengths, reset: as of `linear_scan`.
+
+    Returns:
+        All states, shaped and typed like u, and the state after the last step (B, N), float32 or wider.
+
+    Raises:
+        ValueError: the shapes do not fit; names them.
+    """
+    shapes = [tuple(x.shape) for x in (gate, input_gate, u)]
+    if len(set(shapes)) > 1 or u.ndim != 3 or u.shape[1] < 1 or rate.shape != u.shape[2:]:
+        expected = "gate, input_gate and u (B, T, N) with T ≥ 1 and rate (N,)"
+        raise ValueError(f"expected {expected}, not {shapes} and {tuple(rate.shape)}")
+    gate, input_gate = gate.to(u.dtype), input_gate.to(u.dtype)
+    return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)
+
+
+def coefficients(
+    gate: Tensor, input_gate: Tensor, u: Tensor, rate: Tensor, dt: Tensor | None, first: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """a and b (B, T, N) of h = a∘h + b, float32 or wider; arguments as of `rglru_scan`."""
+    dtype = state_dtype(u.dtype)
+    log_a = -rate.to(dtype) * torch.sigmoid(gate.to(dtype))
+    log_a = log_a if dt is None else log_a * dt.to(dtype)[..., None]
+    multiplier = bounded_sqrt(-torch.expm1(2 * log_a))
+    if first is not None:
+        multiplier = torch.where(first[..., None], 1, multiplier)
+    return torch.exp(log_a), multiplier * torch.sigmoid(input_gate.to(dtype)) * u
+
+
+def bounded_sqrt(x: Tensor, slope: float = SLOPE) -> Tensor:
+    """√x for x ≥ 0 whose derivative 1/(2√x) is held at or below `slope`, finite at x = 0."""
+    root = torch.sqrt(x.detach())
+    return root + (x - x.detach()) / (2 * root).clamp_min(1 / slope)
+
+
+def reference(gate, input_gate, u, rate, h0=None, *, dt=None, first=None, **options) -> tuple[Tensor, Tensor]:
+    """The definition, with everything in memory; arguments and results as in `rglru_scan`."""
+    states, last = linear_scan(*coefficients(gate, input_gate, u, rate, dt, first), h0, **options)
+    return states.to(u.dtype), last
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define(
+    "rglru_scan(Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Tensor? dt, Tensor? first, Tensor? h0,"
+    " Tensor? lengths, Tensor? reset) -> (Tensor, Tensor)"
+)
+# Gradients of gate, input_gate, u, rate, dt (empty if it is None) and h0.
+_library.define(
+    "rglru_scan_backward(Tensor grad, Tensor grad_last, Tensor gate, Tensor input_gate, Tensor u,"
+    " Tensor rate, Tensor? dt, Tensor? first, Tensor states, Tensor? h0, Tensor? lengths, Tensor? reset)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "rglru_scan", "CompositeExplicitAutograd")
+def _forward_anywhere(gate, input_gate, u, rate, dt, first, h0, lengths, reset):
+    if _extension.first_use(u.device.type):
+        return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)
+    return reference(gate, input_gate, u, rate, h0, dt=dt, first=first, lengths=lengths, reset=reset)
+
+
+@torch.library.impl(_library, "rglru_scan_backward", "CompositeExplicitAutograd")
+def _backward_anywhere(grad, *rest):
+    if _extension.first_use(grad.device.type):
+        return torch.ops.lrnnx.rglru_scan_backward(grad, *rest)
+    return _adjoint(grad, *rest, run=torch.ops.lrnnx.linear_scan_backward)
+
+
+def _adjoint(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, lengths, reset, run):
+    """Gradients from those of a linear scan, which `run` computes."""
+    dtype = state_dtype(u.dtype)
+    wide = rate.to(dtype)
+    r, i, u_ = torch.sigmoid(gate.to(dtype)), torch.sigmoid(input_gate.to(dtype)), u.to(dtype)
+    span = 1 if dt is None else dt.to(dtype)[..., None]
+    log_a = -wide * r * span
+    a, root = torch.exp(log_a), torch.sqrt(-torch.expm1(2 * log_a))
+    by_log_a = -2 * a * a / (2 * root).clamp_min(1 / SLOPE)
+    if first is not None:
+        root, by_log_a = torch.where(first[..., None], 1, root), torch.where(first[..., None], 0, by_log_a)
+    da, c, dh0 = run(grad.to(dtype), grad_last, a, states.to(dtype), h0, lengths, reset, False)
+    d_log = da * a + c * i * u_ * by_log_a
+    d_gate = -d_log * wide * span * r * (1 - r)
+    d_input = c * root * u_ * i * (1 - i)
+    ddt = u.new_empty(0) if dt is None else (-d_log * wide * r).sum(-1).to(dt.dtype)
+    narrow = [x.to(u.dtype) for x in (d_gate, d_input, c * root * i)]
+    return *narrow, (-d_log * r * span).sum((0, 1)).to(rate.dtype), ddt, dh0
+
+
+@torch.library.register_fake("lrnnx::rglru_scan", lib=_library)
+def _(gate, input_gate, u, rate, dt, first, h0, lengths, reset):
+    return u.new_empty(u.shape), u.new_empty((u.shape[0], u.shape[2]), dtype=state_dtype(u.dtype))
+
+
+@torch.library.register_fake("lrnnx::rglru_scan_backward", lib=_library)
+def _(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, lengths, reset):
+    ddt = u.new_empty(0) if dt is None else dt.new_empty(dt.shape)
+    return (
+        *(u.new_empty(u.shape) for _ in range(3)),
+        rate.new_empty(rate.shape),
+        ddt,
+        torch.empty_like(grad_last),
+    )
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _backward(ctx, *grads):
+    *inputs, h0, lengths, reset, states = ctx.saved_tensors
+    run = torch.ops.lrnnx.rglru_scan_backward
+    if torch.is_grad_enabled():  # for second derivatives
+        run = partial(_adjoint, run=partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan))
+    d_gate, d_input, du, d_rate, ddt, dh0 = run(*grads, *inputs, states, h0, lengths, reset)
+    ddt = ddt if ctx.needs_input_grad[4] else None
+    dh0 = dh0.to(h0.dtype) if ctx.needs_input_grad[6] else None
+    return d_gate, d_input, du, d_rate, ddt, None, dh0, None, None
+
+
+torch.library.register_autograd("lrnnx::rglru_scan", _backward, setup_context=_setup, lib=_library)
