@@ -154,43 +154,46 @@ def compare(
 @app.command()
 def infer(
     run: RunArgument,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT…", help="Files to run on.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Result file, or folder.")] = None,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT…", help="Files, folders, or - for raw PCM on stdin.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Result file, folder, or - for raw PCM on stdout.")
+    ] = None,
     chunk_ms: Annotated[float | None, typer.Option(help="Chunk in ms; the model's hop by default.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="The whole file in one go.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON per file.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Chunk in steps, instead.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Each file in one go.")] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="Classes after each chunk, with the time.")
+    ] = False,
+    realtime: Annotated[bool, typer.Option("--realtime", help="Feed audio at its own rate.")] = False,
+    slots: Annotated[int | None, typer.Option(help="Files side by side in one session.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Of PCM on stdin, in Hz; the model's by default.")] = None,
+    channels: Annotated[int, typer.Option(help="Of PCM on stdin; they are mixed down to one.")] = 1,
+    form: Annotated[str, typer.Option("--format", help="Of PCM: s16le or f32le.")] = "s16le",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the first minute.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Denoise audio files chunk by chunk, or classify files."""
+    """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost."""
     from lrnnx_app import infer as inference
-    from lrnnx_app.run import Run
 
-    opened = Run(run)
-    if inference.is_classifier(opened):
-        for path, shares in inference.classify(opened, inputs):
-            if as_json:
-                print(json.dumps({"file": str(path), "classes": dict(shares)}), flush=True)
-                continue
-            table = Table(str(path), "probability")
-            for name, share in shares:
-                table.add_row(name, f"{share:.4f}")
-            console.print(table)
-        return
-    for target, timing, lookahead in inference.denoise(opened, inputs, output, chunk_ms, offline):
-        report = {
-            "file": str(target),
-            "lookahead_ms": round(lookahead, 2),
-            "chunk_p50_ms": round(timing.percentile(50), 3),
-            "chunk_p95_ms": round(timing.percentile(95), 3),
-            "real_time_factor": round(timing.real_time_factor, 4),
-        }
-        if as_json:
-            print(json.dumps(report), flush=True)
-            continue
-        per_chunk = f"chunk p50 {report['chunk_p50_ms']} ms, p95 {report['chunk_p95_ms']} ms, "
-        console.print(
-            f"{target}: look-ahead {report['lookahead_ms']} ms, {'' if offline else per_chunk}"
-            f"real-time factor {report['real_time_factor']}"
-        )
+    options = inference.Options(
+        output,
+        chunk_ms,
+        steps,
+        offline,
+        running,
+        realtime,
+        slots,
+        rate,
+        channels,
+        form,
+        device,
+        plot,
+        as_json,
+    )
+    raise typer.Exit(inference.infer(run, inputs, options))
 
 
 @app.command()

@@ -1,67 +1,258 @@
-"""A trained run on a user's files."""
+"""A trained run on a user's files or pipe: which tracks, through which session, and the report."""
 
+import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from lrnnx_app.errors import DataError
+from lrnnx_app.audio_io import find_audio, open_audio
+from lrnnx_app.bench.cli import chosen_device
+from lrnnx_app.bench.report import table
+from lrnnx_app.errors import DataError, StreamError, UserError, nearest
+from lrnnx_app.infer_report import Recorder, report, text
 from lrnnx_app.run import Run, build_data
-from lrnnx_app.streaming.files import Timing, denoise_file
-from lrnnx_app.tasks.classify import Classify
+from lrnnx_app.streaming import sources
+from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.sinks import AudioFile, Pcm, Sink
+from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
+from lrnnx_app.streaming.tracks import AudioTrack, OutputTrack, Track, in_parts
 
-Probabilities = list[tuple[str, float]]
-
-
-def outputs(inputs: Sequence[Path], output: Path | None) -> list[Path]:
-    """Where each input's result goes: `output` is a file for one input, a folder for several.
-
-    Raises:
-        DataError: the output is missing, or is a file although there are several inputs.
-    """
-    if output is None:
-        raise DataError("-o: expected a file for the result, or a folder for several inputs")
-    if len(inputs) == 1 and not output.is_dir():
-        return [output]
-    if not output.is_dir():
-        raise DataError(f"{output}: expected an existing folder, since there are {len(inputs)} inputs")
-    return [output / path.name for path in inputs]
+PIPE = Path("-")
+CHUNK_SECONDS = 0.016  # of a model that takes single steps
+CHUNK_STEPS = 64  # where steps have no rate
+SLOTS = 16  # files side by side unless said otherwise
 
 
-def denoise(
-    run: Run, inputs: Sequence[Path], output: Path | None, chunk_ms: float | None, offline: bool
-) -> Iterator[tuple[Path, Timing, float]]:
-    """Denoise files one by one; yields (result, timing, look-ahead in ms).
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; see `lrnnx infer --help`."""
 
-    Raises:
-        UserError: a file, the output or the chunk does not serve; files done before are kept.
-    """
-    task = run.task()
-    rate = task.spec.sample_rate
-    chunk = None if chunk_ms is None else round(chunk_ms * rate / 1000)
-    for source, target in zip(inputs, outputs(inputs, output), strict=True):
-        timing = denoise_file(task.model, rate, source, target, chunk, offline)
-        yield target, timing, 1000 * task.model.lookahead / rate
+    output: Path | None = None
+    chunk_ms: float | None = None
+    steps: int | None = None
+    offline: bool = False
+    running: bool = False
+    realtime: bool = False
+    slots: int | None = None
+    rate: int | None = None
+    channels: int = 1
+    form: str = "s16le"
+    device: str | None = None
+    plot: Path | None = None
+    as_json: bool = False
 
 
-@torch.inference_mode()
-def classify(run: Run, inputs: Sequence[Path]) -> Iterator[tuple[Path, Probabilities]]:
-    """Classes with their probabilities, likeliest first, file by file.
+def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
+    """Run on every input, print results and a report; the exit code.
 
     Raises:
-        DataError: a file is not what the run's data module reads.
+        UserError: an input, the output or an option does not serve; files done before are kept.
     """
-    task = run.task()
-    data = build_data(run.recipe)
-    names = task.spec.classes or tuple(map(str, range(task.spec.d_output)))
-    for path in inputs:
+    _check(inputs, options)
+    job = Job(Run(run), inputs, options)
+    try:
+        timing = job.stream()
+    except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    costs = report(job.model, job.session, timing, job.rate, job.delay)
+    print(text(costs, options.as_json), file=job.aside, flush=True)
+    job.recorder.draw(options.plot)
+    return 130 if timing.interrupted else 0
+
+
+class Job:
+    """Tracks and a session for one call.
+
+    Attributes:
+        aside: where the report goes: standard error if results go to standard output.
+        delay: seconds that conversions of the rate add, the worst of all tracks.
+    """
+
+    def __init__(self, run: Run, inputs: Sequence[Path], options: Options) -> None:
+        task = run.task()
+        self.run, self.options, self.spec = run, options, task.spec
+        self.model = task.model.to(chosen_device(options.device)).eval()
+        self.rate = task.spec.sample_rate
+        self.denoises = run.recipe.task.name == "denoise"
+        self.names = task.spec.classes or tuple(map(str, range(task.spec.d_output)))
+        self.inputs = list(self._files(inputs))
+        self.results = self._outputs() if self.denoises else {}
+        self.piped = options.output == PIPE or (self.denoises and PIPE in inputs and options.output is None)
+        self.aside = sys.stderr if self.piped or not self.denoises else sys.stdout
+        self.delay = 0.0
+        self.recorder = Recorder(self.rate, self.names, options.plot is not None)
+        self.session = None if options.offline else self._session()
+
+    def stream(self) -> Timing:
+        """Everything through the session, or file by file in one go."""
+        if self.session is None:
+            total = Timing()
+            for track in self._tracks():
+                one = whole(self.model, track)
+                self._done(track)
+                total.steps, total.compute = total.steps + one.steps, total.compute + one.compute
+            return total
+        pace = Pace(self.session.chunk / self.rate) if self.options.realtime else None
+        live = PIPE in self.inputs or self.options.realtime
+        with _one_thread() if live and self.session.batch == 1 else nullcontext():
+            self.session.warm_up()
+            return stream(self.session, self._tracks(), self._done, pace)
+
+    def _session(self) -> StreamingSession | None:
+        """A session; None for a classifier that cannot stream and need not."""
+        options, hop = self.options, self.model.hop
+        slots = options.slots or min(len(self.inputs), SLOTS)
+        chunk = options.steps or (hop if hop > 1 else round(CHUNK_SECONDS * self.rate) or CHUNK_STEPS)
+        if not self.rate and (options.chunk_ms is not None or options.realtime):
+            raise UserError(
+                "--chunk-ms and --realtime: this run's steps have no rate; choose --steps instead"
+            )
+        if options.chunk_ms is not None:
+            chunk = round(options.chunk_ms * self.rate / 1000)
+        if chunk < 1 or chunk % hop:
+            unit = f"{hop} steps" + (f" ({1000 * hop / self.rate:g} ms)" if self.rate else "")
+            raise StreamError(f"a chunk of {chunk} steps: expected a multiple of the model's hop, {unit}")
+        try:
+            return StreamingSession(self.model, slots, chunk)
+        except StreamError:
+            if self.denoises or options.running or options.realtime or PIPE in self.inputs:
+                raise
+            return None
+
+    def _files(self, inputs: Sequence[Path]) -> Iterator[Path]:
+        for path in inputs:
+            if path != PIPE and path.is_dir():
+                found = find_audio(path, "recordings") if self.denoises else sorted(path.rglob("*"))
+                yield from (file for file in found if file.is_file())
+            else:
+                yield path
+
+    def _outputs(self) -> dict[Path, Path]:
+        """Where each input's result goes: `output` is a file for one input, a folder for several.
+
+        Raises:
+            DataError: the output is missing, or does not fit the number of inputs, or two would be one.
+        """
+        output = self.options.output
+        if output == PIPE or (output is None and self.inputs == [PIPE]):
+            if len(self.inputs) > 1:
+                raise DataError("-o -: expected one input, since raw PCM has no place for file names")
+            return {}
+        if output is None:
+            raise DataError("-o: expected a file for the result, or a folder for several inputs")
+        if len(self.inputs) == 1 and not output.is_dir():
+            results = {self.inputs[0]: output}
+        elif not output.is_dir():
+            raise DataError(
+                f"{output}: expected an existing folder, since there are {len(self.inputs)} inputs"
+            )
+        else:
+            results = {path: output / path.name for path in self.inputs}
+        for path, target in results.items():
+            if target.exists() and path.exists() and target.samefile(path):
+                raise DataError(f"{target}: is the input; name another output")
+        if len(set(results.values())) < len(results):
+            raise DataError(f"{output}: two inputs have the same name; run them one by one")
+        return results
+
+    def _tracks(self) -> Iterator[Track]:
+        for path in self.inputs:
+            track = self._audio(path) if self.denoises else self._classified(path)
+            self.delay = max(self.delay, getattr(track, "delay", 0.0))
+            yield track
+
+    def _audio(self, path: Path) -> Track:
+        options, rate, subtype = self.options, self.options.rate or self.rate, None
+        if path == PIPE:
+            blocks = sources.pcm_blocks(sys.stdin.fileno(), options.channels, options.form)
+        else:
+            reader = open_audio(path)
+            rate, subtype = reader.samplerate, reader.subtype
+            blocks = sources.file_blocks(reader, path)
+        sink: Sink = (
+            Pcm(sys.stdout.buffer, options.form)
+            if self.piped
+            else AudioFile(self.results[path], rate, subtype)
+        )
+        name = str(self.results.get(path, PIPE))
+        watch = self.recorder.waves if path == self.inputs[0] else None
+        source = sources.Resampled(blocks, rate, self.rate)
+        return AudioTrack(name, source, sink, rate, self.rate, path == PIPE, watch)
+
+    def _classified(self, path: Path) -> Track:
+        steps = max(self.rate, 1)
+        show = partial(self._say, str(path), True) if self.options.running or path == PIPE else None
+        done = partial(self._say, str(path), False) if show is None else lambda *_: None
+        if path == PIPE:
+            if not self.rate or self.spec.d_input != 1:
+                raise DataError("-: this run does not classify audio samples; expected files")
+            blocks = sources.pcm_blocks(sys.stdin.fileno(), self.options.channels, self.options.form)
+            audio = sources.Resampled(blocks, self.options.rate or self.rate, self.rate)
+            return OutputTrack("-", lambda n: sources.Steps(audio.read(n)[:, None]), done, show, steps, True)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        example = data.read(path)
-        logits, _ = task.model(example.x[None], dt=None if example.dt is None else example.dt[None])
-        shares = logits[0].softmax(-1).tolist()
-        yield path, sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1])
+        example = build_data(self.run.recipe).read(path)
+        return OutputTrack(str(path), in_parts(sources.Steps(example.x, example.dt)), done, show, steps)
+
+    def _say(self, name: str, running: bool, time: float, output: Tensor) -> None:
+        """Print a track's output, of a chunk or the last one."""
+        shares = output.float().softmax(-1)
+        if running and name == str(self.inputs[0]):
+            self.recorder.shares(time, shares)
+        ranked = sorted(zip(self.names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+        at = {"seconds" if self.rate else "time": round(time, 4)} if running else {}
+        if self.options.as_json:
+            print(json.dumps({"file": name, **at, "classes": dict(ranked)}), flush=True)
+        elif running:
+            print(f"{name}  {time:10.3f}  {ranked[0][0]}  {ranked[0][1]:.4f}", flush=True)
+        else:
+            rows: list[dict[str, Any]] = [{name: key, "probability": share} for key, share in ranked]
+            print(table(rows), flush=True)
+
+    def _done(self, track: Track) -> None:
+        if isinstance(track, AudioTrack) and not self.piped:
+            line = {"file": track.name, "seconds": round(track.seconds, 3)}
+            print(
+                text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s",
+                flush=True,
+            )
 
 
-def is_classifier(run: Run) -> bool:
-    return run.recipe.task.name == Classify.__name__.lower()
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other make a hop of one voice late as soon as anything else wants a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(inputs: Sequence[Path], options: Options) -> None:
+    if PIPE in inputs and len(inputs) > 1:
+        raise UserError("-: expected no other input beside standard input")
+    if PIPE in inputs and options.offline:
+        raise UserError("--offline: standard input has no end to wait for; expected a file")
+    if options.form not in sources.FORMATS:
+        raise UserError(f"--format: unknown '{options.form}'; {nearest(options.form, sources.FORMATS)}")
+    for name, value in (
+        ("--rate", options.rate),
+        ("--channels", options.channels),
+        ("--slots", options.slots),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, not {value}")
+    if options.chunk_ms is not None and options.steps is not None:
+        raise UserError("--chunk-ms and --steps: expected one of them")
+    if options.plot is not None and not options.plot.parent.is_dir():
+        raise UserError(f"{options.plot}: no such folder; expected a file in an existing one")

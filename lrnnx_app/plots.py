@@ -18,6 +18,7 @@ from lrnnx_app.data import DataSpec, Example
 FFT = 512
 FEW_CHANNELS = 4  # that are drawn as lines
 FLOOR_DB = -80.0
+CURVES = 10  # classes shown over time
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -51,6 +52,18 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int) -> Figure:
     axes[0].set_ylabel("frequency (kHz)")
     if image is not None:
         figure.colorbar(image, ax=axes, label="dB")
+    return figure
+
+
+def probabilities(times: list[float], shares: Tensor, names: Sequence[str], unit: str) -> Figure:
+    """The likeliest classes of a stream over its time; shares (T, classes)."""
+    figure = _figure(8, 3.5)
+    axes = figure.subplots()
+    for index in shares.amax(0).topk(min(CURVES, shares.shape[1])).indices.tolist():
+        axes.plot(times, shares[:, index].numpy(), label=names[index])
+    axes.set(xlabel=f"time ({unit})", ylabel="probability", ylim=(0, 1))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from lrnnx_app.bench import layers, ops, report
+from lrnnx_app.bench import layers, ops, report, soak, streaming
 
 
 def test_rows_and_reports(tmp_path):
@@ -21,3 +21,38 @@ def test_layers():
     rows = layers.rows("cpu", ["lru", "s5"], (1, 20, 4), d_state=4)
     assert [row["layer"] for row in rows] == ["lru", "s5"]
     assert all(row["forward + backward ms"] > row["forward ms"] * 0.5 > 0 for row in rows)
+
+
+def test_streaming(tmp_path):
+    model = streaming.load(None)
+    rows = streaming.rows(model, "cpu", [1, 2], [1, 2], seconds=0.05)
+    assert [(row["voices"], row["chunk ms"]) for row in rows] == [(1, 16), (1, 32), (2, 16), (2, 32)]
+    assert all(row["p99 ms"] >= row["p50 ms"] > 0 for row in rows)
+    streaming.write_plot(rows, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    steps = streaming.step_rows("cpu", ["lru", "s6"], [1])
+    assert all(row["batch 1 µs"] > 0 for row in steps)
+
+
+def test_largest_number_of_voices_is_within_an_eighth(monkeypatch):
+    for limit in (1, 2, 3, 7, 100, 1000):
+        monkeypatch.setattr(
+            streaming,
+            "push_times",
+            lambda _, voices, *rest, limit=limit: ([15.0 if voices <= limit else 17.0], ""),
+        )
+        found = streaming.largest(streaming.load(None), "cpu")
+        assert 7 / 8 * limit - 1 < found <= limit
+
+
+def test_soak(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "SEGMENTS", 3)
+    rows = list(soak.rows(streaming.load(None), "cpu", 3 * 1.024))
+    ok, words = soak.verdict(rows)
+    assert ok, words
+    assert rows[-1]["stream s"] == 3 * 1.024
+    soak.write_plot(rows, tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+    assert not soak.verdict([*rows, rows[-1] | {"error": 1e-3}])[0]
+    assert not soak.verdict([*rows, rows[-1] | {"MiB": 1e6}])[0]
+    assert not soak.verdict([*rows, rows[-1] | {"finite": False}])[0]

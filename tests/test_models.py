@@ -49,7 +49,7 @@ def test_unet_streams(name: str, dtype: torch.dtype) -> None:
         whole, _ = model(x)
     for chunk in (model.hop, 3 * model.hop, 10 * model.hop):
         session = StreamingSession(model, batch=2, chunk=chunk)
-        parts = [session.push(piece) for piece in x.split(chunk, 1)]
+        parts = [*(session.push(piece) for piece in x.split(chunk, 1)), session.finish()]
         assert relative(torch.cat(parts, 1), whole) < TOLERANCE[dtype]
 
 
@@ -119,18 +119,6 @@ def test_every_layer_fits_the_backbone_in_both_directions() -> None:
         assert relative(logits[1:], alone) < 1e-5
         with pytest.raises(StreamError, match="direction"):
             StreamingSession(model)
-
-
-def test_session_refuses_what_does_not_fit() -> None:
-    model = unet("lru", torch.float32)
-    with pytest.raises(StreamError, match="expected a multiple of"):
-        StreamingSession(model, chunk=model.hop + 1)
-    session = StreamingSession(model)
-    with pytest.raises(StreamError, match="expected 1 to"):
-        session.push(torch.zeros(1, 2 * model.hop, 1))
-    session.push(torch.zeros(1, 3, 1))
-    with pytest.raises(StreamError, match="ended"):
-        session.push(torch.zeros(1, 3, 1))
 
 
 def test_blocks_take_a_list_of_layers_in_turn() -> None:

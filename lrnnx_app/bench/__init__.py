@@ -1,1 +1,1 @@
-"""Benchmarks: `ops` and `layers` give rows, `report` shows them as a table, JSON or a plot."""
+"""Benchmarks: `ops`, `layers`, `streaming` and `soak` give rows, `report` shows them."""

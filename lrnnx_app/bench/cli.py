@@ -1,5 +1,6 @@
 """`lrnnx bench …`: parses, delegates, prints. Whatever needs torch is imported where it is used."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -66,3 +67,77 @@ def chosen_device(device: str | None, devices: tuple[str, ...] = ("cpu", "cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device: no GPU that torch can use; expected cpu, or see `lrnnx doctor`")
     return device
+
+
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RUN]", help="A run folder; the denoiser with fresh weights if none."),
+]
+
+
+@app.command("streaming")
+def streaming_command(
+    run: RunArgument = None,
+    voices: Annotated[str, typer.Option(help="Streams side by side, such as 1,16,256.")] = "",
+    hops: Annotated[str, typer.Option(help="Chunks, in hops of the model.")] = "1",
+    seconds: Annotated[float, typer.Option(help="For each row.")] = 2.0,
+    largest: Annotated[bool, typer.Option("--largest", help="Search the most voices that keep up.")] = False,
+    steps: Annotated[bool, typer.Option("--steps", help="Time single steps of every layer too.")] = False,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
+    device: Device = None,
+) -> None:
+    """Time a live stream: latency and throughput over voices and chunks, with and without a CUDA graph."""
+    from lrnnx_app.bench import report, streaming
+
+    check_targets(json_file, plot)
+    model, device = streaming.load(run), chosen_device(device)
+    rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
+    print(report.table(rows), flush=True)
+    if largest:
+        print(
+            f"voices whose p99 stays under the hop: {streaming.largest(model, device, seconds)}", flush=True
+        )
+    more = streaming.step_rows(device) if steps else []
+    print(report.table(more) if more else "", end="\n" if more else "")
+    if json_file is not None:
+        report.write_json(rows + more, json_file)
+    if plot is not None:
+        streaming.write_plot(rows, plot)
+
+
+@app.command("soak")
+def soak_command(
+    run: RunArgument = None,
+    seconds: Annotated[float, typer.Option(help="Of audio, streamed at full speed.")] = 3600.0,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
+    device: Device = None,
+) -> None:
+    """Stream for hours: memory, speed and error to float64 must stay where they are; exit code 1 if not."""
+    from lrnnx_app.bench import report, soak, streaming
+
+    check_targets(json_file, plot)
+    rows = []
+    for row in soak.rows(streaming.load(run), chosen_device(device), seconds):
+        rows.append(row)
+        print(f"\r{report.line(row)}", end="", file=sys.stderr, flush=True)
+    ok, words = soak.verdict(rows)
+    print(file=sys.stderr)
+    print(words)
+    if json_file is not None:
+        report.write_json(rows, json_file)
+    if plot is not None:
+        soak.write_plot(rows, plot)
+    raise typer.Exit(0 if ok else 1)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Positive integers between commas."""
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = [0]
+    if min(found, default=1) < 1:
+        raise UserError(f"{option}: expected positive integers such as 1,16,256, not '{text}'")
+    return found

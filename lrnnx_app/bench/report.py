@@ -20,6 +20,11 @@ def table(rows: Rows) -> str:
     )
 
 
+def line(row: dict[str, Any]) -> str:
+    """One row with its names, for progress."""
+    return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
+
+
 def _cell(value: Any) -> str:
     return (
         (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}") if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ from lrnnx_app.ops.linear_scan import state_dtype
 FFT_FROM = 32  # steps from which a convolution pays
 PATHS = ("auto", "scan", "fft")
 CHUNK = 2**21  # state elements of a chunk of the scan
+Powers = tuple[Tensor, Tensor]  # of `factors`
 
 
 class BankLayer(DiagonalLayer):
@@ -50,15 +51,20 @@ class BankLayer(DiagonalLayer):
         raise NotImplementedError
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        lam, step, _ = self.system()
-        a, gain = RULES[self.rule_name](lam, step, dt)
+        if dt is None:
+            a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
+        else:
+            a, gain = RULES[self.rule_name](*self.constant("system", self.system)[:2], dt)
         driven = self.inputs(x).repeat_interleave(self.modes, -1)
         return a, gain * driven.unsqueeze(-2)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        c = self.system()[2]
-        w = (h[..., 0, :] * c[0] - h[..., 1, :] * c[1]).unflatten(-1, (self.groups, self.modes)).sum(-1)
-        return self.outputs(w.to(x.dtype), x)
+        return self.outputs(self.collect(h).to(x.dtype), x)
+
+    def collect(self, h: Tensor) -> Tensor:
+        """w = Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
+        c = self.constant("system", self.system)[2]
+        return (h[..., 0, :] * c[0] - h[..., 1, :] * c[1]).unflatten(-1, (self.groups, self.modes)).sum(-1)
 
     def choose(self, batch: int, time: int) -> str:
         """The cheaper path for rows that can be convolved."""
@@ -113,14 +119,20 @@ class BankLayer(DiagonalLayer):
         v, time = valid(self.inputs(x), lengths), x.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
-            log_a, gain, c = self.evenly()
-            w = fft_conv(v, taps(planar.mul(c, gain)[None], log_a, time, self.groups)[0].T)
-            last = planar.mul(gain, absorb(v, log_a, lengths))
+            log_a, gain, c = self.constant("evenly", self.evenly)
+            powers = self.constant(f"powers {time}", lambda: factors(log_a, time))
+            w = fft_conv(v, self.constant(f"kernel {time}", lambda: self._kernel(powers, time)))
+            last = planar.mul(gain, absorb(v, powers, lengths))
             if state is not None:
                 onward = planar.mul(planar.mul(c, planar.exp(log_a)), state.h)
-                w = w + taps(onward, log_a, time, self.groups)
+                w = w + taps(onward, powers, time, self.groups)
                 last = last + carried(state.h, log_a, time, lengths)
         return self.outputs(w.to(x.dtype), x), DiagonalState(last)
+
+    def _kernel(self, powers: Powers, time: int) -> Tensor:
+        """Re Σ c·gain·a^l of each group, (groups, time)."""
+        _, gain, c = self.constant("evenly", self.evenly)
+        return taps(planar.mul(c, gain)[None], powers, time, self.groups)[0].T
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""
@@ -133,18 +145,18 @@ class BankLayer(DiagonalLayer):
         return f"{super().extra_repr()}, path={chosen}"
 
 
-def taps(weight: Tensor, log_a: Tensor, time: int, groups: int) -> Tensor:
+def taps(weight: Tensor, powers: Powers, time: int, groups: int) -> Tensor:
     """Re Σ_n weight·a^l for l < time, summed in each group: weight (M, 2, S) to (M, time, groups)."""
-    coarse, fine = factors(log_a, time)
+    coarse, fine = powers
     left = _modes_last(planar.conj(planar.mul(weight[:, None], coarse)), groups)
     products = left.flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0].mT
     return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
 
 
-def absorb(v: Tensor, log_a: Tensor, lengths: Tensor | None) -> Tensor:
+def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
     """Σ_s a^s·v[end − 1 − s] for every state of a group: v (B, T, groups) to (B, 2, S)."""
     batch, time, groups = v.shape
-    coarse, fine = factors(log_a, time)
+    coarse, fine = powers
     q, c = coarse.shape[0], fine.shape[0]
     back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
     rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0]
@@ -157,7 +169,7 @@ def _modes_last(z: Tensor, groups: int) -> Tensor:
     return z.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(-2)
 
 
-def factors(log_a: Tensor, time: int) -> tuple[Tensor, Tensor]:
+def factors(log_a: Tensor, time: int) -> Powers:
     """a^(c·q) (Q, 2, S) and a^r (c, 2, S), whose products are all the powers below `time`."""
     c = max(1, math.isqrt(time))
     count = torch.arange(-(-time // c), device=log_a.device, dtype=log_a.dtype)

@@ -5,8 +5,9 @@ first. Running a sequence in one go, in chunks, or step by step gives the same o
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretized_scan import Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
+
+Value = TypeVar("Value")
+Stack = TypeVar("Stack", bound=nn.Module)
 
 
 class Layer(nn.Module):
@@ -33,10 +37,19 @@ class Layer(nn.Module):
     cost: ClassVar[str] = ""
     causal: bool = True
     rule_name: str = "none"
+    kept: dict[str, Any] | None = None  # values of `constant`, in a copy made by `frozen`
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
+
+    def constant(self, name: str, make: Callable[[], Value]) -> Value:
+        """make(), which looks at parameters alone; in a frozen copy it is called once for each name."""
+        if self.kept is None:
+            return make()
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     def init_state(self, batch: int) -> Any:
         """The state before the first step: a NamedTuple of (batch, …) tensors, float32 or wider."""
@@ -159,7 +172,8 @@ class DiagonalLayer(Layer):
             a, gain = a.coefficients()
             b = planar.mul(gain.expand_as(b), b)
         a, b = self._over_time(a)[:, 0], b[:, 0]
-        h = (planar.mul(a.expand_as(b), state.h) if len(self.state_shape) == 2 else a * state.h) + b
+        a = a.to(b.dtype)
+        h = planar.affine(a, state.h, b) if len(self.state_shape) == 2 else torch.addcmul(b, a, state.h)
         return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
 
     def _over_time(self, a: Any) -> Any:
@@ -175,6 +189,20 @@ class DiagonalLayer(Layer):
         return math.prod(self.state_shape)
 
 
+def frozen(model: Stack) -> Stack:
+    """A copy for inference on the same memory, in which what follows from parameters alone is computed once.
+
+    It keeps that memory alive, whatever becomes of the model, and does not follow later changes.
+    """
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(b): b.detach() for b in model.buffers()}
+    copy = deepcopy(model, shared).eval()
+    for module in copy.modules():
+        if isinstance(module, Layer):
+            module.kept = {}
+    return copy
+
+
 def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """gain∘(weight x) as one real matmul; gain None is 1.
 
@@ -187,24 +215,34 @@ def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
         (B, T, 2, N), planar.
     """
     if gain is not None and gain.ndim == 2:
-        weight, gain = planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1), None
+        weight, gain = scaled(weight, gain), None
     b = nn.functional.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
     return b if gain is None else planar.mul(gain, b)
 
 
-def real_readout(h: Tensor, weight: Tensor, skip: Tensor, x: Tensor) -> Tensor:
-    """Re(weight h) + skip∘x with one real matmul, in the dtype of x.
+def scaled(weight: Tensor, gain: Tensor) -> Tensor:
+    """The rows of weight (2, N, H) times gain (2, N), both planar."""
+    return planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1)
+
+
+def readout_matrix(weight: Tensor) -> Tensor:
+    """The real (H, 2N) that takes the planes of h to Re(weight h); weight (2, H, N) planar."""
+    return torch.cat((weight[0], -weight[1]), -1)
+
+
+def real_readout(h: Tensor, matrix: Tensor, skip: Tensor, x: Tensor) -> Tensor:
+    """Re(weight h) + skip∘x as one real matmul, in the dtype of x.
 
     Args:
         h: states (B, T, 2, N), planar.
-        weight: (2, H, N), planar.
+        matrix: (H, 2N), of `readout_matrix`.
         skip: (H,).
         x: (B, T, H).
 
     Returns:
         (B, T, H).
     """
-    y = nn.functional.linear(h.flatten(-2), torch.cat((weight[0], -weight[1]), -1))
+    y = nn.functional.linear(h.flatten(-2), matrix)
     return torch.addcmul(y, skip.to(y.dtype), x.to(y.dtype))
 
 

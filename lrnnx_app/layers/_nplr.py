@@ -58,19 +58,31 @@ def read(C: Tensor, h: Tensor) -> Tensor:
     return 2 * (C[..., 0, :] * h[..., 0, :] - C[..., 1, :] * h[..., 1, :]).sum(-1)
 
 
-def advance(system: System, h: Tensor, u: Tensor, dt: Tensor | None) -> Tensor:
-    """One step of length Δδ: h (B, H, 2, n), u (B, H), dt (B,) or None; (1 − ½ΔδA)⁻¹((1 + ½ΔδA)h + ΔδBu).
+class Inverse(NamedTuple):
+    """What (1 − ½ΔδA)⁻¹, a diagonal plus rank one (Woodbury), is made of, and ½Δδ."""
 
-    The inverse is that of a diagonal plus rank one (Woodbury).
-    """
-    lam, P, B, step = system
+    half: Tensor  # ½Δδ (…, H, 1, 1)
+    diagonal: Tensor  # (1 − ½ΔδΛ)⁻¹ (…, H, 2, n)
+    column: Tensor  # ½Δδ (1 − ½ΔδΛ)⁻¹P / (1 + ½Δδ P*(1 − ½ΔδΛ)⁻¹P) (…, H, 2, n)
+
+
+def inverse(system: System, dt: Tensor | None) -> Inverse:
+    """For steps of length Δδ, dt (B,) or None."""
+    lam, P, _, step = system
     half = (step if dt is None else step * dt[:, None])[..., None, None] / 2
-    v = h + half * (planar.mul(lam, h) - P * _along(P, h) + 2 * B * u[..., None, None])
     unit = planar.one(lam)
     lower = unit - half * lam
-    inverse = planar.div(unit.expand_as(lower), lower)
-    v, w = planar.mul(inverse, v), planar.mul(inverse, P)
-    return v - half * w * _along(P, v) / (1 + half * _along(P, w))
+    diagonal = planar.div(unit.expand_as(lower), lower)
+    w = planar.mul(diagonal, P.expand_as(diagonal))
+    return Inverse(half, diagonal, half * w / (1 + half * _along(P, w)))
+
+
+def advance(system: System, inverse: Inverse, h: Tensor, u: Tensor) -> Tensor:
+    """One step of length Δδ: h (B, H, 2, n), u (B, H); (1 − ½ΔδA)⁻¹((1 + ½ΔδA)h + ΔδBu)."""
+    lam, P, B, _ = system
+    v = h + inverse.half * (planar.mul(lam, h) - P * _along(P, h) + 2 * B * u[..., None, None])
+    v = planar.mul(inverse.diagonal, v)
+    return v - inverse.column * _along(P, v)
 
 
 def _along(P: Tensor, h: Tensor) -> Tensor:
@@ -130,11 +142,12 @@ class Dense:
         channels, _, n = system.lam.shape
         eye = torch.eye(2 * n, dtype=system.lam.dtype, device=system.lam.device)
         basis = eye.view(2 * n, 1, 2, n).expand(-1, channels, -1, -1)
-        nothing = eye.new_zeros(2 * n, channels)
+        nothing, inverted = eye.new_zeros(2 * n, channels), inverse(system, None)
         self.n = n
-        self.A = advance(system, basis, nothing, None).flatten(-2).permute(1, 2, 0)
+        self._powers: dict[int, Tensor] = {}
+        self.A = advance(system, inverted, basis, nothing).flatten(-2).permute(1, 2, 0)
         rest = basis.new_zeros(1, channels, 2, n)
-        self.B = advance(system, rest, nothing[:1] + 1, None)[0].flatten(-2)
+        self.B = advance(system, inverted, rest, nothing[:1] + 1)[0].flatten(-2)
 
     def truncated(self, C: Tensor, length: int) -> Tensor:
         """C̃ = C(1 − Ā^length)."""
@@ -153,7 +166,9 @@ class Dense:
         return planar.conj(row.unflatten(-1, (2, self.n)))
 
     def power(self, exponent: int) -> Tensor:
-        return torch.linalg.matrix_power(self.A, exponent)
+        if exponent not in self._powers:
+            self._powers[exponent] = torch.linalg.matrix_power(self.A, exponent)
+        return self._powers[exponent]
 
     def absorb(self, u: Tensor, lengths: Tensor | None) -> Tensor:
         """Σ_s Ā^s B̄ u[end − 1 − s]: u (B, T, H) to (B, H, 2, n)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, absorb, factors, taps, valid
+from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, Powers, absorb, factors, taps, valid
 from lrnnx_app.layers._base import DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
@@ -88,6 +88,9 @@ class Centaurus(BankLayer):
             return w
         return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
+    def collect(self, h: Tensor) -> Tensor:
+        return h[..., 0, :] if self.dense else super().collect(h)
+
     def choose(self, batch: int, time: int) -> str:
         if time < FFT_FROM:
             return "scan"
@@ -125,16 +128,17 @@ class Centaurus(BankLayer):
         with torch.autocast(x.device.type, enabled=False):
             log_a, gain, _ = self.evenly()
             driven = driven.to(state_dtype(x.dtype))
-            y = fft_conv(x.to(driven.dtype), self._mixing_kernel(log_a, gain, x.shape[1]))
-            last = planar.mul(gain, absorb(driven, log_a, lengths))
+            powers = factors(log_a, x.shape[1])
+            y = fft_conv(x.to(driven.dtype), self._mixing_kernel(powers, gain, x.shape[1]))
+            last = planar.mul(gain, absorb(driven, powers, lengths))
         return y.to(x.dtype), DiagonalState(last)
 
-    def _mixing_kernel(self, log_a: Tensor, gain: Tensor, time: int) -> Tensor:
+    def _mixing_kernel(self, powers: Powers, gain: Tensor, time: int) -> Tensor:
         """K (O, I, time), with no (states, time) on the way."""
         if self.mode == "full":
             weight = self.E.flatten(1).unsqueeze(1) * gain
-            return taps(weight, log_a, time, self.d_model).movedim(1, -1)
-        coarse, fine = factors(log_a, time)
+            return taps(weight, powers, time, self.d_model).movedim(1, -1)
+        coarse, fine = powers
         left = planar.conj(planar.mul(gain, coarse)) * self.C[:, None, None]
         right = fine[:, None] * self.B.T[None, :, None]
         products = left.flatten(-2).flatten(0, 1) @ right.flatten(-2).flatten(0, 1).T

@@ -98,21 +98,20 @@ class LocalAttention(Layer):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
-        positions = torch.arange(k.shape[1], device=k.device)
-        q_rotated = self._rotate(q.transpose(1, 2).to(k.dtype), positions[-q.shape[1] :]).to(q.dtype)
-        k_rotated = self._rotate(k, positions).to(q.dtype)
+        cos, sin = self.constant(f"turns {k.shape[1]}", lambda: self._turns(k))
+        here = slice(k.shape[1] - q.shape[1], None)
+        q_rotated = rotated(q.transpose(1, 2).to(k.dtype), cos[here], sin[here]).to(q.dtype)
+        k_rotated = rotated(k, cos, sin).to(q.dtype)
         heads = self.config.heads
         shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, v.to(q.dtype)))
         return F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None]).transpose(1, 2)
 
-    def _rotate(self, z: Tensor, positions: Tensor) -> Tensor:
-        """Turn the pairs (i, i + d_head/2) of z (…, S, d_head) by positions·base^(−2i/d_head)."""
-        half = self.d_head // 2
-        powers = torch.arange(half, device=z.device, dtype=z.dtype) / half
-        angle = positions.to(z.dtype)[:, None] * self.config.base**-powers
-        first, second = z.chunk(2, -1)
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+    def _turns(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of position·base^(−2i/d_head) for each position of k and each pair i."""
+        positions = torch.arange(k.shape[1], device=k.device, dtype=k.dtype)
+        powers = torch.arange(self.d_head // 2, device=k.device, dtype=k.dtype) / (self.d_head // 2)
+        angle = positions[:, None] * self.config.base**-powers
+        return torch.cos(angle), torch.sin(angle)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.config.window}, heads={self.config.heads}"
@@ -120,3 +119,9 @@ class LocalAttention(Layer):
     @property
     def n_states(self) -> str:
         return "0"
+
+
+def rotated(z: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pairs (i, i + d_head/2) of z (…, S, d_head) turned by angles (S, d_head/2)."""
+    first, second = z.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretized_scan import Discretized
 
@@ -43,9 +43,13 @@ class LRU(DiagonalLayer):
         self.D = nn.Parameter(torch.randn(d_model))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+        log_lambda, a, B = self.constant("system", self._system)
+        return a if dt is None else Discretized(log_lambda, dt, "dirac"), drive(x, B)
+
+    def _system(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log λ, λ (2, N) and γ∘B (2, N, H)."""
         log_lambda = torch.stack((-torch.exp(self.nu_log), torch.exp(self.theta_log)))
-        a = planar.exp(log_lambda) if dt is None else Discretized(log_lambda, dt, "dirac")
-        return a, drive(x, self.B * torch.exp(self.gamma_log)[:, None])
+        return log_lambda, planar.exp(log_lambda), self.B * torch.exp(self.gamma_log)[:, None]
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return real_readout(h, self.C, self.D, x)
+        return real_readout(h, self.constant("C", lambda: readout_matrix(self.C)), self.D, x)

@@ -98,7 +98,14 @@ class RGLRU(Layer):
         state = self.init_state(x.shape[0]) if state is None else state
         u, conv, first = self._inputs(x, state, lengths, reset)
         h, last = rglru_scan(
-            *self.gates(u), u, self.rate(), state.h, dt=dt, first=first, lengths=lengths, reset=reset
+            *self.gates(u),
+            u,
+            self.constant("rate", self.rate),
+            state.h,
+            dt=dt,
+            first=first,
+            lengths=lengths,
+            reset=reset,
         )
         fresh = torch.zeros_like(state.fresh) if lengths is None else state.fresh * (lengths == 0)
         return self._outputs(h, x), RGLRUState(conv, last, fresh)
@@ -106,7 +113,9 @@ class RGLRU(Layer):
     def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
         x = x[:, None]
         u, conv, first = self._inputs(x, state)
-        a, b = coefficients(*self.gates(u), u, self.rate(), None if dt is None else dt[:, None], first)
+        a, b = coefficients(
+            *self.gates(u), u, self.constant("rate", self.rate), None if dt is None else dt[:, None], first
+        )
         h = a * state.h[:, None] + b
         return self._outputs(h, x)[:, 0], RGLRUState(conv, h[:, 0], torch.zeros_like(state.fresh))
 

@@ -94,9 +94,15 @@ class S4(Layer):
     def step(self, x: Tensor, state: S4State, dt: Tensor | None = None) -> tuple[Tensor, S4State]:
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(state_dtype(x.dtype))
-            h = _nplr.advance(self.system(), state.h, u, dt)
+            system = self.constant("system", self.system)
+            h = _nplr.advance(system, self._inverse(system, dt), state.h, u)
             y = _nplr.read(self._readout(), h)
         return y.to(x.dtype) + (self.D * x).to(x.dtype), S4State(h)
+
+    def _inverse(self, system: _nplr.System, dt: Tensor | None) -> _nplr.Inverse:
+        if dt is not None:
+            return _nplr.inverse(system, dt)
+        return self.constant("inverse", lambda: _nplr.inverse(system, None))
 
     def _scan(
         self,
@@ -106,14 +112,16 @@ class S4(Layer):
         lengths: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, S4State]:
-        system, C, time = self.system(), self._readout(), u.shape[1]
+        system, C, time = self.constant("system", self.system), self._readout(), u.shape[1]
+        even = self._inverse(system, None)
         h = self.init_state(u.shape[0]).h if state is None else state.h
 
         def chunk(h: Tensor, start: int) -> tuple[Tensor, Tensor]:
             ys = []
             for t in range(start, min(start + CHUNK, time)):
                 before = h if reset is None else torch.where(reset[:, t, None, None, None], 0, h)
-                new = _nplr.advance(system, before, u[:, t], None if dt is None else dt[:, t])
+                inverted = even if dt is None else _nplr.inverse(system, dt[:, t])
+                new = _nplr.advance(system, inverted, before, u[:, t])
                 h = new if lengths is None else torch.where((t < lengths)[:, None, None, None], new, h)
                 ys.append(_nplr.read(C, h))
             return h, torch.stack(ys, 1)
@@ -128,18 +136,22 @@ class S4(Layer):
         return torch.cat(ys, 1), S4State(h)
 
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
-        system, time, u = self.system(), u.shape[1], valid(u, lengths)
-        dense = _nplr.Dense(system)
-        fits = time <= self.config.l_max
-        length = self.config.l_max if fits else time
-        C = self.C.movedim(0, -2) if fits and state is None else self._readout(dense)
-        C_tilde = self.C.movedim(0, -2) if fits else dense.truncated(C, length)
-        y = fft_conv(u, _nplr.kernel(system, C_tilde, length)[:, :time])
+        time, u = u.shape[1], valid(u, lengths)
+        dense = self.constant("dense", lambda: _nplr.Dense(self.system()))
+        C = self.C.movedim(0, -2) if time <= self.config.l_max and state is None else self._readout(dense)
+        y = fft_conv(u, self.constant(f"kernel {time}", lambda: self._kernel(dense, C, time)))
         last = dense.absorb(u, lengths)
         if state is not None:
             y = y + dense.emit(C, state.h, time)
             last = last + dense.carry(state.h, time, lengths)
         return y, S4State(last)
+
+    def _kernel(self, dense: _nplr.Dense, C: Tensor, time: int) -> Tensor:
+        """The convolution's kernel (H, time)."""
+        fits = time <= self.config.l_max
+        length = self.config.l_max if fits else time
+        C_tilde = self.C.movedim(0, -2) if fits else dense.truncated(C, length)
+        return _nplr.kernel(self.system(), C_tilde, length)[:, :time]
 
     def _blocks(
         self, u: Tensor, state: S4State | None, lengths: Tensor | None, reset: Tensor

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, DiagonalState, autocast, drive, real_readout
+from lrnnx_app.layers._base import (
+    DiagonalLayer,
+    DiagonalState,
+    autocast,
+    drive,
+    readout_matrix,
+    real_readout,
+    scaled,
+)
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES, constant_gain
@@ -71,16 +79,24 @@ class S5(DiagonalLayer):
         return torch.stack((re, self.Lambda_im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
-        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
         if dt is None:
-            a, gain = evenly(self.rule_name, lam, step)
+            a, B = self.constant("even", lambda: self._system(timed=False))
+            return a, drive(x, B)
+        rate, B = self.constant("timed", lambda: self._system(timed=True))
+        return Discretized(rate, dt, self.rule_name), drive(x, B)
+
+    def _system(self, timed: bool) -> tuple[Tensor, Tensor]:
+        """ā (2, N) and gain∘B (2, N, H) of even samples; or λΔ and B with what else is constant."""
+        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
+        if timed:
+            a, gain = lam * step, constant_gain(self.rule_name, lam, step)
         else:
-            a, gain = Discretized(lam * step, dt, self.rule_name), constant_gain(self.rule_name, lam, step)
-        return a, drive(x, self.B, gain.expand_as(lam))
+            a, gain = evenly(self.rule_name, lam, step)
+        return a, scaled(self.B, gain.expand_as(lam))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1
-        return real_readout(h, scale * self.C, self.D, x)
+        return real_readout(h, self.constant("C", lambda: readout_matrix(scale * self.C)), self.D, x)
 
     def init_state(self, batch: int) -> DiagonalState:
         if not self.causal:

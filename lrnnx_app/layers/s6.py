@@ -116,7 +116,7 @@ class S6(Layer):
     ) -> tuple[Tensor, Tensor]:
         """The recurrence between convolution and gate."""
         options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
-        return selective_scan(u, delta, self.eigenvalues(), B, C, self.D, h0, **options)
+        return selective_scan(u, delta, self.constant("A", self.eigenvalues), B, C, self.D, h0, **options)
 
     @property
     def n_states(self) -> str:

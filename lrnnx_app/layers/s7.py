@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
-from lrnnx_app.layers._base import DiagonalLayer, drive, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops import planar
@@ -66,14 +66,15 @@ class S7(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         step = F.softplus(self.step_bias + self._selected("step", x))
-        a, gain = RULES[self.rule_name](self.eigenvalues(), step, dt)
+        a, gain = RULES[self.rule_name](self.constant("A", self.eigenvalues), step, dt)
         gain = gain * (1 + self._selected("b", x)).unsqueeze(-2)
         b = drive(x, self.B)
         return a, planar.mul(gain.expand(*gain.shape[:-1], self.w.shape[0]), b)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
-        y = real_readout(scaled.to(x.dtype), 2 * self.C, self.D, x)
+        C = self.constant("C", lambda: readout_matrix(2 * self.C))
+        y = real_readout(scaled.to(x.dtype), C, self.D, x)
         return y * torch.sigmoid(self.gate(F.gelu(y)))
 
     def _selected(self, name: str, x: Tensor) -> Tensor:

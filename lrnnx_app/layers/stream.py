@@ -41,7 +41,9 @@ class Stream(S6):
         lengths: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        rate = F.softplus(self.b.to(delta.dtype)).expand_as(delta)
+        rate = self.constant("rate", lambda: F.softplus(self.b.to(delta.dtype))).expand_as(delta)
         options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
-        y, h = selective_scan(delta * u, rate, self.eigenvalues(), B, C, None, h0, **options)
+        y, h = selective_scan(
+            delta * u, rate, self.constant("A", self.eigenvalues), B, C, None, h0, **options
+        )
         return torch.addcmul(y, self.D, u.to(y.dtype)).to(u.dtype), h

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.recipe import layer_nodes
@@ -15,12 +16,17 @@ class Model(nn.Module):
     """A model `MODELS[name](spec, Config(…))`; causal up to `lookahead` if its layers are.
 
     Attributes:
+        spec: what goes in and comes out.
         hop: samples consumed at a time; a stream is fed in multiples of it.
         lookahead: samples beyond t that the output at t depends on (below hop).
     """
 
     hop: int = 1
     lookahead: int = 0
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec = spec
 
     def init_state(self, batch: int) -> Any:
         """The state before the first sample: a pytree of (batch, …) tensors."""
@@ -49,8 +55,19 @@ class Block(nn.Module):
         y = nn.functional.gelu(y)
         return x + self.dropout(y * self.gate(y).sigmoid())
 
-    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
-        y, state = self.layer(self.norm(x), state, **kwargs)
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        if x.shape[1] == 1 and state is not None and lengths is None and reset is None:
+            y, state = self.step(x[:, 0], state, None if dt is None else dt[:, 0])
+            return y[:, None], state
+        y, state = self.layer(self.norm(x), state, dt=dt, lengths=lengths, reset=reset)
         return self._add(x, y), state
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -44,7 +44,7 @@ class Backbone(Model):
                 raise RecipeError("d_model and depth: expected positive integers")
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
-        super().__init__()
+        super().__init__(spec)
         self.pool = config.pool
         width = config.d_model
         self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)

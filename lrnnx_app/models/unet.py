@@ -63,7 +63,7 @@ class UNet(Model):
                 raise RecipeError("channels, strides and depth: expected positive integers")
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
-        super().__init__()
+        super().__init__(spec)
         widths, strides = config.channels, config.strides
         self.strides, self.depth = tuple(strides), config.depth
         self.hop = math.prod(strides)

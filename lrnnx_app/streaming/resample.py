@@ -22,6 +22,7 @@ class Resampler:
         self.source, self.target = source // common, target // common
         reach = math.ceil(FILTER_WIDTH * self.source / (min(self.source, self.target) * ROLLOFF))
         self.periods = math.ceil(reach / self.source) + 1  # of context on each side
+        self.delay = 0.0 if source == target else (self.periods + 1) * self.source / source  # s, at the most
         self._pending = torch.zeros(self.periods * self.source)
         self._taken = self._given = 0
 

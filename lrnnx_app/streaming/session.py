@@ -1,50 +1,309 @@
-"""A live stream through a model."""
+"""Live streams through a model: fixed buffers, one CUDA graph, state in and out."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrnnx_app.errors import StreamError
+from lrnnx_app.layers._base import frozen
 from lrnnx_app.models._base import Model
+from lrnnx_app.streaming import graph as graphs
+
+WAITING = "waiting"  # name in a saved state of the samples that do not fill a hop yet
+
+
+@dataclass
+class _Pass:
+    """The buffers of one shape of chunk, and its graph where there is one."""
+
+    x: Tensor
+    dt: Tensor | None
+    graph: torch.cuda.CUDAGraph | None = None
+    y: Tensor | None = None
 
 
 class StreamingSession:
-    """Feeds a model in evaluation mode chunk by chunk and carries its state.
+    """Feeds a model in evaluation mode chunk by chunk and carries the state of `batch` streams.
+
+    On a GPU the work of one chunk is captured as a CUDA graph and replayed; where that is impossible, or on
+    a CPU, the same code runs without. The session shares the model's weights as they are at its start: after
+    changing them, make a new one.
 
     Args:
-        model: any causal model.
-        batch: streams side by side.
-        chunk: samples a push takes at the most; a multiple of the model's hop.
+        model: any causal model; it stays in whatever mode it is.
+        batch: streams side by side, each of which may start, pause and end on its own.
+        chunk: samples of the usual push, the model's hop if None; a push of any other size works too.
+        graph: False runs without a graph on a GPU too.
+
+    Attributes:
+        graph_reason: why no graph runs; empty if one does or will at the first push.
 
     Raises:
-        StreamError: the chunk does not fit the model's hop.
+        StreamError: the model is not causal, or chunk or batch is below 1.
     """
 
-    def __init__(self, model: Model, batch: int = 1, chunk: int | None = None) -> None:
-        self.model = model.eval()
-        self.chunk = model.hop if chunk is None else chunk
-        if self.chunk < 1 or self.chunk % model.hop:
-            raise StreamError(f"chunk of {self.chunk} samples: expected a multiple of hop {model.hop}")
-        self.state: Any = model.init_state(batch)
-        self._ended = False
+    def __init__(self, model: Model, batch: int = 1, chunk: int | None = None, *, graph: bool = True) -> None:
+        self.chunk, self.batch, self.hop = model.hop if chunk is None else chunk, batch, model.hop
+        if min(self.chunk, batch) < 1:
+            raise StreamError(f"chunk {self.chunk} and batch {batch}: expected at least 1")
+        self.usual = max(self.hop, self.chunk // self.hop * self.hop)  # samples that the model takes at once
+        self.spec = model.spec
+        self._model = frozen(model)
+        like = next(self._model.parameters())
+        self.device, self._real = like.device, like.dtype
+        self._fresh = [leaf for _, leaf in _named(self._model.init_state(1))]
+        self._state = _cloned(self._model.init_state(batch))
+        self._names, self._leaves = zip(*_named(self._state), strict=True)
+        self._active = torch.ones(batch, dtype=torch.bool, device=self.device)
+        self._all_active = True
+        self._masks = [self._active.view(-1, *[1] * (leaf.ndim - 1)) for leaf in self._leaves]
+        self._passes: dict[bool, _Pass] = {}
+        self._waiting = self._input(0)
+        self.graph_reason = ""
+        if not graph:
+            self.graph_reason = "switched off"
+        elif self.device.type != "cuda":
+            self.graph_reason = "the model is on the CPU"
 
-    @torch.inference_mode()
-    def warm_up(self, x: Tensor) -> None:
-        """Run x once and forget it, so that the first push pays for no build and no first allocation."""
-        self.model(x, self.state)
+    def warm_up(self, timed: bool = False) -> None:
+        """Prepare everything that the first push would pay for; no stream moves.
 
-    @torch.inference_mode()
-    def push(self, x: Tensor, dt: Tensor | None = None) -> Tensor:
-        """The outputs that belong to x (B, T, d_input), T ≤ chunk; a T off the hop ends the stream.
+        Args:
+            timed: pushes will come with dt.
+        """
+        usual = self._pass(timed)
+        if usual.graph is None:
+            with self._untouched():
+                self._advance(usual.x, usual.dt)
+
+    def push(
+        self,
+        x: Tensor,
+        dt: Tensor | None = None,
+        *,
+        active: Tensor | Sequence[bool] | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """The outputs that are ready: those of whole hops, (B, T', d_output), or (B, d_output) of a pool.
+
+        Args:
+            x: (B, T, d_input), or (B, T) tokens, T ≥ 1; moved to the model's device and dtype.
+            dt: (B, T) time since each previous sample.
+            active: (B,) false for streams that pause; their output is of no meaning.
+            lengths: (B,) samples of x that belong to each stream; 0 pauses it.
 
         Raises:
-            StreamError: x is too long, or follows the last push.
+            StreamError: a shape or an option does not fit; says which was expected.
         """
-        if self._ended:
-            raise StreamError("the stream ended with a part of a hop; start a new session")
-        if not 1 <= x.shape[1] <= self.chunk:
-            raise StreamError(f"a push of {x.shape[1]} samples: expected 1 to {self.chunk}")
-        self._ended = x.shape[1] % self.model.hop != 0
-        y, self.state = self.model(x, self.state, dt=dt)
+        self._check(x, dt, active is not None or lengths is not None)
+        if self.hop > 1 and (self._waiting.shape[1] or x.shape[1] % self.hop):
+            x = torch.cat((self._waiting, x.to(self._waiting)), 1)
+            whole = x.shape[1] // self.hop * self.hop
+            self._waiting = x[:, whole:].clone()
+            x = x[:, :whole]
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=self.device)
+            active = lengths > 0 if active is None else active
+        self._activate(active)
+        parts = [
+            self._run(part, None if dt is None else dt[:, i * self.usual :][:, : self.usual], limit)
+            for i, part in enumerate(x.split(self.usual, 1))
+            for limit in [None if lengths is None else (lengths - i * self.usual).clamp_min(0)]
+            if part.shape[1]
+        ]
+        if not parts:
+            return self._nothing()
+        return torch.cat(parts, 1) if len(parts) > 1 and parts[0].ndim == 3 else parts[-1]
+
+    def finish(self) -> Tensor:
+        """The outputs that wait for the end of their hop, as if silence followed; then all is fresh."""
+        count = self._waiting.shape[1]
+        y = self.push(self._input(-count % self.hop)) if count else self._nothing()
+        self.reset()
+        return y[:, :count]
+
+    def reset(self, streams: Tensor | Sequence[bool] | None = None) -> None:
+        """Let streams begin anew: those where `streams` (B,) is true, all if None.
+
+        Raises:
+            StreamError: single streams, while samples wait for the end of their hop.
+        """
+        if streams is None:
+            self._waiting = self._input(0)
+        elif self._waiting.shape[1]:
+            raise StreamError(self._between_hops("reset single streams"))
+        mask = torch.ones(self.batch, dtype=torch.bool) if streams is None else self._mask(streams)
+        mask = mask.to(self.device)
+        with torch.inference_mode():
+            for leaf, fresh in zip(self._leaves, self._fresh, strict=True):
+                torch.where(mask.view(-1, *[1] * (leaf.ndim - 1)), fresh, leaf, out=leaf)
+
+    def state(self, streams: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """A copy of the streams' states by name, batch first; all streams if None."""
+        everything = dict(zip(self._names, self._leaves, strict=True))
+        if self.hop > 1:
+            everything[WAITING] = self._waiting
+        rows = list(range(self.batch)) if streams is None else list(streams)
+        return {name: tensor[rows].clone() for name, tensor in everything.items()}
+
+    def load_state(self, state: dict[str, Tensor], streams: Sequence[int] | None = None) -> None:
+        """Go on from what `state` returned, here or elsewhere, in these streams (all if None).
+
+        Raises:
+            StreamError: it is another model's, or for another number of streams.
+        """
+        rows = list(range(self.batch)) if streams is None else list(streams)
+        expected = {
+            name: (len(rows), *leaf.shape[1:]) for name, leaf in zip(self._names, self._leaves, strict=True)
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in state.items() if name != WAITING}
+        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if differing:
+            name = differing[0]
+            wanted, given = expected.get(name, "no such tensor"), found.get(name, "missing")
+            raise StreamError(
+                f"state {name} is {given}: expected {wanted}, as of this model and {len(rows)} streams"
+            )
+        waiting = state.get(WAITING, self._waiting[rows, :0]).to(self._waiting)
+        if len(rows) < self.batch and waiting.shape[1] != self._waiting.shape[1]:
+            raise StreamError(self._between_hops("load single streams"))
+        for name, leaf in zip(self._names, self._leaves, strict=True):
+            leaf[rows] = state[name].to(leaf)
+        if len(rows) == self.batch:
+            self._waiting = waiting[torch.argsort(torch.tensor(rows))].clone()
+        else:
+            self._waiting[rows] = waiting
+
+    def save(self, path: Path, streams: Sequence[int] | None = None) -> None:
+        """Write the streams' states as safetensors."""
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self.state(streams).items()}, path)
+
+    def load(self, path: Path, streams: Sequence[int] | None = None) -> None:
+        """Go on from a file that `save` wrote.
+
+        Raises:
+            StreamError: the file is missing, unreadable, or another model's.
+        """
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StreamError(
+                f"{path}: not a saved stream ({error}); expected a file that `save` wrote"
+            ) from error
+        self.load_state(state, streams)
+
+    def _run(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None) -> Tensor:
+        if lengths is not None or x.shape[1] != self.usual:
+            dt = None if dt is None else dt.to(self.device, self._real)
+            y = self._advance(x.to(self._waiting), dt, lengths)
+        else:
+            usual = self._pass(dt is not None)
+            usual.x.copy_(x)
+            if dt is not None and usual.dt is not None:
+                usual.dt.copy_(dt)
+            if usual.graph is None:
+                y = self._advance(usual.x, usual.dt)
+            else:
+                usual.graph.replay()
+                assert usual.y is not None
+                y = usual.y
+        return y.clone()  # a graph's result is overwritten by the next replay
+
+    def _advance(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+        """One pass of the model; the states of active streams move on in place."""
+        with torch.inference_mode():
+            y, state = self._model(x, self._state, dt=dt, lengths=lengths)
+            for (_, new), leaf, mask in zip(_named(state), self._leaves, self._masks, strict=True):
+                torch.where(mask, new, leaf, out=leaf)
         return y
+
+    def _pass(self, timed: bool) -> _Pass:
+        """The buffers, and the graph if there can be one, of the usual chunk."""
+        if timed not in self._passes:
+            dt = torch.ones(self.batch, self.usual, device=self.device, dtype=self._real)
+            made = _Pass(self._input(self.usual), dt if timed else None)
+            if not self.graph_reason:
+                try:
+                    with self._untouched():
+                        made.graph, made.y = graphs.capture(
+                            lambda: self._advance(made.x, made.dt), self.device
+                        )
+                except graphs.CaptureError as error:
+                    self.graph_reason = str(error)
+            self._passes[timed] = made
+        return self._passes[timed]
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        before = [leaf.clone() for leaf in self._leaves]
+        try:
+            yield
+        finally:
+            for leaf, value in zip(self._leaves, before, strict=True):
+                leaf.copy_(value)
+
+    def _input(self, time: int) -> Tensor:
+        shape = (self.batch, time) if self.spec.tokens else (self.batch, time, self.spec.d_input)
+        return torch.zeros(shape, device=self.device, dtype=torch.int64 if self.spec.tokens else self._real)
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(self.batch, 0, self.spec.d_output, device=self.device, dtype=self._real)
+
+    def _activate(self, active: Tensor | Sequence[bool] | None) -> None:
+        if active is not None:
+            self._active.copy_(self._mask(active))
+        elif not self._all_active:
+            self._active.fill_(True)
+        self._all_active = active is None
+
+    def _mask(self, streams: Tensor | Sequence[bool]) -> Tensor:
+        mask = torch.as_tensor(streams, dtype=torch.bool)
+        if mask.shape != (self.batch,):
+            raise StreamError(
+                f"a mask of shape {tuple(mask.shape)}: expected one entry for each of {self.batch} streams"
+            )
+        return mask
+
+    def _check(self, x: Tensor, dt: Tensor | None, single: bool) -> None:
+        expected = (self.batch, "T ≥ 1", *([] if self.spec.tokens else [self.spec.d_input]))
+        if (
+            x.ndim != len(expected)
+            or x.shape[0] != self.batch
+            or x.shape[2:] != expected[2:]
+            or not x.shape[1]
+        ):
+            raise StreamError(f"a push of {tuple(x.shape)}: expected {expected}".replace("'", ""))
+        if dt is not None and self.hop > 1:
+            raise StreamError("dt: this model takes evenly spaced samples; leave it out")
+        if dt is not None and dt.shape != x.shape[:2]:
+            raise StreamError(f"dt of {tuple(dt.shape)}: expected {tuple(x.shape[:2])}")
+        if single and self.hop > 1 and (self._waiting.shape[1] or x.shape[1] % self.hop):
+            raise StreamError(self._between_hops("push single streams"))
+
+    def _between_hops(self, what: str) -> str:
+        return f"samples wait for the end of their hop of {self.hop}: expected whole hops in order to {what}"
+
+
+def _named(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested tuples with their dotted names."""
+    if isinstance(state, Tensor):
+        yield prefix, state
+        return
+    keys = getattr(state, "_fields", range(len(state)))
+    for key, value in zip(keys, state, strict=True):
+        yield from _named(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _cloned(state: Any) -> Any:
+    """Nested tuples of tensors, copied."""
+    if isinstance(state, Tensor):
+        return state.detach().clone(memory_format=torch.contiguous_format)
+    copies = [_cloned(part) for part in state]
+    return type(state)(*copies) if hasattr(state, "_fields") else tuple(copies)

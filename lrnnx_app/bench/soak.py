@@ -1,0 +1,111 @@
+"""A long stream at full speed: memory, time of a chunk, and distance to the same stream in float64."""
+
+import copy
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrnnx_app.bench.report import machine
+from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.session import StreamingSession
+
+SEGMENTS = 60
+REFERENCE_HOPS = 64  # of a chunk of the float64 stream, which takes other paths through the layers
+ALLOWED_ERROR = 1e-4  # relative, of any segment
+ALLOWED_GROWTH = 32.0  # MiB after the first tenth
+
+
+def rows(model: Model, device: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """One dictionary for each of SEGMENTS parts of a stream of `seconds`, when it is over.
+
+    Noise goes through a session by the hop, and through a float64 copy of the model in long chunks: an
+    error that stays where it is means that nothing drifts.
+    """
+    model = model.to(device)
+    rate, hop = model.spec.sample_rate, max(model.hop, 1)
+    reference = StreamingSession(copy.deepcopy(model).double(), chunk=REFERENCE_HOPS * hop)
+    session = StreamingSession(model, chunk=hop if hop > 1 else round(0.016 * rate))
+    session.warm_up()
+    unit = max(reference.chunk, session.chunk)
+    length = max(1, round(seconds * rate / SEGMENTS / unit)) * unit
+    started = time.perf_counter()
+    for segment in range(SEGMENTS):
+        x = 0.1 * torch.randn(1, length, model.spec.d_input, generator=torch.Generator().manual_seed(segment))
+        y, times = _timed(session, x)
+        expected = torch.cat([reference.push(part).cpu() for part in x.split(reference.chunk, 1)], 1)
+        row: dict[str, Any] = {
+            "stream s": (segment + 1) * length / rate,
+            "wall s": time.perf_counter() - started,
+            "p50 ms": float(np.percentile(times, 50)),
+            "p99 ms": float(np.percentile(times, 99)),
+            "MiB": resident(),
+            "error": float((y - expected).norm() / expected.norm()),
+            "finite": all(bool(leaf.isfinite().all()) for leaf in session.state().values()),
+        }
+        if device == "cuda":
+            row["GPU MiB"] = torch.cuda.memory_allocated() / 2**20
+        yield row
+
+
+def _timed(session: StreamingSession, x: Tensor) -> tuple[Tensor, list[float]]:
+    outputs, times = [], []
+    for part in x.split(session.chunk, 1):
+        start = time.perf_counter()
+        outputs.append(session.push(part).cpu())
+        times.append(1e3 * (time.perf_counter() - start))
+    return torch.cat(outputs, 1).double(), times
+
+
+def resident() -> float:
+    """MiB of this process in memory now; where the system does not say, the most that there ever were."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * 4096 / 2**20
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
+            20 if sys.platform == "darwin" else 10
+        )
+
+
+def verdict(rows: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether nothing grew, drifted or became infinite, and that in words."""
+    settled = rows[len(rows) // 10 :]
+    keys = [key for key in ("MiB", "GPU MiB") if key in settled[0]]
+    growth = {key: settled[-1][key] - settled[0][key] for key in keys}
+    error = max(row["error"] for row in rows)
+    finite = all(row["finite"] for row in rows)
+    ok = finite and error < ALLOWED_ERROR and max(growth.values()) < ALLOWED_GROWTH
+    grown = ", ".join(f"{value:+.1f} {key}" for key, value in growth.items())
+    pace = f"p50 of a chunk {settled[0]['p50 ms']:.3g} → {settled[-1]['p50 ms']:.3g} ms"
+    drift = f"error to float64 {rows[0]['error']:.1e} → {rows[-1]['error']:.1e}, at most {error:.1e}"
+    return (
+        ok,
+        f"{rows[-1]['stream s']:.0f} s: {grown} after the first tenth; {pace}; {drift}; finite: {finite}",
+    )
+
+
+def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Memory, time of a chunk and error over the stream."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    minutes = [row["stream s"] / 60 for row in rows]
+    for axes, keys in zip(
+        figure.subplots(3, 1, sharex=True), (["MiB", "GPU MiB"], ["p50 ms", "p99 ms"], ["error"]), strict=True
+    ):
+        for key in (key for key in keys if key in rows[0]):
+            axes.plot(minutes, [row[key] for row in rows], label=key)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.set_xlabel("minutes of audio")
+    figure.suptitle(" · ".join(machine().values()), fontsize=9)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,227 @@
+"""Times streams: chunks of many voices with and without a graph, and single steps of every layer."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.bench.report import machine
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import LrnnxError, StreamError
+from lrnnx_app.layers._base import Layer, frozen
+from lrnnx_app.layers._build import build_layer
+from lrnnx_app.models._base import Model
+from lrnnx_app.registry import LAYERS
+from lrnnx_app.run import Run, build_task
+from lrnnx_app.streaming.graph import CaptureError, capture
+from lrnnx_app.streaming.session import StreamingSession
+
+RECIPE = "denoise_centaurus"  # the aTENNuate denoiser
+VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}
+MODES = {"cuda": (("cuda graph", True), ("cuda", False)), "cpu": (("cpu", False),)}
+PUSHES = (20, 2000)  # least and most that are timed
+INPUTS = 8  # different chunks, in turns
+STEP_WIDTH, STEP_BATCHES, STEP_STATES = 512, (1, 64), {"lru": 256, "s5": 256, "s7": 256}
+REPLAYS = 20
+
+
+def load(run: Path | None) -> Model:
+    """A run's model, or the denoiser with fresh weights.
+
+    Raises:
+        StreamError: the model's samples have no rate.
+    """
+    if run is None:
+        recipe = recipes.typed(recipes.load(RECIPE))
+        spec = DataSpec(1, 1, sample_rate=recipe.data.sample_rate)
+        return build_task(recipe, spec).model.eval()
+    model = Run(run).task().model
+    if not model.spec.sample_rate:
+        raise StreamError(f"{run}: its steps have no rate to keep up with; expected a model of audio")
+    return model
+
+
+def rows(
+    model: Model, device: str, voices: Sequence[int] = (), hops: Sequence[int] = (1,), seconds: float = 2.0
+) -> list[dict[str, Any]]:
+    """One dictionary for each mode, number of voices and chunk: ms of a push until its result is there.
+
+    Args:
+        voices: streams side by side; those of VOICES if empty.
+        hops: sizes of chunks; a model without hop counts in 16 ms.
+        seconds: at the most for each row.
+
+    Raises:
+        LrnnxError: graph and no graph differ in a bit.
+    """
+    model = model.to(device)
+    found = []
+    for count in voices or VOICES[device]:
+        for chunk in (hop * _unit(model) for hop in hops):
+            if device == "cuda":
+                check_graph(model, count, chunk)
+            for mode, graph in MODES[device]:
+                times, reason = push_times(model, count, chunk, graph, seconds)
+                found.append(
+                    _row(model, mode, count, chunk, times) | ({"note": reason} if graph and reason else {})
+                )
+    return found
+
+
+def _unit(model: Model) -> int:
+    return model.hop if model.hop > 1 else round(0.016 * model.spec.sample_rate)
+
+
+def _row(model: Model, mode: str, voices: int, chunk: int, times: np.ndarray) -> dict[str, Any]:
+    length = 1000 * chunk / model.spec.sample_rate
+    p50, p99 = (float(np.percentile(times, share)) for share in (50, 99))
+    return {
+        "mode": mode,
+        "voices": voices,
+        "chunk ms": length,
+        "p50 ms": p50,
+        "p99 ms": p99,
+        "latency ms": length + p99,
+        "real-time factor": float(times.mean()) / length,
+        "voices × real time": voices * length / float(times.mean()),
+        "in time": "yes" if p99 < length else "no",
+    }
+
+
+def push_times(model: Model, voices: int, chunk: int, graph: bool, seconds: float) -> tuple[np.ndarray, str]:
+    """Milliseconds of each push, and why no graph was replayed."""
+    session = StreamingSession(model, voices, chunk, graph=graph)
+    session.warm_up()
+    shape = (INPUTS, voices, chunk, model.spec.d_input)
+    inputs = 0.1 * torch.randn(shape, device=session.device)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    for i in range(PUSHES[1]):
+        if i > PUSHES[0] and time.perf_counter() > end:
+            break
+        start = time.perf_counter()
+        session.push(inputs[i % INPUTS])
+        _wait(session.device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return np.array(times[3:]), session.graph_reason
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_graph(model: Model, voices: int, chunk: int) -> None:
+    """Raise LrnnxError unless a graph gives the bits that the same code gives without."""
+    graph, plain = (StreamingSession(model, voices, chunk, graph=wanted) for wanted in (True, False))
+    for _ in range(3):
+        x = 0.1 * torch.randn(voices, chunk, model.spec.d_input, device=graph.device)
+        if not torch.equal(graph.push(x), plain.push(x)):
+            raise LrnnxError(f"{voices} voices in chunks of {chunk}: graph and no graph differ")
+
+
+def largest(model: Model, device: str, seconds: float = 1.0) -> int:
+    """The most voices, within an eighth, whose p99 of a hop stays under the hop."""
+    model = model.to(device)
+    chunk = _unit(model)
+
+    def in_time(voices: int) -> bool:
+        try:
+            times, _ = push_times(model, voices, chunk, device == "cuda", seconds)
+        except torch.OutOfMemoryError:
+            return False
+        return bool(np.percentile(times, 99) < 1000 * chunk / model.spec.sample_rate)
+
+    best = 0
+    while in_time(max(1, 2 * best)):
+        best = max(1, 2 * best)
+    for part in (2, 4, 8):
+        more = best + math.ceil(best / part)
+        best = more if best >= part and in_time(more) else best
+    return best
+
+
+def step_rows(
+    device: str, names: Sequence[str] = (), batches: Sequence[int] = STEP_BATCHES
+) -> list[dict[str, Any]]:
+    """One dictionary for each layer of width STEP_WIDTH: µs of a step, state included, for each batch."""
+    found = []
+    for name in names or sorted(LAYERS):
+        config = LAYERS[name].Config()
+        if name in STEP_STATES:
+            config.d_state = STEP_STATES[name]
+        if any(field.name == "mode" for field in fields(config)):
+            config.mode = "neck"
+        layer = build_layer(name, STEP_WIDTH, config)
+        assert isinstance(layer, Layer)
+        layer = frozen(layer.to(device))
+        times = {f"batch {batch} µs": _step_us(layer, batch, device) for batch in batches}
+        found.append({"layer": name, "states": layer.n_states, **times})
+    return found
+
+
+def _step_us(layer: Layer, batch: int, device: str) -> float:
+    x = torch.randn(batch, layer.d_model, device=device)
+    state = layer.init_state(batch)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            y, new = layer.step(x, state)
+            for held, value in zip(state, new, strict=True):
+                held.copy_(value)
+        return y
+
+    if device == "cpu":
+        return 1e3 * min(_cpu_ms(run) for _ in range(3))
+    try:
+        graph, _ = capture(run, x.device)
+    except CaptureError:
+        return math.nan
+    return 1e3 * min(_replay_ms(graph.replay) for _ in range(5))
+
+
+def _cpu_ms(run: Callable[[], object]) -> float:
+    for _ in range(3):
+        run()
+    start = time.perf_counter()
+    for _ in range(REPLAYS):
+        run()
+    return 1e3 * (time.perf_counter() - start) / REPLAYS
+
+
+def _replay_ms(replay: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(4_000_000)  # the GPU waits while the host enqueues, so that launches are not waited for
+    start.record()
+    for _ in range(REPLAYS):
+        replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / REPLAYS
+
+
+def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """The curve from latency (chunk and p99 of its computation) to throughput, one for each mode."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for mode in dict.fromkeys((row["mode"], row["chunk ms"]) for row in rows):
+        own = [row for row in rows if (row["mode"], row["chunk ms"]) == mode]
+        points = sorted((row["latency ms"], row["voices × real time"], row["voices"]) for row in own)
+        axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", label=f"{mode[0]}, chunk {mode[1]:g} ms")
+        for latency, throughput, voices in points:
+            axes.annotate(
+                str(voices), (latency, throughput), fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
+    axes.set(xscale="log", yscale="log", xlabel="latency: chunk and p99 of its computation (ms)")
+    axes.set(ylabel="throughput (voices × real time)", title=" · ".join(machine().values()))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,115 @@
+"""What a stream cost, in words or JSON, and a picture of its first minute."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.slots import Timing
+
+DRAWN_SECONDS = 60
+DRAWN_POINTS = 5000
+
+
+def report(
+    model: Model, session: StreamingSession | None, timing: Timing, rate: int, delay: float
+) -> dict[str, Any]:
+    """Latency, times of a chunk, real-time factor and memory; without a session, those that remain.
+
+    Args:
+        rate: of the model's steps in Hz; 0 if they have none.
+        delay: seconds that conversions of the rate add.
+    """
+    costs: dict[str, Any] = {"steps": timing.steps, "compute_seconds": round(timing.compute, 3)}
+    if rate:
+        costs["lookahead_ms"] = round(1000 * model.lookahead / rate, 2)
+        costs["real_time_factor"] = round(timing.compute / max(timing.steps / rate, 1e-9), 4)
+    if session is not None:
+        if rate:
+            costs["algorithmic_ms"] = round(1000 * (session.chunk / rate + delay), 2)
+        costs |= {f"chunk_p{share}_ms": round(timing.percentile(share), 3) for share in (50, 95, 99)}
+        if rate:
+            costs["latency_ms"] = round(costs["algorithmic_ms"] + costs["chunk_p99_ms"], 2)
+        costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
+        costs["slots"] = session.batch
+        costs["graph"] = session.graph_reason or "replayed"
+    return costs | memory(next(model.parameters()).device)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory in MiB, of this process and on its GPU."""
+    peaks = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peaks["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    if device.type == "cuda":
+        peaks["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return peaks
+
+
+def text(costs: dict[str, Any], as_json: bool) -> str:
+    """One line of JSON, or a few words."""
+    if as_json:
+        return json.dumps(costs)
+    parts = []
+    if "lookahead_ms" in costs:
+        parts.append(f"look-ahead {costs['lookahead_ms']} ms")
+    if "latency_ms" in costs:
+        parts.append(
+            f"latency {costs['latency_ms']} ms ({costs['algorithmic_ms']} algorithmic + "
+            f"{costs['chunk_p99_ms']} compute)"
+        )
+    if "chunk_p50_ms" in costs:
+        parts.append(
+            "chunk " + ", ".join(f"p{share} {costs[f'chunk_p{share}_ms']} ms" for share in (50, 95, 99))
+        )
+    if "real_time_factor" in costs:
+        parts.append(f"real-time factor {costs['real_time_factor']}")
+    if costs.get("misses"):
+        parts.append(f"{costs['misses']} chunks late, at most {costs['late_ms']} ms")
+    if "peak_mib" in costs:
+        parts.append(f"memory {costs['peak_mib']:.0f} MiB")
+    if "peak_gpu_mib" in costs:
+        parts.append(f"GPU {costs['peak_gpu_mib']:.0f} MiB, graph {costs.get('graph', 'none')}")
+    return " · ".join(parts)
+
+
+class Recorder:
+    """What a plot needs of the first minute; nothing where none is wanted."""
+
+    def __init__(self, rate: int, names: tuple[str, ...], wanted: bool) -> None:
+        self.rate, self.names, self.wanted = rate, names, wanted
+        self._waves: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._shares: tuple[list[float], list[Tensor]] = ([], [])
+
+    def waves(self, x: Tensor, y: Tensor) -> None:
+        if self.wanted and len(self._waves[0]) * len(x) < DRAWN_SECONDS * self.rate:
+            self._waves[0].append(x.clone())
+            self._waves[1].append(y.clone())
+
+    def shares(self, time: float, shares: Tensor) -> None:
+        if self.wanted and len(self._shares[0]) < DRAWN_POINTS:
+            self._shares[0].append(time)
+            self._shares[1].append(shares)
+
+    def draw(self, path: Path | None) -> None:
+        """Spectrograms of input and output, or probabilities over time."""
+        from lrnnx_app import plots
+
+        if path is None:
+            return
+        if self._waves[0]:
+            pair = {name: torch.cat(w) for name, w in zip(("input", "output"), self._waves, strict=True)}
+            plots.spectrograms(pair, self.rate).savefig(path, dpi=150)
+        elif self._shares[0]:
+            unit = "s" if self.rate else "steps or the data's unit"
+            plots.probabilities(self._shares[0], torch.stack(self._shares[1]), self.names, unit).savefig(
+                path, dpi=150
+            )

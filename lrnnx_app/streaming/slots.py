@@ -1,0 +1,160 @@
+"""Many tracks through one session, side by side: a slot that becomes free takes the next track."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.sources import Steps
+from lrnnx_app.streaming.tracks import Track
+
+RECENT = 100_000  # chunks whose times are kept
+EVERYTHING = 1 << 62  # more steps than any source has
+
+
+@dataclass
+class Timing:
+    """What streams cost.
+
+    Attributes:
+        steps: taken by all of them.
+        compute: seconds of reading, computing and writing, without waiting for the world.
+        chunks: seconds of each of the latest chunks.
+        misses: chunks that were not done when the next one was due; late: seconds, of the worst.
+    """
+
+    steps: int = 0
+    compute: float = 0.0
+    chunks: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    misses: int = 0
+    late: float = 0.0
+    interrupted: bool = False
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds that this share (0 to 100) of the chunks stayed within."""
+        return 1000 * float(np.percentile(self.chunks, share)) if self.chunks else 0.0
+
+
+@dataclass
+class Pace:
+    """Hands out chunks at the rate at which they would arrive."""
+
+    seconds: float  # of a chunk
+    start: float = 0.0
+    count: int = 0
+
+    def wait(self) -> None:
+        """Sleep until the next chunk is there."""
+        self.start = self.start or time.perf_counter()
+        self.count += 1
+        time.sleep(max(0.0, self.start + self.count * self.seconds - time.perf_counter()))
+
+    def late(self) -> float:
+        """Seconds by which the chunk in hand missed the arrival of the next one; negative if in time."""
+        return time.perf_counter() - self.start - (self.count + 1) * self.seconds
+
+
+def stream(
+    session: StreamingSession,
+    tracks: Iterable[Track],
+    done: Callable[[Track], None],
+    pace: Pace | None = None,
+) -> Timing:
+    """Run every track from its start to its end; `done` hears of each that ended.
+
+    An interrupt (Ctrl-C) finishes the tracks in hand where they are. After any other error they are aborted.
+    """
+    timing, waiting = Timing(), iter(tracks)
+    slots: list[Track | None] = [None] * session.batch
+    try:
+        while _fill(slots, waiting, session):
+            if pace:
+                pace.wait()
+            started = time.perf_counter()
+            parts = [None if track is None else track.read(session.chunk) for track in slots]
+            ready = time.perf_counter()
+            outputs = _push(session, parts, timing)
+            for i, (track, part) in enumerate(zip(slots, parts, strict=True)):
+                if track is None or part is None:
+                    continue
+                if len(part.x):
+                    track.write(outputs[i] if outputs.ndim == 2 else outputs[i, : len(part.x)])
+                if len(part.x) < session.chunk:
+                    track.finish()
+                    slots[i] = None
+                    done(track)
+            live = any(track is not None and track.live for track in slots)
+            timing.compute += time.perf_counter() - (ready if live else started)
+            if pace and (late := pace.late()) > 0:
+                timing.misses, timing.late = timing.misses + 1, max(timing.late, late)
+    except KeyboardInterrupt:
+        timing.interrupted = True
+        for track in filter(None, slots):
+            track.finish()
+            done(track)
+    except BaseException:
+        for track in filter(None, slots):
+            track.abort()
+        raise
+    return timing
+
+
+def whole(model: Model, track: Track) -> Timing:
+    """Run one track in one go."""
+    timing, started = Timing(), time.perf_counter()
+    try:
+        x, dt = track.read(EVERYTHING)
+        like = next(model.parameters())
+        x = x.to(like.device) if model.spec.tokens else x.to(like)
+        with torch.inference_mode():
+            y, _ = model.eval()(x[None], dt=None if dt is None else dt[None].to(like))
+        track.write(y[0].cpu())
+        track.finish()
+    except BaseException:
+        track.abort()
+        raise
+    timing.steps, timing.compute = len(x), time.perf_counter() - started
+    timing.chunks.append(timing.compute)
+    return timing
+
+
+def _fill(slots: list[Track | None], waiting: Iterator[Track], session: StreamingSession) -> bool:
+    """Give free slots their next track, with a fresh state; False if there is nothing left to run."""
+    free = [track is None for track in slots]
+    for i, empty in enumerate(free):
+        slots[i] = next(waiting, None) if empty else slots[i]
+    fresh = [empty and track is not None for empty, track in zip(free, slots, strict=True)]
+    if any(fresh):
+        session.reset(fresh)
+    return any(track is not None for track in slots)
+
+
+def _push(session: StreamingSession, parts: list[Steps | None], timing: Timing) -> Tensor:
+    """The outputs of one chunk on the CPU; a model that takes whole hops hears silence after an end."""
+    lengths = [0 if part is None else len(part.x) for part in parts]
+    if not any(lengths):
+        return torch.zeros(session.batch, 0, session.spec.d_output)
+    some = next(part for part in parts if part is not None)
+    x = some.x.new_zeros(session.batch, session.chunk, *some.x.shape[1:])
+    dt = None if some.dt is None else some.dt.new_zeros(session.batch, session.chunk)
+    for i, part in enumerate(parts):
+        if part is not None:
+            x[i, : lengths[i]] = part.x
+            if dt is not None and part.dt is not None:
+                dt[i, : lengths[i]] = part.dt
+    started = time.perf_counter()
+    if session.hop > 1 or all(length in (0, session.chunk) for length in lengths):
+        active = None if all(lengths) else [length > 0 for length in lengths]
+        y = session.push(x, dt, active=active)
+    else:
+        y = session.push(x, dt, lengths=lengths)
+    y = y.cpu()
+    timing.chunks.append(time.perf_counter() - started)
+    timing.steps += sum(lengths)
+    return y

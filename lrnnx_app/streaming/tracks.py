@@ -1,0 +1,152 @@
+"""One stream from its source to its sink, as the slots of a session take it."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.streaming.resample import Resampler
+from lrnnx_app.streaming.sinks import Sink
+from lrnnx_app.streaming.sources import Resampled, Steps
+
+Watch = Callable[[Tensor, Tensor], None]  # sees inputs and outputs on their way, for a plot
+
+
+class Track(Protocol):
+    """Attributes:
+
+    name: for messages.
+    live: reading waits for the world.
+    """
+
+    name: str
+    live: bool
+
+    def read(self, count: int) -> Steps:
+        """The next `count` steps; fewer only at the end."""
+        ...
+
+    def write(self, y: Tensor) -> None:
+        """The outputs (T, d_output) of the steps read, or one (d_output,) of a pooled model."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the result, all of it or what there is of it."""
+        ...
+
+    def abort(self) -> None:
+        """Leave no result."""
+        ...
+
+
+class AudioTrack:
+    """Mono samples through a model at its own rate and back, as many out as in.
+
+    Args:
+        name: for messages.
+        source: samples at `model_rate`, made of those at `rate`.
+        sink: takes samples at `rate`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Resampled,
+        sink: Sink,
+        rate: int,
+        model_rate: int,
+        live: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        self.name, self.live, self.rate = name, live, rate
+        self._source, self._sink, self._watch = source, sink, watch
+        self._back = Resampler(model_rate, rate)
+        self._written, self._x = 0, torch.zeros(0)
+
+    @property
+    def delay(self) -> float:
+        """Seconds that the conversion of the rate adds, at the most."""
+        return self._source.delay + self._back.delay
+
+    @property
+    def seconds(self) -> float:
+        return self._written / self.rate
+
+    def read(self, count: int) -> Steps:
+        self._x = self._source.read(count)
+        return Steps(self._x[:, None])
+
+    def write(self, y: Tensor) -> None:
+        if self._watch is not None:
+            self._watch(self._x, y[:, 0])
+        self._emit(self._back.push(y[:, 0]))
+
+    def finish(self) -> None:
+        self._emit(self._back.finish())
+        self._sink.close()
+
+    def abort(self) -> None:
+        self._sink.abort()
+
+    def _emit(self, samples: Tensor) -> None:
+        samples = samples[: self._source.taken - self._written]
+        self._written += len(samples)
+        if len(samples):
+            self._sink.write(samples)
+
+
+class OutputTrack:
+    """Steps whose latest output is the result, and every chunk's is shown if wanted.
+
+    Args:
+        name: for messages.
+        read: the next steps.
+        show: called with the time so far and the latest output (d_output,), after each chunk.
+        done: called with them once, at the end.
+        rate: steps in a unit of time, where steps come without dt.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[int], Steps],
+        done: Callable[[float, Tensor], None],
+        show: Callable[[float, Tensor], None] | None = None,
+        rate: int = 1,
+        live: bool = False,
+    ) -> None:
+        self.name, self.live = name, live
+        self._read, self._done, self._show, self._rate = read, done, show, rate
+        self._time, self._elapsed, self._latest = 0.0, 0.0, None
+
+    def read(self, count: int) -> Steps:
+        steps = self._read(count)
+        self._elapsed = len(steps.x) / self._rate if steps.dt is None else float(steps.dt.sum())
+        return steps
+
+    def write(self, y: Tensor) -> None:
+        self._time += self._elapsed
+        self._latest = y if y.ndim == 1 else y[-1]
+        if self._show is not None:
+            self._show(self._time, self._latest)
+
+    def finish(self) -> None:
+        if self._latest is not None:
+            self._done(self._time, self._latest)
+
+    def abort(self) -> None:
+        pass
+
+
+def in_parts(whole: Steps) -> Callable[[int], Steps]:
+    """A reader of steps that are all there."""
+    at = 0
+
+    def read(count: int) -> Steps:
+        nonlocal at
+        part = slice(at, at + count)
+        at += count
+        return Steps(whole.x[part], None if whole.dt is None else whole.dt[part])
+
+    return read
