@@ -97,7 +97,7 @@ class Blocks(nn.ModuleList):
                 raise RecipeError(f"{key}.{error}") from error
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # type: ignore[return-value]
+        return super().__iter__()  # type: ignore[return-value]  (only blocks are appended)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
         """The blocks' states before the first step.
