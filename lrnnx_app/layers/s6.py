@@ -14,6 +14,7 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.short_conv import short_conv
+from lrnnx_app.ops.step import diagonal_step
 
 
 class S6State(NamedTuple):
@@ -102,6 +103,30 @@ class S6(Layer):
         scale = 2 if self.config.complex else 1
         y, h = self.scan(u, delta, B, scale * C, state.h, dt, lengths, reset)
         return self.out_proj(y * F.silu(z)), S6State(conv, h)
+
+    def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
+        u, z = self.in_proj(x).chunk(2, -1)
+        kernel = self.conv1d.weight.squeeze(1)
+        u, conv = short_conv(u[:, None], kernel, self.conv1d.bias, state.conv, silu=True)
+        projected = self.x_proj(u[:, 0])
+        r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
+        planes = 2 if self.config.complex else 1
+        B, C = BC.unflatten(-1, (2, 1, planes, -1)).unbind(1)
+        h = state.h if self.config.complex else state.h.unsqueeze(-2)
+        y, h = self.advance(u[:, 0], self.dt_proj(r), B, planes * C, h, dt, z)
+        return self.out_proj(y), S6State(conv, h if self.config.complex else h.squeeze(-2))
+
+    def advance(
+        self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the recurrence and the gate: u, logits of Δ, z (B, D), B and C (B, 1, P, N)."""
+        made_by = {"rule": self.config.rule, "dt": dt, "step": logits[..., None], "softplus": True}
+        return diagonal_step(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
+
+    def _planar(self) -> Tensor:
+        """The eigenvalues (D, P, N)."""
+        A = self.constant("A", self.eigenvalues)
+        return A if self.config.complex else A.unsqueeze(-2)
 
     def scan(
         self,

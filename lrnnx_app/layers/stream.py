@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
 from lrnnx_app.ops.selective_scan import selective_scan
+from lrnnx_app.ops.step import diagonal_step
 
 
 class Stream(S6):
@@ -47,3 +48,11 @@ class Stream(S6):
             delta * u, rate, self.constant("A", self.eigenvalues), B, C, None, h0, **options
         )
         return torch.addcmul(y, self.D, u.to(y.dtype)).to(u.dtype), h
+
+    def advance(
+        self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rate = self.constant("rate", lambda: F.softplus(self.b.to(h.dtype)))
+        delta = F.softplus(logits.to(h.dtype))[..., None, None]
+        made_by = {"rule": self.config.rule, "dt": dt, "step": rate[:, None]}
+        return diagonal_step(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
