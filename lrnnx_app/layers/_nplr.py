@@ -155,11 +155,10 @@ class Dense:
         return self._planar(row - (row.unsqueeze(-2) @ self.power(length)).squeeze(-2))
 
     def untruncated(self, C_tilde: Tensor, length: int) -> Tensor:
-        """C = C̃(1 − Ā^length)⁻¹, solved in float64: slow modes bring 1 − Ā^length near singular."""
-        row = planar.conj(C_tilde).flatten(-2).double()
-        A = torch.linalg.matrix_power(self.A.double(), length)
+        """C = C̃(1 − Ā^length)⁻¹."""
+        row, A = planar.conj(C_tilde).flatten(-2), self.power(length)
         solved = torch.linalg.solve(torch.eye(2 * self.n, dtype=A.dtype, device=A.device) - A.mT, row)
-        return self._planar(solved.to(C_tilde.dtype))
+        return self._planar(solved)
 
     def _planar(self, row: Tensor) -> Tensor:
         """A row acting on [Re h, Im h] as the planar number whose real part of a product it is."""

@@ -64,10 +64,13 @@ class S4(Layer):
         _, channels, n = self.C.shape
         return S4State(self.C.new_zeros(batch, channels, 2, n, dtype=state_dtype(self.C.dtype)))
 
-    def system(self) -> _nplr.System:
-        lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag))
-        lam, P, B = (z.movedim(0, -2) for z in (lam, self.P, self.B))
-        return _nplr.System(lam, P, B, torch.exp(self.log_dt))
+    def system(self, dtype: torch.dtype | None = None) -> _nplr.System:
+        log_A_real, A_imag, P, B, log_dt = (
+            p.to(dtype or p.dtype) for p in (self.log_A_real, self.A_imag, self.P, self.B, self.log_dt)
+        )
+        lam = torch.stack((-torch.exp(log_A_real), A_imag))
+        lam, P, B = (z.movedim(0, -2) for z in (lam, P, B))
+        return _nplr.System(lam, P, B, torch.exp(log_dt))
 
     def forward(
         self,
@@ -138,7 +141,7 @@ class S4(Layer):
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
         time, u = u.shape[1], valid(u, lengths)
         dense = self.constant("dense", lambda: _nplr.Dense(self.system()))
-        C = self.C.movedim(0, -2) if time <= self.config.l_max and state is None else self._readout(dense)
+        C = self.C.movedim(0, -2) if time <= self.config.l_max and state is None else self._readout()
         y = fft_conv(u, self.constant(f"kernel {time}", lambda: self._kernel(dense, C, time)))
         last = dense.absorb(u, lengths)
         if state is not None:
@@ -158,27 +161,30 @@ class S4(Layer):
     ) -> tuple[Tensor, S4State]:
         dense, time, u = _nplr.Dense(self.system()), u.shape[1], valid(u, lengths)
         h = self.init_state(u.shape[0]).h if state is None else state.h
-        y = dense.packed(self._readout(dense), u, h, reset)
+        y = dense.packed(self._readout(), u, h, reset)
         u, h = _nplr.last_sequence(u, h, lengths, reset)
         return y, S4State(dense.absorb(u, lengths) + dense.carry(h, time, lengths))
 
-    def _readout(self, dense: _nplr.Dense | None = None) -> Tensor:
+    def _readout(self) -> Tensor:
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
         if not self.config.l_max:
             return self.C.movedim(0, -2)
         if torch.is_grad_enabled():
-            return self._recover(dense)
+            return self._recover()
         if torch.compiler.is_compiling():
-            return self._recover(dense) if self._recovered is None else self._recovered[1]
+            return self._recover() if self._recovered is None else self._recovered[1]
         parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
         version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
         if self._recovered is None or self._recovered[0] != version:
-            self._recovered = version, self._recover(dense)
+            self._recovered = version, self._recover()
         return self._recovered[1]
 
-    def _recover(self, dense: _nplr.Dense | None) -> Tensor:
-        dense = dense or _nplr.Dense(self.system())
-        return dense.untruncated(self.C.movedim(0, -2), self.config.l_max)
+    def _recover(self) -> Tensor:
+        """In float64 all through: slow modes bring 1 − Ā^L near singular."""
+        C = _nplr.Dense(self.system(torch.float64)).untruncated(
+            self.C.movedim(0, -2).double(), self.config.l_max
+        )
+        return C.to(self.C.dtype)
 
     def extra_repr(self) -> str:
         chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path
