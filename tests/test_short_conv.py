@@ -158,6 +158,8 @@ def test_opcheck(device):
     lengths, reset = torch.tensor([7, 3], device=device), torch.rand(2, 7, device=device) < 0.3
     for options in ((lengths, reset, True), (None, None, False)):
         torch.library.opcheck(torch.ops.lrnnx.short_conv.default, (*inputs, *options))
+        if not _extension.load(device):
+            continue  # without kernels the gradients come from autograd, which the modes of opcheck hide
         y, last = (z.detach() for z in torch.ops.lrnnx.short_conv(*inputs, *options))
         back = (y, last, *(z.detach() for z in inputs), *options)
         torch.library.opcheck(torch.ops.lrnnx.short_conv_backward.default, back)

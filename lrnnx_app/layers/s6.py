@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,10 +99,11 @@ class S6(Layer):
         projected = self.x_proj(u)
         r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
         B, C = BC.unflatten(-1, (2, 1, *self.state_shape[1:])).unbind(2)
-        delta = F.softplus(self.dt_proj(r).to(state.h.dtype))
-        scale = 2 if self.config.complex else 1
-        y, h = self.scan(u, delta, B, scale * C, state.h, dt, lengths, reset)
-        return self.out_proj(y * F.silu(z)), S6State(conv, h)
+        logits = F.linear(r, self.dt_proj.weight)  # its bias is added in the precision of a state
+        C = 2 * C if self.config.complex else C
+        options = {"h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
+        y, h = self.scan(u, logits, B, C, **options)
+        return self.out_proj(y), S6State(conv, h)
 
     def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
         u, z = self.in_proj(x).chunk(2, -1)
@@ -128,20 +129,11 @@ class S6(Layer):
         A = self.constant("A", self.eigenvalues)
         return A if self.config.complex else A.unsqueeze(-2)
 
-    def scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        h0: Tensor,
-        dt: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The recurrence between convolution and gate."""
-        options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
-        return selective_scan(u, delta, self.constant("A", self.eigenvalues), B, C, self.D, h0, **options)
+    def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """The recurrence and the gate, on all steps."""
+        A = self.constant("A", self.eigenvalues)
+        made_by = {"rule": self.config.rule, "bias": self.dt_proj.bias, "softplus": True}
+        return selective_scan(u, logits, A, B, C, self.D, **made_by, **options)
 
     @property
     def n_states(self) -> str:
