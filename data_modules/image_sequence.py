@@ -1,4 +1,4 @@
-"""Images read pixel by pixel: the embedded 8 × 8 digits, or MNIST from its IDX files."""
+"""Images read pixel by pixel or row by row: the embedded 8 × 8 digits, or MNIST from its IDX files."""
 
 import gzip
 import zlib
@@ -12,26 +12,32 @@ from PIL import Image
 from torch import nn
 
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
-from lrnnx_app.errors import DataError, RecipeError, nearest
+from lrnnx_app.errors import DataError, RecipeError, nearest, one_of
 
 DIGITS = Path(__file__).parent / "assets" / "digits" / "digits.npz"
 DIGITS_ENDS = {"train": (0, 1297), "valid": (1297, 1497), "test": (1497, 1797)}
 MNIST_VALID = 5000  # the last of the 60,000 training images
+PERMUTATION = 92916  # seed of permuted MNIST's order, as of the S4 line of papers (numpy's RandomState)
+READINGS = ("pixels", "permuted", "rows")
+SIDES = {"digits": 8, "mnist": 28}
 IDX_BYTES = 0x08  # IDX type code of unsigned bytes
 
 
 class ImageSequence(DataModule):
-    """Sequences of grey pixels (T, 1) in [0, 1], row by row, with the image's class."""
+    """Sequences of grey pixels in [0, 1] with the image's class: (T, 1) row after row or permuted by a fixed
+    order, or whole rows, (side, side)."""
 
     @dataclass
     class Config(DataModule.Config):
         images: str = "digits"  # digits (embedded) | mnist (IDX files, plain or .gz, in data.root)
+        reading: str = "pixels"  # pixels | permuted | rows
         warp: float = 0.0  # largest entry of the random affine map that training images are seen through
         noise: float = 0.0  # standard deviation of what is added to the pixels of training images
 
         def __post_init__(self) -> None:
             if self.images not in READERS:
                 raise RecipeError(f"images: unknown '{self.images}'; {nearest(self.images, READERS)}")
+            one_of("reading", self.reading, READINGS)
             if not 0 <= self.warp < 1:
                 raise RecipeError(f"warp: expected at least 0 and below 1, not {self.warp}")
             if self.noise < 0:
@@ -41,30 +47,47 @@ class ImageSequence(DataModule):
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)
-        self.spec = DataSpec(d_input=1, d_output=10, classes=tuple("0123456789"))
+        self.side = SIDES[config.images]
+        features = self.side if config.reading == "rows" else 1
+        self.spec = DataSpec(d_input=features, d_output=10, classes=tuple("0123456789"))
+        self.order = None
+        if config.reading == "permuted":
+            self.order = torch.from_numpy(np.random.RandomState(PERMUTATION).permutation(self.side**2))
 
     def source(self, split: str) -> Source:
         images, labels = READERS[self.config.images](Path(self.config.root), split)
         changes = (self.config.warp, self.config.noise) if split == "train" else ()
-        return Images(images, labels, *changes)
+        return Images(images, labels, self.spec.d_input, self.order, *changes)
 
     def read(self, path: Path) -> Example:
         """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
-        side = 8 if self.config.images == "digits" else 28
         try:
             with Image.open(path) as image:
-                grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
+                grey = image.convert("L").resize((self.side, self.side), Image.Resampling.BOX)
         except (OSError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
-        return Images(np.asarray(grey)[None] / 255, np.zeros(1)).example(0, np.random.default_rng(0))
+        images = Images(np.asarray(grey)[None] / 255, np.zeros(1), self.spec.d_input, self.order)
+        return images.example(0, np.random.default_rng(0))
 
 
 class Images:
-    """Images (n, h, w) scaled to [0, 1] and labels (n,), warped at random by I ± warp (sides span 2)."""
+    """Images (n, h, w) scaled to [0, 1] and labels (n,), warped at random by I ± warp (sides span 2).
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, warp: float = 0.0, noise: float = 0.0) -> None:
+    Sequences have `features` pixels a step, in `order` if there is one.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        features: int = 1,
+        order: torch.Tensor | None = None,
+        warp: float = 0.0,
+        noise: float = 0.0,
+    ) -> None:
         self.images = torch.from_numpy(images.astype(np.float32))
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.features, self.order = features, order
         self.warp = warp
         self.noise = noise
 
@@ -84,7 +107,8 @@ class Images:
         if self.noise:
             drawn = rng.normal(0, self.noise, tuple(image.shape)).astype(np.float32)
             image = image + torch.from_numpy(drawn)
-        return Example(image.reshape(-1, 1), self.labels[index], name=str(index))
+        pixels = image.flatten() if self.order is None else image.flatten()[self.order]
+        return Example(pixels.view(-1, self.features), self.labels[index], name=str(index))
 
 
 def _digits(_: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
