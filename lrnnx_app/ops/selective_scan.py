@@ -67,8 +67,12 @@ def selective_scan(
     A, h = wide(A), u.new_zeros(batch, *A.shape, dtype=dtype) if h0 is None else h0.to(dtype)
     h = h.unsqueeze(-2) if real else h
 
-    recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
-    outputs, size = [], max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    if torch.compiler.is_exporting():  # of any batch, a short chunk
+        recompute, size = False, time
+    else:
+        recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
+        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    outputs = []
     for start in range(0, time, size):
         cut = slice(start, start + size)
         inputs = (u[:, cut].to(dtype), delta[:, cut].to(dtype), A, wide(B[:, cut]), wide(C[:, cut]), h)
