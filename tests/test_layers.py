@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lrnnx_app.errors import StreamError
-from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.layers._base import DiagonalLayer, Varying
 from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.ops.discretized_scan import Discretized
@@ -230,7 +230,7 @@ def test_coefficients_do_not_grow(case, timed):
         assert all(s.isfinite().all() and s.abs().max() < 1e3 for s in tree_leaves(last))
         return
     a, _ = layer.coefficients(x, dt)
-    a = a.coefficients()[0] if isinstance(a, Discretized) else a
+    a = a.coefficients()[0] if isinstance(a, Discretized | Varying) else a
     size = a.abs() if len(layer.state_shape) == 1 else torch.linalg.vector_norm(a, dim=-2)
     assert size.max() <= 1
 

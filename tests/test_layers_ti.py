@@ -71,7 +71,7 @@ def _dense_run(layer: S4 | S4D, C: Tensor, x: Tensor, dt: Tensor | None = None) 
 
 
 @pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("path", ["fft", "scan"])
+@pytest.mark.parametrize("path", ["chunk", "fft", "scan"])
 @pytest.mark.parametrize("rule", ["zoh", "bilinear"])
 @pytest.mark.parametrize("init", ["lin", "inv", "legs"])
 def test_s4d_is_the_dense_system(init, rule, path, timed):
@@ -187,7 +187,7 @@ def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
     [
         (mode, path)
         for mode in MODES
-        for path in ("scan", "fft", "mix")
+        for path in ("scan", "fft", "chunk", "mix")
         if path != "mix" or mode in ("pointwise", "full")
     ],
 )

@@ -1,24 +1,29 @@
 """Banks of single-input diagonal systems (S4D, Centaurus), where states far outnumber channels.
 
-(B, T, states) must not reach memory for a long T. The convolution path works with powers a^l split in two
-factors, a^(c·q)·a^r with c ≈ √T, so that nothing of size states × T ever exists; the scan path runs in chunks
-of time that are recomputed in the backward pass.
+(B, T, states) must not reach memory for a long T. Evenly sampled rows go through matmuls over chunks of time
+(`_chunks`), or are convolved by FFT: powers a^l are split in two factors, a^(c·q)·a^r with c ≈ √T, so that
+nothing of size states × T ever exists. The scan path, for all others, runs in chunks of time that are
+recomputed in the backward pass.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.step import diagonal_step
 
 FFT_FROM = 32  # steps from which a convolution pays
-PATHS = ("auto", "scan", "fft")
+PATHS = ("auto", "scan", "fft", "chunk")
+STEPS = 128  # of a chunk of matmuls
 CHUNK = 2**21  # state elements of a chunk of the scan
 Powers = tuple[Tensor, Tensor]  # of `factors`
 
@@ -26,13 +31,13 @@ Powers = tuple[Tensor, Tensor]  # of `factors`
 class BankLayer(DiagonalLayer):
     """`groups` systems of `modes` complex states each; state (2, groups·modes).
 
-    A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and both
-    paths follow. Evenly sampled rows without `reset` may be convolved; everything else is scanned.
+    A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and all
+    paths follow. Evenly sampled rows without `reset` need not be scanned.
     """
 
     groups: int
     modes: int
-    path: str = "auto"  # auto | scan | fft
+    path: str = "auto"  # auto | scan | fft | chunk
 
     @property
     def state_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -47,8 +52,12 @@ class BankLayer(DiagonalLayer):
         return x
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Output (B, T, d_model) from w = Re Σ c·h (B, T, groups) and the input."""
-        raise NotImplementedError
+        """Output (B, T, d_model) from w = Re Σ c·h + direct∘inputs (B, T, groups) and the input."""
+        return w.contiguous()
+
+    def direct(self) -> Tensor | None:
+        """What of its own input each group adds to its output, (groups,)."""
+        return None
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         if dt is None:
@@ -59,12 +68,37 @@ class BankLayer(DiagonalLayer):
         return a, gain * driven.unsqueeze(-2)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.outputs(self.collect(h).to(x.dtype), x)
+        w, direct = self.collect(h).to(x.dtype), self.direct()
+        w = w if direct is None else torch.addcmul(w, direct.to(x.dtype), self.inputs(x))
+        return self.outputs(w, x)
 
     def collect(self, h: Tensor) -> Tensor:
         """w = Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
         c = self.constant("system", self.system)[2]
         return (h[..., 0, :] * c[0] - h[..., 1, :] * c[1]).unflatten(-1, (self.groups, self.modes)).sum(-1)
+
+    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        self.check_dt(dt)
+        x = x[:, None]
+        made_by: dict[str, Any] = {}
+        if dt is None:
+            a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
+        else:
+            a, step, _ = self.constant("system", self.system)
+            gain, made_by = (
+                None,
+                {"rule": self.rule_name, "dt": dt, "step": step.unflatten(-1, (self.groups, -1))},
+            )
+        c = self.constant("system", self.system)[2]
+        gain = None if gain is None else self._by_group(gain)
+        h, a, c = (self._by_group(z) for z in (state.h, a, c))
+        w, h = diagonal_step(self.inputs(x)[:, 0], h, a, gain, c, self.direct(), **made_by)
+        after = h.movedim(-2, -3).flatten(-2)
+        return self.outputs(w.to(x.dtype)[:, None], x)[:, 0], DiagonalState(after)
+
+    def _by_group(self, z: Tensor) -> Tensor:
+        """(…, P, S) as the states of each group, (…, groups, P, modes)."""
+        return z.expand(*z.shape[:-1], self.state_shape[-1]).unflatten(-1, (self.groups, -1)).movedim(-3, -2)
 
     def choose(self, batch: int, time: int) -> str:
         """The cheaper path for rows that can be convolved."""
@@ -118,23 +152,35 @@ class BankLayer(DiagonalLayer):
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
     ) -> tuple[Tensor, DiagonalState]:
-        v, time = valid(self.inputs(x), lengths), x.shape[1]
+        v = valid(self.inputs(x), lengths)
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
-            log_a, gain, c = self.constant("evenly", self.evenly)
-            powers = self.constant(f"powers {time}", lambda: factors(log_a, time))
-            w = fft_conv(v, self.constant(f"kernel {time}", lambda: self._kernel(powers, time)))
-            last = planar.mul(gain, absorb(v, powers, lengths))
-            if state is not None:
-                onward = planar.mul(planar.mul(c, planar.exp(log_a)), state.h)
-                w = w + taps(onward, powers, time, self.groups)
-                last = last + carried(state.h, log_a, time, lengths)
+            run = self._by_chunks if path == "chunk" else self._by_fft
+            w, last = run(v, None if state is None else state.h, lengths)
         return self.outputs(w.to(x.dtype), x), DiagonalState(last)
 
+    def _by_chunks(self, v: Tensor, h: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        def make() -> _chunks.Chunks:
+            return _chunks.chunks(*self.evenly(), self.direct(), self.groups, STEPS)
+
+        return _chunks.run(self.constant("chunks", make), v, h, lengths)
+
+    def _by_fft(self, v: Tensor, h: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        time = v.shape[1]
+        log_a, gain, c = self.constant("evenly", self.evenly)
+        powers = self.constant(f"powers {time}", lambda: factors(log_a, time))
+        w = fft_conv(v, self.constant(f"kernel {time}", lambda: self._kernel(powers, time)))
+        last = planar.mul(gain, absorb(v, powers, lengths))
+        if h is None:
+            return w, last
+        onward = planar.mul(planar.mul(c, planar.exp(log_a)), h)
+        return w + taps(onward, powers, time, self.groups), last + carried(h, log_a, time, lengths)
+
     def _kernel(self, powers: Powers, time: int) -> Tensor:
-        """Re Σ c·gain·a^l of each group, (groups, time)."""
+        """Re Σ c·gain·a^l of each group, and what is direct, (groups, time)."""
         _, gain, c = self.constant("evenly", self.evenly)
-        return taps(planar.mul(c, gain)[None], powers, time, self.groups)[0].T
+        kernel, direct = taps(planar.mul(c, gain)[None], powers, time, self.groups)[0].T, self.direct()
+        return kernel if direct is None else kernel + nn.functional.pad(direct[:, None], (0, time - 1))
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""

@@ -47,7 +47,7 @@ class Centaurus(BankLayer):
         repeats: int = 16  # banks of pointwise and neck, each with its own timescale
         dt_min: float = 1e-3
         dt_max: float = 1e-1
-        path: str = "auto"  # auto | scan | fft | mix
+        path: str = "auto"  # auto | scan | fft | chunk | mix
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
@@ -85,7 +85,7 @@ class Centaurus(BankLayer):
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         if self.mode == "dws":
-            return w
+            return w.contiguous()
         return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
     def collect(self, h: Tensor) -> Tensor:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers.s6 import inverse_softplus_steps
-from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -71,23 +70,24 @@ class S7(DiagonalLayer):
         """λ (2, N), planar."""
         return torch.stack((-1 / (self.w.square() + 0.5), self.Lambda_im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        step = F.softplus(self.step_bias + self._selected("step", x))
-        a, gain = RULES[self.rule_name](self.constant("A", self.eigenvalues), step, dt)
-        gain = gain * (1 + self._selected("b", x)).unsqueeze(-2)
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
+        logits = self.step_bias.expand(*x.shape[:2], -1)
+        if "step" in self.select:
+            logits = logits + self._selected("step", x)
         b = drive(x, self.B)
-        return a, planar.mul(gain.expand(*gain.shape[:-1], self.w.shape[0]), b)
+        if "b" in self.select:
+            b = b * (1 + self._selected("b", x)).unsqueeze(-2)
+        return Varying(self.constant("A", self.eigenvalues), logits, dt, self.rule_name), b
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
+        if "c" in self.select:
+            h = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
-        y = real_readout(scaled.to(x.dtype), C, self.D, x)
+        y = real_readout(h.to(x.dtype), C, self.D, x)
         return y * torch.sigmoid(self.gate(F.gelu(y)))
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
-        """The input-dependent part (B, T, N); zero for what is not selective."""
-        if name not in self.select:
-            return self._zeros(1, 1, 1)
+        """The input-dependent part (B, T, N)."""
         part = self.select[name](x)
         return part.to(state_dtype(part.dtype))
 
