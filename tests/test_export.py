@@ -86,8 +86,7 @@ def test_the_script_runs_where_lrnnx_is_not(ending: str, tmp_path: Path) -> None
 
 
 def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:
-    model = Backbone(backbone("lru").spec, Backbone.Config(d_model=64, depth=1, layer=LAYERS["lru"].Config()))
-    run = FakeRun(model.eval())
+    run = FakeRun(backbone("lru", d_model=256, depth=1).eval())
     onnx.export(run, tmp_path / "full.onnx", Options(chunk=4))  # type: ignore[arg-type]
     lines = onnx.export(run, tmp_path / "int8.onnx", Options(chunk=4, int8=True))  # type: ignore[arg-type]
     assert 0 < float(lines[0].rsplit(" ", 1)[1]) <= 0.05

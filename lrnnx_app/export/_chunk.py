@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._base import Layer, frozen
@@ -63,6 +63,11 @@ class Chunk(nn.Module):
                 module.path = "fft"  # type: ignore[assignment]  (the choice depends on the batch, which is free)
         with torch.no_grad():
             self(*self.example(2))  # what follows from parameters alone becomes constants of the program
+        for module in self.model.modules():
+            if isinstance(module, Layer):  # and a constant is a tensor of its own, not a view of another
+                module.kept = tree_map_only(
+                    Tensor, lambda z: z.clone(memory_format=torch.contiguous_format), module.kept
+                )
 
     def example(self, batch: int, seed: int = 0) -> list[Tensor]:
         """Inputs for a first chunk."""

@@ -5,18 +5,20 @@ stream needs is covered: no lengths, no packed sequences, forward in time, no gr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrnnx_app.ops import (  # noqa: F401  (short_conv defines its operator)
+from lrnnx_app.ops import (  # noqa: F401  (each defines its operator)
     discretized_scan,
     fft_conv,
     gru_scan,
     planar,
     rglru_scan,
+    selective_scan,
     short_conv,
 )
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -84,4 +86,6 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ops.rglru_scan.default: _rglru_scan,
     _ops.convolve.default: _convolve,
     _ops.gru_states.default: _gru_states,
+    _ops.selective_scan.default: partial(selective_scan.blocked, whole=True),
+    _ops.short_conv.default: short_conv.blocked,
 }

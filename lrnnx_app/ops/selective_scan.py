@@ -82,8 +82,10 @@ def _whole(weight: Tensor, u: Tensor) -> Tensor:
     return weight if alike else weight.expand(*u.shape[:2], *weight.shape[2:])
 
 
-def blocked(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, chunk by chunk of time; differentiable."""
+def blocked(
+    u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
+) -> tuple[Tensor, Tensor]:
+    """The operator by torch calls, chunk by chunk of time or in one; differentiable."""
     batch, time, _ = u.shape
     dtype = state_dtype(u.dtype)
     real = A.ndim == 2
@@ -104,7 +106,7 @@ def blocked(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rul
     h = h.unsqueeze(-2) if real else h
     B, C = (wide(w.expand(batch, time, *w.shape[2:])) for w in (B, C))
 
-    if torch.compiler.is_exporting():  # of any batch, a short chunk
+    if whole:
         recompute, size = False, time
     else:
         recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
