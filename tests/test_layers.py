@@ -22,16 +22,16 @@ D_MODEL, BATCH, TIME = 4, 3, 11
 TINY = {"d_state": 4, "repeats": 2, "heads": 2, "window": 4}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "centaurus": [
-        {"mode": "dws", "path": "fft"},
+        {"mode": "dws", "path": "chunk"},
         {"mode": "dws", "path": "scan"},
         {"mode": "pointwise", "path": "mix"},
         {"mode": "pointwise", "path": "scan"},
-        {"mode": "neck", "path": "fft"},
+        {"mode": "neck", "path": "chunk"},
         {"mode": "full", "path": "mix"},
-        {"mode": "full", "path": "fft"},
+        {"mode": "full", "path": "chunk"},
     ],
     "s4": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "l_max": 7}, {"path": "scan", "l_max": 16}],
-    "s4d": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "rule": "bilinear", "init": "legs"}],
+    "s4d": [{"path": "chunk"}, {"path": "scan"}, {"path": "chunk", "rule": "bilinear", "init": "legs"}],
     "s5": [{}, {"rule": "bilinear", "blocks": 2}, {"conj_sym": False, "rule": "dirac"}],
     "s6": [{}, {"complex": True}, {"rule": "zoh"}],
     "s7": [{}, {"selective": ["step", "b", "c"]}],

@@ -36,8 +36,7 @@ def chunks(log_a: Tensor, gain: Tensor, c: Tensor, direct: Tensor | None, groups
     kernel = (weight[0] * powers[:-1, 0] - weight[1] * powers[:-1, 1]).unflatten(-1, (groups, -1)).sum(-1)
     if direct is not None:
         kernel = torch.cat((kernel[:1] + direct, kernel[1:]))
-    lag = (steps[None, :-1] - steps[:-1, None]).long()
-    inside = torch.where(lag >= 0, kernel.T[:, lag.clamp_min(0)], 0)
+    inside = F.pad(kernel.T, (size - 1, 0)).unfold(-1, size, 1).flip(1)  # row s, column t: kernel[t − s]
     entering = _modes_last(planar.mul(gain, powers[:-1].flip(0)), groups)
     leaving = _modes_last(planar.conj(planar.mul(c, powers[1:])), groups).mT.contiguous()
     return Chunks(inside, entering, leaving, log_a)
@@ -52,15 +51,16 @@ def run(c: Chunks, v: Tensor, h0: Tensor | None, lengths: Tensor | None) -> tupl
     count = -(-time // c.size)
     padded = F.pad(v.permute(2, 0, 1), (0, count * c.size - time)) if time % c.size else v.permute(2, 0, 1)
     u = padded.reshape(groups, batch * count, c.size)
-    added = (u @ c.entering).view(groups, batch, count, 2, -1).permute(1, 2, 3, 0, 4).flatten(3)
-    first = torch.zeros_like(added[:, 0]) if h0 is None else h0.to(added.dtype)
+    added = (u @ c.entering).view(groups, batch, count, 2, -1).permute(1, 2, 3, 0, 4)
+    first = torch.zeros_like(added[:, 0]) if h0 is None else h0.to(added.dtype).unflatten(-1, (groups, -1))
     through = planar.exp(c.log_a * c.size)
-    before, _ = linear_scan(through[None, None], torch.cat((first[:, None], added[:, :-1]), 1))
+    inputs = torch.cat((first[:, None], added[:, :-1]), 1).flatten(3)
+    before, _ = linear_scan(through[None, None], inputs)
     states = before.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).reshape(groups, batch * count, -1)
     w = torch.baddbmm(states @ c.leaving, u, c.inside)
     w = w.view(groups, batch, count * c.size)[..., :time].permute(1, 2, 0)
     if lengths is None and time % c.size == 0:
-        return w, planar.mul(through, before[:, -1]) + added[:, -1]
+        return w, planar.mul(through, before[:, -1]) + added[:, -1].flatten(2)
     return w, _last(c, v, before, time if lengths is None else lengths)
 
 

@@ -9,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
-from lrnnx_app.layers._bank import FFT_FROM, valid
+from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
+FFT_FROM = 32  # steps from which a convolution by FFT pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
 
 
