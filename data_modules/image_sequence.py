@@ -1,131 +1,236 @@
-"""Images read pixel by pixel: the embedded 8 × 8 digits, or MNIST from its IDX files."""
+"""Images read step by step: digits, MNIST, CIFAR-10, and a user's folders of pictures or of video frames."""
 
-import gzip
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from lrnnx_app.data import DataModule, DataSpec, Example, Source
-from lrnnx_app.errors import DataError, RecipeError, nearest
+from data_modules._cifar import CLASSES as CIFAR_CLASSES
+from data_modules._cifar import cifar10
+from data_modules._idx import mnist
+from data_modules._pictures import SUFFIXES, by_class, class_of, classes_of, read_picture, videos
+from lrnnx_app.data import Batch, DataModule, DataSpec, Example, Source
+from lrnnx_app.errors import RecipeError, one_of
 
 DIGITS = Path(__file__).parent / "assets" / "digits" / "digits.npz"
 DIGITS_ENDS = {"train": (0, 1297), "valid": (1297, 1497), "test": (1497, 1797)}
-MNIST_VALID = 5000  # the last of the 60,000 training images
-IDX_BYTES = 0x08  # IDX type code of unsigned bytes
+PERMUTATION = 92916  # seed of permuted MNIST's order in the S4 line of papers (numpy's RandomState)
+READINGS = ("pixels", "permuted", "rows", "patches")
+LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue (ITU-R BT.601)
+
+
+def _digits(_: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(DIGITS) as data:
+        chosen = slice(*DIGITS_ENDS[split])
+        return data["images"][chosen, ..., None], data["labels"][chosen]
+
+
+class _Set(NamedTuple):
+    """A set of images of one size that is held in memory; `white` is the byte of full brightness."""
+
+    read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]]
+    side: int
+    white: float
+    colour: bool
+    classes: tuple[str, ...]
+
+
+SETS = {
+    "digits": _Set(_digits, 8, 16.0, False, tuple("0123456789")),
+    "mnist": _Set(mnist, 28, 255.0, False, tuple("0123456789")),
+    "cifar10": _Set(cifar10, 32, 255.0, True, CIFAR_CLASSES),
+}
+FOLDERS = ("folder", "video")
 
 
 class ImageSequence(DataModule):
-    """Sequences of grey pixels (T, 1) in [0, 1], row by row, with the image's class."""
+    """Sequences made of an image's pixels in [0, 1], with its class.
+
+    `reading` says what a step is: a pixel, row after row (T, 1), or (T, 3) in colour; a pixel in an order
+    that is permuted once and for all; a whole row; or a square patch. A video is the sequence of its frames'
+    steps. Pictures of a user lie in one folder for each class (`folder`), or each video's frames in a folder
+    of their own within it (`video`); splits are folders of that name, or a hash of the path.
+    """
 
     @dataclass
     class Config(DataModule.Config):
-        images: str = "digits"  # digits (embedded) | mnist (IDX files, plain or .gz, in data.root)
+        images: str = "digits"  # digits (embedded) | mnist | cifar10 | folder | video, in data.root
+        reading: str = "pixels"  # pixels | permuted | rows | patches
+        colour: bool = False
+        side: int = 32  # pixels to which pictures of a folder are scaled
+        patch: int = 8  # side of a patch
+        frames: int = 0  # of a video, evenly spaced; 0 for all
         warp: float = 0.0  # largest entry of the random affine map that training images are seen through
         noise: float = 0.0  # standard deviation of what is added to the pixels of training images
 
         def __post_init__(self) -> None:
-            if self.images not in READERS:
-                raise RecipeError(f"images: unknown '{self.images}'; {nearest(self.images, READERS)}")
+            one_of("images", self.images, (*SETS, *FOLDERS))
+            one_of("reading", self.reading, READINGS)
             if not 0 <= self.warp < 1:
                 raise RecipeError(f"warp: expected at least 0 and below 1, not {self.warp}")
             if self.noise < 0:
                 raise RecipeError(f"noise: expected at least 0, not {self.noise}")
             if self.images == "digits" and self.root:
                 raise RecipeError("root: the digits are embedded; expected images: mnist with a root")
+            known = SETS.get(self.images)
+            if known and self.colour and not known.colour:
+                raise RecipeError(f"colour: {self.images} has grey images; expected false")
+            if min(self.side, self.patch) < 1 or self.frames < 0:
+                raise RecipeError("side, patch and frames: expected positive integers (frames: or 0)")
+            side = known.side if known else self.side
+            if self.reading == "patches" and side % self.patch:
+                raise RecipeError(f"patch: expected a divisor of the side {side}, not {self.patch}")
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)
-        self.spec = DataSpec(d_input=1, d_output=10, classes=tuple("0123456789"))
+        known = SETS.get(config.images)
+        self.side, self.white = (known.side, known.white) if known else (config.side, 255.0)
+        self.reading = Reading(config.reading, self.side, config.patch)
+
+    @cached_property
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only the classes of a user's folders need the data."""
+        known = SETS.get(self.config.images)
+        classes = known.classes if known else classes_of(Path(self.config.root))
+        features = self.reading.pixels * (3 if self.config.colour else 1)
+        return DataSpec(d_input=features, d_output=len(classes), classes=classes)
 
     def source(self, split: str) -> Source:
-        images, labels = READERS[self.config.images](Path(self.config.root), split)
-        changes = (self.config.warp, self.config.noise) if split == "train" else ()
-        return Images(images, labels, *changes)
+        c, root = self.config, Path(self.config.root)
+        changes = (c.warp, c.noise) if split == "train" else (0.0, 0.0)
+        if c.images in SETS:
+            images, labels = SETS[c.images].read(root, split)
+            return Images(
+                torch.from_numpy(grey(images) if not c.colour else images.copy()),
+                labels,
+                self.white,
+                self.reading,
+                *changes,
+            )
+        if not c.root:
+            classes_of(root)
+        if c.images == "video":
+            clips = videos(root, split)
+        else:
+            clips = [[path] for path in by_class(root, split, SUFFIXES)]
+        labels = [self.spec.classes.index(class_of(clip[0], root)) for clip in clips]
+        return Pictures(clips, labels, c, self.reading, *changes)
 
     def read(self, path: Path) -> Example:
         """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
-        side = 8 if self.config.images == "digits" else 28
-        try:
-            with Image.open(path) as image:
-                grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
-        return Images(np.asarray(grey)[None] / 255, np.zeros(1)).example(0, np.random.default_rng(0))
+        image = torch.from_numpy(read_picture(path, self.side, self.config.colour).copy())
+        return Example(self.reading(image[None].float() / 255)[0], torch.tensor(0), name=path.stem)
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """(…, 1 or 3) to (…, 1), bytes."""
+    if images.shape[-1] == 1:
+        return images.copy()
+    return (images @ np.array(LUMA, np.float32) + 0.5).astype(np.uint8)[..., None]
+
+
+class Reading:
+    """Images (n, side, side, c) to sequences (n, T, pixels·c)."""
+
+    def __init__(self, name: str, side: int, patch: int) -> None:
+        self.name, self.side, self.patch = name, side, patch
+        self.pixels = {"rows": side, "patches": patch * patch}.get(name, 1)
+        self.order = None
+        if name == "permuted":
+            self.order = torch.from_numpy(np.random.RandomState(PERMUTATION).permutation(side * side))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.name == "patches":
+            p = self.patch
+            tiles = images.unflatten(2, (-1, p)).unflatten(1, (-1, p)).transpose(2, 3)
+            return tiles.flatten(3).flatten(1, 2)
+        steps = images.flatten(1, 2)
+        if self.order is not None:
+            return steps[:, self.order]
+        return steps.unflatten(1, (-1, self.pixels)).flatten(2)
 
 
 class Images:
-    """Images (n, h, w) scaled to [0, 1] and labels (n,), warped at random by I ± warp (sides span 2)."""
+    """Images (n, h, w, c), bytes, and labels (n,); whole batches at once.
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, warp: float = 0.0, noise: float = 0.0) -> None:
-        self.images = torch.from_numpy(images.astype(np.float32))
+    Args:
+        white: the byte that becomes 1.
+        warp, noise: see `ImageSequence.Config`.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: np.ndarray, white: float, reading: Reading, warp: float, noise: float
+    ) -> None:
+        self.images, self.white, self.reading = images, white, reading
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.warp = warp
-        self.noise = noise
+        self.warp, self.noise = warp, noise
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        image = self.images[index]
-        if self.warp:
-            change = rng.uniform(-self.warp, self.warp, (1, 2, 3)).astype(np.float32)
-            grid = nn.functional.affine_grid(
-                torch.eye(2, 3) + torch.from_numpy(change), [1, 1, *image.shape], align_corners=False
+        batch = self.batch([index], [rng])
+        return Example(batch.x[0], batch.y[0], name=batch.names[0])
+
+    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch:
+        index = torch.tensor(rows)
+        images = self.images[index].float() / self.white
+        if self.warp or self.noise:
+            changed = (
+                changed_at_random(image, rng, self.warp, self.noise)
+                for image, rng in zip(images, rngs, strict=True)
             )
-            # Cubic, for the linear one's blur is a difference that no test picture shows.
-            image = nn.functional.grid_sample(image[None, None], grid, "bicubic", align_corners=False)[0, 0]
-            image = image.clamp(0, 1)
-        if self.noise:
-            drawn = rng.normal(0, self.noise, tuple(image.shape)).astype(np.float32)
-            image = image + torch.from_numpy(drawn)
-        return Example(image.reshape(-1, 1), self.labels[index], name=str(index))
+            images = torch.stack(list(changed))
+        return Batch(self.reading(images), self.labels[index], names=tuple(map(str, rows)))
 
 
-def _digits(_: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(DIGITS) as data:
-        chosen = slice(*DIGITS_ENDS[split])
-        return data["images"][chosen] / 16, data["labels"][chosen]
+class Pictures:
+    """Files read on demand: each example the frames of one clip, one after another."""
+
+    def __init__(
+        self,
+        clips: Sequence[Sequence[Path]],
+        labels: Sequence[int],
+        config: ImageSequence.Config,
+        reading: Reading,
+        warp: float,
+        noise: float,
+    ) -> None:
+        self.clips, self.labels = clips, list(labels)
+        self.config, self.reading, self.warp, self.noise = config, reading, warp, noise
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        clip, c = self.clips[index], self.config
+        if c.frames:
+            clip = [clip[i] for i in np.linspace(0, len(clip) - 1, c.frames).round().astype(int)]
+        pixels = np.stack([read_picture(path, c.side, c.colour) for path in clip])
+        images = torch.from_numpy(pixels).float() / 255
+        if self.warp or self.noise:
+            images = changed_at_random(images.permute(1, 2, 0, 3).flatten(2), rng, self.warp, self.noise)
+            images = images.unflatten(2, (len(clip), -1)).permute(2, 0, 1, 3)
+        name = clip[0].parent.name if c.images == "video" else clip[0].stem
+        return Example(self.reading(images).flatten(0, 1), torch.tensor(self.labels[index]), name=name)
 
 
-def _mnist(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    stem = "t10k" if split == "test" else "train"
-    images = read_idx(root, f"{stem}-images-idx3-ubyte", 3)
-    labels = read_idx(root, f"{stem}-labels-idx1-ubyte", 1)
-    if len(images) != len(labels):
-        raise DataError(f"{root}: {len(images)} images but {len(labels)} labels in the {stem} files")
-    chosen = {"train": slice(0, -MNIST_VALID), "valid": slice(-MNIST_VALID, None), "test": slice(None)}[split]
-    return images[chosen] / 255, labels[chosen]
-
-
-READERS: dict[str, Callable[[Path, str], tuple[np.ndarray, np.ndarray]]] = {
-    "digits": _digits,
-    "mnist": _mnist,
-}
-
-
-def read_idx(root: Path, name: str, dimensions: int) -> np.ndarray:
-    """An IDX file of unsigned bytes, plain or gzipped.
-
-    Raises:
-        DataError: missing, or its header or size is not that of `dimensions`-dimensional bytes.
-    """
-    path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
-    if path is None:
-        raise DataError(f"{root / name}: no such file, nor with .gz; expected MNIST's four IDX files there")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not readable as gzip ({error})") from error
-    header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], ">u4") if len(content) >= header else np.zeros(0, int)
-    if content[:4] != bytes((0, 0, IDX_BYTES, dimensions)) or len(content) != header + int(
-        np.prod(shape, dtype=object)
-    ):
-        raise DataError(f"{path}: not a whole IDX file of {dimensions}-dimensional bytes")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+def changed_at_random(image: Tensor, rng: np.random.Generator, warp: float, noise: float) -> Tensor:
+    """An image (h, w, c) seen through I ± warp (sides span 2), with noise of this standard deviation."""
+    if warp:
+        change = rng.uniform(-warp, warp, (1, 2, 3)).astype(np.float32)
+        planes = image.permute(2, 0, 1)[None]
+        grid = nn.functional.affine_grid(
+            torch.eye(2, 3) + torch.from_numpy(change), list(planes.shape), align_corners=False
+        )
+        # Cubic, for the linear one's blur is a difference that no test picture shows.
+        planes = nn.functional.grid_sample(planes, grid, "bicubic", align_corners=False)
+        image = planes[0].permute(1, 2, 0).clamp(0, 1)
+    if noise:
+        image = image + torch.from_numpy(rng.normal(0, noise, tuple(image.shape)).astype(np.float32))
+    return image

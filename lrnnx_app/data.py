@@ -4,10 +4,10 @@ An example is drawn by a generator seeded from (seed, epoch, index), never from 
 numbers, so that resuming, more workers or more processes change nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,6 +65,13 @@ class Source(Protocol):
     def example(self, index: int, rng: np.random.Generator) -> Example: ...
 
 
+@runtime_checkable
+class BatchSource(Source, Protocol):
+    """A source that makes whole batches at once, which spares Python its work for every example."""
+
+    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch: ...
+
+
 class Address(NamedTuple):
     epoch: int
     row: int
@@ -81,7 +88,16 @@ class _Addressed(Dataset[Example]):
         return len(self.source)
 
     def __getitem__(self, address: Address) -> Example:
-        return self.source.example(address.row, np.random.default_rng([*self.seed, *address]))
+        return self.source.example(address.row, self._rng(address))
+
+    def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch":
+        """What torch asks for a batch, in place of its examples one by one."""
+        if isinstance(self.source, BatchSource):
+            return self.source.batch([a.row for a in addresses], map(self._rng, addresses))
+        return [self[address] for address in addresses]
+
+    def _rng(self, address: Address) -> np.random.Generator:
+        return np.random.default_rng([*self.seed, *address])
 
 
 class AddressSampler(Sampler[Address]):
@@ -109,8 +125,10 @@ class AddressSampler(Sampler[Address]):
         return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks])
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Right-pad with zeros to the longest row."""
+def collate(examples: Sequence[Example] | Batch) -> Batch:
+    """Right-pad with zeros to the longest row; a batch that its source made is taken as it is."""
+    if isinstance(examples, Batch):
+        return examples
     sizes = torch.tensor([len(e.x) for e in examples])
     full = bool((sizes == sizes[0]).all())
 
@@ -178,7 +196,7 @@ class DataModule(LightningDataModule):
             batch_size=self.config.batch_size,
             sampler=AddressSampler(len(source), seed, shuffle=train),
             num_workers=self.config.workers,
-            persistent_workers=False,
+            persistent_workers=train and self.config.workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
             drop_last=train and len(source) >= self.config.batch_size,
             collate_fn=collate,

@@ -139,6 +139,8 @@ class BankLayer(DiagonalLayer):
         reset: Tensor | None,
     ) -> tuple[Tensor, DiagonalState]:
         run, time = super().forward, x.shape[1]
+        if torch.compiler.is_exporting():  # of any batch, a short chunk
+            return run(x, state, dt=dt, lengths=lengths, reset=reset)
         size = max(1, CHUNK // (2 * x.shape[0] * self.state_shape[1]))
         if time <= size:
             return run(x, state, dt=dt, lengths=lengths, reset=reset)

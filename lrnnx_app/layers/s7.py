@@ -21,10 +21,11 @@ class S7(DiagonalLayer):
     """h = a∘h + gain∘(B x), y = 2·Re(C h) + D∘x, then y·σ(W GELU(y)).
 
     λ = f(w) − 1 + i·Lambda_im with f(w) = 1 − 1/(w² + ½), so that −2 ≤ Re λ < 0 whatever w is and one Euler
-    step at Δ = 1 decays by f(w). Im λ starts as the frequencies of `blocks` HiPPO-N matrices side by side: small
-    ones, for what the input adds to Δ turns the phase by Im λ times as much. What `selective` names depends on the input: step, Δ = softplus(W x + b)
-    per state (as in the authors' code); b and c, the rows of B and the columns of C, each scaled by
-    1 + W x (a form of what the paper's text describes that costs N numbers a step, not N·d_model).
+    step at Δ = 1 decays by f(w). Im λ starts as the frequencies of `blocks` HiPPO-N matrices side by side:
+    small ones, for what the input adds to Δ turns the phase by Im λ times as much. What `selective` names
+    depends on the input: step, Δ = softplus(W x + b) per state (as in the authors' code); b and c, the rows
+    of B and the columns of C, each scaled by 1 + W x (a form of what the paper's text describes that costs
+    N numbers a step, not N·d_model).
     """
 
     recurrent = ("w", "Lambda_im", "step_bias")
@@ -35,7 +36,7 @@ class S7(DiagonalLayer):
     @dataclass
     class Config:
         d_state: int = 64  # complex states, one of each conjugate pair
-        blocks: int = 16  # J, divides d_state
+        blocks: int | None = None  # J, a divisor of d_state; None: the largest one up to 16
         selective: list[str] = field(default_factory=lambda: ["step"])  # any of step, b, c
         rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
@@ -51,12 +52,13 @@ class S7(DiagonalLayer):
         self.config, self.rule_name = config, config.rule
         n = config.d_state
         self.state_shape = (2, n)
-        size, odd = divmod(n, config.blocks)
+        blocks = config.blocks or max(k for k in range(1, 17) if n % k == 0)
+        size, odd = divmod(n, blocks)
         if odd:
-            raise RecipeError(f"d_state: {n} states do not make {config.blocks} blocks of one size")
+            raise RecipeError(f"blocks: {blocks} does not divide d_state = {n}; choose a divisor")
         lam, _ = legs_normal(2 * size)
         self.w = nn.Parameter(torch.full((n,), math.sqrt(1.5)))  # Re λ = −½
-        self.Lambda_im = nn.Parameter(lam[1, size:].repeat(config.blocks).float())
+        self.Lambda_im = nn.Parameter(lam[1, size:].repeat(blocks).float())
         self.step_bias = nn.Parameter(inverse_softplus_steps(n, config.dt_min, config.dt_max))
         self.B = nn.Parameter(torch.randn(2, n, d_model) / math.sqrt(2 * d_model))
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(4 * n))

@@ -82,8 +82,10 @@ def _whole(weight: Tensor, u: Tensor) -> Tensor:
     return weight if alike else weight.expand(*u.shape[:2], *weight.shape[2:])
 
 
-def blocked(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, chunk by chunk of time; differentiable."""
+def blocked(
+    u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
+) -> tuple[Tensor, Tensor]:
+    """The operator by torch calls, chunk by chunk of time or in one; differentiable."""
     batch, time, _ = u.shape
     dtype = state_dtype(u.dtype)
     real = A.ndim == 2
@@ -104,8 +106,12 @@ def blocked(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rul
     h = h.unsqueeze(-2) if real else h
     B, C = (wide(w.expand(batch, time, *w.shape[2:])) for w in (B, C))
 
-    recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
-    outputs, size = [], max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    if whole:
+        recompute, size = False, time
+    else:
+        recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
+        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    outputs = []
     for start in range(0, time, size):
         cut = slice(start, start + size)
         inputs = (u[:, cut].to(dtype), step[:, cut], A, B[:, cut], C[:, cut], h)

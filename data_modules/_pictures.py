@@ -1,0 +1,73 @@
+"""A user's pictures by class: one folder for each class, of images or of folders with a video's frames."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_modules._splits import share
+from lrnnx_app.data import SPLITS
+from lrnnx_app.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+
+
+def classes_of(root: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted; of root/train where there is one.
+
+    Raises:
+        DataError: there are not at least two.
+    """
+    base = root / "train" if (root / "train").is_dir() else root
+    found = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+    if len(found) < 2:
+        raise DataError(
+            f"{base if str(root) != '.' else 'data.root'}: expected one folder for each class, at least two, "
+            "with that class's files in it (or train, valid and test folders of such)"
+        )
+    return tuple(found)
+
+
+def by_class(root: Path, split: str, suffixes: Sequence[str], group=lambda name: name) -> list[Path]:
+    """The files of a split: those of its folder, if the root has train, valid and test; else a share.
+
+    Raises:
+        DataError: there are none.
+    """
+    ready = all((root / name).is_dir() for name in SPLITS)
+    base = root / split if ready else root
+    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    paths = [path for path in paths if len(path.relative_to(base).parts) > 1]
+    if not paths:
+        raise DataError(f"{base}: no file in its class folders; expected one of {', '.join(suffixes)}")
+    return paths if ready else share(paths, root, split, group)
+
+
+def class_of(path: Path, root: Path) -> str:
+    """The folder that names the class of a file found by `by_class`."""
+    parts = path.relative_to(root).parts
+    return parts[1] if parts[0] in SPLITS and all((root / name).is_dir() for name in SPLITS) else parts[0]
+
+
+def videos(root: Path, split: str) -> list[list[Path]]:
+    """The frames of each video of a split, in the order of their names: root/class/video/frame.png."""
+    found: dict[Path, list[Path]] = {}
+    for frame in by_class(root, split, SUFFIXES, group=lambda name: name.rpartition("/")[0]):
+        found.setdefault(frame.parent, []).append(frame)
+    return list(found.values())
+
+
+def read_picture(path: Path, side: int, colour: bool) -> np.ndarray:
+    """(side, side, 1 or 3), bytes; another size is scaled.
+
+    Raises:
+        DataError: not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            size = (side, side)
+            scaled = image.convert("RGB" if colour else "L").resize(size, Image.Resampling.BOX)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
+    return np.asarray(scaled).reshape(side, side, -1)
