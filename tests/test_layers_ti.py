@@ -204,7 +204,7 @@ def test_banks_take_the_path_that_was_measured_to_be_fastest():
     for device, chunked in (("cpu", "scan"), ("cuda", "chunk")):
         assert [dws.choose(8, time, device) for time in (1, 2048)] == ["scan", "chunk"]
         assert [dense.choose(8, time, device) for time in (1, 4096)] == ["scan", chunked]
-    for mode, expected in (("pointwise", "mix"), ("full", "mix"), ("neck", "chunk")):
+    for mode, expected in (("pointwise", "chunk"), ("full", "mix"), ("neck", "chunk")):
         assert Centaurus(16, Centaurus.Config(mode=mode)).choose(8, 8192, "cuda") == expected
 
 

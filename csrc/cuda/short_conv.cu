@@ -36,8 +36,9 @@ DEVICE void store(E* to, const S (&from)[V]) {
   *reinterpret_cast<Packed<E, V>*>(to) = packed;
 }
 
-// One thread's place and taps, and the window of inputs: window[k] is that of k steps ago.
-template <class E, int W, int V>
+// One thread's place and taps, and the window of inputs: window[k] is that of k steps ago. MASKED: there are lengths
+// or resets.
+template <class E, int W, int V, bool MASKED>
 struct Walk {
   using S = typename Storage<E>::Sum;
   static constexpr int SPAN = W - 1;
@@ -46,20 +47,24 @@ struct Walk {
   int64_t length;
   S weight[W][V], bias[V], window[W][V];  // weight by distance: weight[0] meets the present sample
 
-  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), length(p.lengths ? p.lengths[b] : p.T) {
+  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), seen(SPAN), length(MASKED && p.lengths ? p.lengths[b] : p.T) {
     UNROLL for (int i = 0; i < V; i++) {
       bias[i] = p.bias ? static_cast<const S*>(p.bias)[d + i] : S(0);
       UNROLL for (int k = 0; k < W; k++) weight[k][i] = static_cast<const S*>(p.weight)[(d + i) * W + SPAN - k];
     }
     UNROLL for (int k = 0; k < SPAN; k++) input(first - 1 - k, window[k]);
+    if constexpr (!MASKED) return;
     seen = 0;  // of the step before the strip: how many inputs before it are of the same sequence
     while (seen < SPAN && first - 1 - seen >= 0 && !(p.reset && p.reset[int64_t(b) * p.T + first - 1 - seen])) seen++;
     if (first - 1 - seen < 0) seen = SPAN;
   }
 
+  DEVICE const E* inputs(int t) const { return static_cast<const E*>(p.x) + b * p.x_batch + t * p.x_time + d; }
+  DEVICE bool sees(int k) const { return !MASKED || k <= seen; }
+
   DEVICE void input(int t, S (&to)[V]) const {
     if (t >= 0 && t < length)
-      load(to, static_cast<const E*>(p.x) + b * p.x_batch + t * p.x_time + d);
+      load(to, inputs(t));
     else if (t < 0 && p.state)
       load(to, static_cast<const S*>(p.state) + (int64_t(b) * SPAN + SPAN + t) * p.D + d);
     else
@@ -69,31 +74,35 @@ struct Walk {
   DEVICE void advance(int t, const S (&now)[V]) {
     UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) window[k][i] = window[k - 1][i];
     UNROLL for (int i = 0; i < V; i++) window[0][i] = now[i];
-    seen = p.reset && p.reset[int64_t(b) * p.T + t] ? 0 : min(seen + 1, SPAN);
+    if constexpr (MASKED) seen = p.reset && p.reset[int64_t(b) * p.T + t] ? 0 : min(seen + 1, SPAN);
   }
 
   DEVICE void sum(S (&out)[V]) const {
     UNROLL for (int i = 0; i < V; i++) out[i] = bias[i];
     UNROLL for (int k = 0; k < W; k++)
-      if (k <= seen) UNROLL for (int i = 0; i < V; i++) out[i] = fma(weight[k][i], window[k][i], out[i]);
+      if (sees(k)) UNROLL for (int i = 0; i < V; i++) out[i] = fma(weight[k][i], window[k][i], out[i]);
   }
 };
 
-template <class E, int W, int V>
+template <class E, int W, int V, bool MASKED>
 __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
   using S = typename Storage<E>::Sum;
   constexpr int SPAN = W - 1, AHEAD = 4;
   const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
   const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
   if (d >= p.D || first >= p.T) return;
-  Walk<E, W, V> walk(p, b, d, first);
+  Walk<E, W, V, MASKED> walk(p, b, d, first);
   E* const y = static_cast<E*>(p.y) + (int64_t(b) * p.T) * p.D + d;
   S* const last = static_cast<S*>(p.last) + int64_t(b) * SPAN * p.D + d;
   if (first == 0 && walk.length == 0)
     UNROLL for (int k = 0; k < SPAN; k++) store(last + (SPAN - 1 - k) * p.D, walk.window[k]);
   for (int start = first; start < end; start += AHEAD) {
     S next[AHEAD][V];
-    UNROLL for (int k = 0; k < AHEAD; k++) walk.input(start + k, next[k]);
+    if (start + AHEAD <= walk.length) {
+      UNROLL for (int k = 0; k < AHEAD; k++) load(next[k], walk.inputs(start + k));
+    } else {
+      UNROLL for (int k = 0; k < AHEAD; k++) walk.input(start + k, next[k]);
+    }
     UNROLL for (int k = 0; k < AHEAD; k++) {
       const int t = start + k;
       if (t >= end) break;
@@ -105,7 +114,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
         if (t == walk.length - 1)
           UNROLL for (int j = 0; j < SPAN; j++) {
             S kept[V];
-            UNROLL for (int i = 0; i < V; i++) kept[i] = j <= walk.seen ? walk.window[j][i] : S(0);
+            UNROLL for (int i = 0; i < V; i++) kept[i] = walk.sees(j) ? walk.window[j][i] : S(0);
             store(last + (SPAN - 1 - j) * p.D, kept);
           }
       }
@@ -115,7 +124,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
 }
 
 // owed[k] gathers the gradient of the input k steps ago; it is whole when it leaves the window.
-template <class E, int W, int V>
+template <class E, int W, int V, bool MASKED>
 __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) {
   using S = typename Storage<E>::Sum;
   constexpr int SPAN = W - 1;
@@ -124,26 +133,36 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
   const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
   S sums[1 + W][V] = {};  // for the bias, and for each tap by distance
   if (d < p.D && first < p.T) {
-    Walk<E, W, V> walk(p, b, d, first);
+    Walk<E, W, V, MASKED> walk(p, b, d, first);
     const E* const grad = static_cast<const E*>(p.grad) + (int64_t(b) * p.T) * p.D + d;
     const S* const grad_last = static_cast<const S*>(p.grad_last) + int64_t(b) * SPAN * p.D + d;
     E* const dx = static_cast<E*>(p.dx) + (int64_t(b) * p.T) * p.D + d;
     S* const d_state = static_cast<S*>(p.d_state) + int64_t(b) * SPAN * p.D + d;
-    S owed[W][V] = {};
+    S owed[W][V] = {}, next_grad[V] = {}, next_input[V] = {};
+    const auto fetch = [&](int t) {
+      if (t >= walk.length || t >= end + SPAN) return;
+      load(next_grad, grad + int64_t(t) * p.D);
+      load(next_input, walk.inputs(t));
+    };
+    fetch(first);
     for (int t = first; t < end + SPAN; t++) {
+      S g[V], now[V];
+      UNROLL for (int i = 0; i < V; i++) {
+        g[i] = next_grad[i];
+        now[i] = next_input[i];
+      }
+      fetch(t + 1);
       if (t == walk.length)  // what the state after the last step owes to the inputs before
         UNROLL for (int k = 0; k < SPAN; k++)
-          if (k <= walk.seen || t == 0) {
-            S g[V];
-            load(g, grad_last + (SPAN - 1 - k) * p.D);
-            UNROLL for (int i = 0; i < V; i++) owed[k][i] += g[i];
+          if (walk.sees(k) || t == 0) {
+            S of_last[V];
+            load(of_last, grad_last + (SPAN - 1 - k) * p.D);
+            UNROLL for (int i = 0; i < V; i++) owed[k][i] += of_last[i];
           }
       UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) owed[k][i] = owed[k - 1][i];
       UNROLL for (int i = 0; i < V; i++) owed[0][i] = 0;
       if (t < walk.length) {
-        S g[V], now[V], out[V];
-        load(g, grad + int64_t(t) * p.D);
-        walk.input(t, now);
+        S out[V];
         walk.advance(t, now);
         if (p.silu) {
           walk.sum(out);
@@ -153,7 +172,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
           }
         }
         UNROLL for (int k = 0; k < W; k++)
-          if (k <= walk.seen) UNROLL for (int i = 0; i < V; i++) {
+          if (walk.sees(k)) UNROLL for (int i = 0; i < V; i++) {
             owed[k][i] = fma(walk.weight[k][i], g[i], owed[k][i]);
             if (t < end) sums[1 + k][i] = fma(g[i], walk.window[k][i], sums[1 + k][i]);
           }
@@ -181,10 +200,10 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
   }
 }
 
-// Strips long enough that the inputs read twice, at their seams, are few; short enough to fill the GPU.
-int strip_of(const Conv& p, int V) {
+// Strips short enough for several waves of blocks; the inputs read twice, at their seams, are still in a cache.
+int strip_of(const Conv& p, int V, int most) {
   const int64_t rows = (int64_t(p.B) * p.D + kLanes * V - 1) / (kLanes * V);
-  int strip = 64;
+  int strip = most;
   while (strip > 4 && rows * ((p.T + strip - 1) / strip) < 132 * 16) strip /= 2;
   return strip;
 }
@@ -194,14 +213,14 @@ dim3 grid_of(const Conv& p, int V) {
   return dim3((p.D + kLanes * V - 1) / (kLanes * V), (p.T + steps - 1) / steps, p.B);
 }
 
-dim3 block_of(const Conv& p) { return dim3(kLanes, kStrips); }
-
 template <class E, int W, int V, bool BWD>
 void start(const Conv& p, cudaStream_t stream) {
+  const auto run = [&](auto kernel) { kernel<<<grid_of(p, V), dim3(kLanes, kStrips), 0, stream>>>(p); };
+  const bool masked = p.lengths || p.reset;
   if constexpr (BWD)
-    short_conv_backward<E, W, V><<<grid_of(p, V), block_of(p), 0, stream>>>(p);
+    masked ? run(short_conv_backward<E, W, V, true>) : run(short_conv_backward<E, W, V, false>);
   else
-    short_conv_forward<E, W, V><<<grid_of(p, V), block_of(p), 0, stream>>>(p);
+    masked ? run(short_conv_forward<E, W, V, true>) : run(short_conv_forward<E, W, V, false>);
   check(cudaGetLastError());
 }
 
@@ -245,7 +264,7 @@ struct Tensors {
         reset(dense(reset_, ScalarType::Bool)),
         V(wide == ScalarType::Double ? 2 : 4) {}
 
-  Conv conv(bool silu) const {
+  Conv conv(bool silu, int longest_strip) const {
     STD_TORCH_CHECK(x.size(0) < 65536 && x.size(1) < (1 << 30) && x.size(2) < (1 << 30), "extent too large");
     Conv p{};
     p.x = x.data_ptr();
@@ -259,7 +278,7 @@ struct Tensors {
     p.B = static_cast<int>(x.size(0));
     p.T = static_cast<int>(x.size(1));
     p.D = static_cast<int>(x.size(2));
-    p.strip = strip_of(p, V);
+    p.strip = strip_of(p, V, longest_strip);
     p.silu = silu;
     return p;
   }
@@ -281,7 +300,7 @@ std::tuple<Tensor, Tensor> short_conv(
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
   const int64_t width = weight.size(1);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);
-  Conv p = given.conv(silu);
+  Conv p = given.conv(silu, 16);
   Tensor y = empty(x, sizes(x), dtype), last = empty(x, {p.B, width - 1, p.D}, wide);
   p.y = y.data_ptr();
   p.last = last.data_ptr();
@@ -298,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
   const cudaStream_t stream = current_stream(x);
   grad = dense(grad, dtype);
   grad_last = dense(grad_last, wide);
-  Conv p = given.conv(silu);
+  Conv p = given.conv(silu, 32);
   p.grad = grad.data_ptr();
   p.grad_last = grad_last.data_ptr();
   Tensor dx = empty(x, sizes(x), dtype), d_state = empty(x, sizes(grad_last), wide);

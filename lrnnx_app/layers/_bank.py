@@ -24,12 +24,15 @@ PATHS = ("auto", "scan", "chunk")
 class Sizes(NamedTuple):
     """Where each path of a bank is the fastest on a kind of device, as measured."""
 
-    steps: int  # of a chunk of matmuls
+    steps: tuple[tuple[int, int], ...]  # of a chunk of matmuls, and from how many samples (B, T) on
     scanned: int  # elements of the states (B, T, S) below which a scan takes less than making the matrices
     dense: int  # the same where every group is one mode, and a chunk's matrices are mostly Toeplitz ones
 
 
-SIZES = {"cpu": Sizes(32, 2**19, 2**62), "cuda": Sizes(64, 2**20, 2**21)}
+SIZES = {
+    "cpu": Sizes(((32, 0),), 2**19, 2**62),
+    "cuda": Sizes(((32, 0), (64, 2**14), (128, 2**17)), 2**20, 2**21),
+}
 CHUNK = 2**21  # state elements of a chunk of the scan
 
 
@@ -62,7 +65,7 @@ class BankLayer(DiagonalLayer):
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Output (B, T, d_model) from w = Re Σ c·h + direct∘inputs (B, T, groups) and the input."""
-        return w.contiguous()
+        return _chunks.by_step(w)
 
     def direct(self) -> Tensor | None:
         """What of its own input each group adds to its output, (groups,)."""
@@ -163,7 +166,8 @@ class BankLayer(DiagonalLayer):
         v = valid(self.rows(x), lengths)
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
-            steps = SIZES.get(x.device.type, SIZES["cuda"]).steps
+            sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
+            steps = max(steps for steps, least in sizes.steps if samples >= least)
 
             def make() -> _chunks.Chunks:
                 return _chunks.chunks(*self.evenly(), self.direct(), self.groups, steps)

@@ -5,7 +5,7 @@ states go, one for L steps, so that memory holds 2·modes/L as many states as in
 arithmetic that tensor cores and a CPU's vector units do best.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,19 +49,55 @@ def run(c: Chunks, v: Tensor, h0: Tensor | None, lengths: Tensor | None) -> tupl
     """
     batch, time, groups = v.shape
     count = -(-time // c.size)
-    padded = F.pad(v.permute(2, 0, 1), (0, count * c.size - time)) if time % c.size else v.permute(2, 0, 1)
-    u = padded.reshape(groups, batch * count, c.size)
+    rows = by_group(v)
+    padded = F.pad(rows, (0, count * c.size - time)) if time % c.size else rows
+    u = padded.view(groups, batch * count, c.size)
     added = (u @ c.entering).view(groups, batch, count, 2, -1).permute(1, 2, 3, 0, 4)
     first = torch.zeros_like(added[:, 0]) if h0 is None else h0.to(added.dtype).unflatten(-1, (groups, -1))
     through = planar.exp(c.log_a * c.size)
     inputs = torch.cat((first[:, None], added[:, :-1]), 1).flatten(3)
     before, _ = linear_scan(through[None, None], inputs)
     states = before.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).reshape(groups, batch * count, -1)
-    w = torch.baddbmm(states @ c.leaving, u, c.inside)
+    w = (states @ c.leaving).baddbmm_(u, c.inside)
     w = w.view(groups, batch, count * c.size)[..., :time].permute(1, 2, 0)
     if lengths is None and time % c.size == 0:
         return w, planar.mul(through, before[:, -1]) + added[:, -1].flatten(2)
     return w, _last(c, v, before, time if lengths is None else lengths)
+
+
+class _Turned(torch.autograd.Function):
+    """x.permute(order) with its elements in that order, and the gradient's in that of x: one copy each way.
+
+    Left to autograd, every matmul that reads the gradient would copy it for itself.
+    """
+
+    @staticmethod
+    def forward(x, order):
+        return x.permute(order).contiguous()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.order = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        inverse = [ctx.order.index(d) for d in range(g.ndim)]
+        return g.permute(inverse).contiguous(), None
+
+
+def by_group(v: Tensor) -> Tensor:
+    """(B, T, G) as (G, B, T) with the steps of a group side by side in memory."""
+    return v.permute(2, 0, 1) if v.permute(2, 0, 1).is_contiguous() else _turned(v, (2, 0, 1))
+
+
+def by_step(w: Tensor) -> Tensor:
+    """(B, T, G), such as `run` returns it, with the groups of a step side by side in memory."""
+    return w if w.is_contiguous() else _turned(w.permute(2, 0, 1), (1, 2, 0))
+
+
+def _turned(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    wanted: Any = torch.is_grad_enabled() and x.requires_grad
+    return _Turned.apply(x, order) if wanted else x.permute(order).contiguous()
 
 
 def _last(c: Chunks, v: Tensor, before: Tensor, lengths: Tensor | int) -> Tensor:

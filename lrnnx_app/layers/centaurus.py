@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards, valid
 from lrnnx_app.layers._base import DiagonalState
+from lrnnx_app.layers._chunks import by_step
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -90,7 +91,7 @@ class Centaurus(BankLayer):
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         if self.mode == "dws":
-            return w.contiguous()
+            return by_step(w)
         return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
     def collect(self, h: Tensor) -> Tensor:
@@ -98,7 +99,9 @@ class Centaurus(BankLayer):
 
     def choose(self, batch: int, time: int, device: str) -> str:
         path, pairs = super().choose(batch, time, device), self.d_model * self.d_output
-        mixed = self.dense and pairs <= self.state_shape[1] and pairs * time <= KERNEL_LIMIT  # as measured
+        mixed = (
+            self.mode == "full" and pairs <= self.state_shape[1] and pairs * time <= KERNEL_LIMIT
+        )  # as measured
         return "mix" if path == "chunk" and mixed else path
 
     def _convolve(
