@@ -51,8 +51,8 @@ FOLDERS = ("folder", "video")
 class ImageSequence(DataModule):
     """Sequences made of an image's pixels in [0, 1], with its class.
 
-    `reading` says what a step is: a pixel, row after row (T, 1), or (T, 3) in colour; a pixel in an order that
-    is permuted once and for all; a whole row; or a square patch. A video is the sequence of its frames'
+    `reading` says what a step is: a pixel, row after row (T, 1), or (T, 3) in colour; a pixel in an order
+    that is permuted once and for all; a whole row; or a square patch. A video is the sequence of its frames'
     steps. Pictures of a user lie in one folder for each class (`folder`), or each video's frames in a folder
     of their own within it (`video`); splits are folders of that name, or a hash of the path.
     """
