@@ -199,14 +199,22 @@ def infer(
 @app.command()
 def export(
     run: RunArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="safetensors, torch, onnx or huggingface; by the name's ending if left out."),
+    ] = None,
+    chunk: Annotated[int | None, typer.Option(help="Samples of a call (torch, onnx).")] = None,
+    timed: Annotated[bool, typer.Option("--timed", help="dt is an input too (torch, onnx).")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits (onnx).")] = False,
 ) -> None:
-    """Write the best checkpoint's weights with its recipe as safetensors, and check the file."""
-    from lrnnx_app.export.safetensors import export as write
+    """Write the best checkpoint's model in a format that others read, and check what was written."""
+    from lrnnx_app import export as formats
     from lrnnx_app.run import Run
 
-    write(Run(run), output)
-    console.print(f"{output}: {output.stat().st_size:,} bytes; read back, its output equals the run's")
+    write = formats.find(format, output)
+    for line in write(Run(run), output, formats.Options(chunk, timed, int8)):
+        console.print(line)
 
 
 @app.command()

@@ -294,7 +294,7 @@ def test_what_is_asked_for_must_exist(source, options, message):
         load(source, given(source) if source in SOURCES else {}, **options)
 
 
-@pytest.mark.parametrize("path", ["scan", "fft", "mix"])
+@pytest.mark.parametrize("path", ["scan", "chunk", "mix"])
 @pytest.mark.parametrize("mode", ["pointwise", "full", "neck"])
 def test_every_path_changes_channels_alike(mode, path):
     if (mode, path) == ("neck", "mix"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lrnnx_app.errors import StreamError
-from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.layers._base import DiagonalLayer, Varying
 from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.ops.discretized_scan import Discretized
@@ -22,16 +22,16 @@ D_MODEL, BATCH, TIME = 4, 3, 11
 TINY = {"d_state": 4, "repeats": 2, "heads": 2, "window": 4}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "centaurus": [
-        {"mode": "dws", "path": "fft"},
+        {"mode": "dws", "path": "chunk"},
         {"mode": "dws", "path": "scan"},
         {"mode": "pointwise", "path": "mix"},
         {"mode": "pointwise", "path": "scan"},
-        {"mode": "neck", "path": "fft"},
+        {"mode": "neck", "path": "chunk"},
         {"mode": "full", "path": "mix"},
-        {"mode": "full", "path": "fft"},
+        {"mode": "full", "path": "chunk"},
     ],
     "s4": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "l_max": 7}, {"path": "scan", "l_max": 16}],
-    "s4d": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "rule": "bilinear", "init": "legs"}],
+    "s4d": [{"path": "chunk"}, {"path": "scan"}, {"path": "chunk", "rule": "bilinear", "init": "legs"}],
     "s5": [{}, {"rule": "bilinear", "blocks": 2}, {"conj_sym": False, "rule": "dirac"}],
     "s6": [{}, {"complex": True}, {"rule": "zoh"}],
     "s7": [{}, {"selective": ["step", "b", "c"]}],
@@ -230,7 +230,7 @@ def test_coefficients_do_not_grow(case, timed):
         assert all(s.isfinite().all() and s.abs().max() < 1e3 for s in tree_leaves(last))
         return
     a, _ = layer.coefficients(x, dt)
-    a = a.coefficients()[0] if isinstance(a, Discretized) else a
+    a = a.coefficients()[0] if isinstance(a, Discretized | Varying) else a
     size = a.abs() if len(layer.state_shape) == 1 else torch.linalg.vector_norm(a, dim=-2)
     assert size.max() <= 1
 

@@ -71,7 +71,7 @@ def _dense_run(layer: S4 | S4D, C: Tensor, x: Tensor, dt: Tensor | None = None) 
 
 
 @pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("path", ["fft", "scan"])
+@pytest.mark.parametrize("path", ["chunk", "scan"])
 @pytest.mark.parametrize("rule", ["zoh", "bilinear"])
 @pytest.mark.parametrize("init", ["lin", "inv", "legs"])
 def test_s4d_is_the_dense_system(init, rule, path, timed):
@@ -187,7 +187,7 @@ def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
     [
         (mode, path)
         for mode in MODES
-        for path in ("scan", "fft", "mix")
+        for path in ("scan", "chunk", "mix")
         if path != "mix" or mode in ("pointwise", "full")
     ],
 )
@@ -199,14 +199,13 @@ def test_centaurus_is_its_quadratic_definition(mode, path):
     assert _error(layer(x)[0], expected) <= 1e-12
 
 
-def test_centaurus_takes_the_cheapest_order():
-    assert Centaurus(4, Centaurus.Config(mode="dws")).choose(1, 2) == "scan"
-    assert Centaurus(4, Centaurus.Config(mode="dws")).choose(8, 1024) == "fft"
-    assert Centaurus(256, Centaurus.Config()).choose(8, 1024) == "scan"
-    assert Centaurus(32, Centaurus.Config(mode="full")).choose(32, 1024) == "mix"
-    for mode in MODES:
-        layer = Centaurus(8, Centaurus.Config(mode=mode))
-        assert ("mix" in layer.costs(4, 64)) == (mode in ("pointwise", "full"))
+def test_banks_take_the_path_that_was_measured_to_be_fastest():
+    dws, dense = (Centaurus(64, Centaurus.Config(mode=mode)) for mode in ("dws", "pointwise"))
+    for device, chunked in (("cpu", "scan"), ("cuda", "chunk")):
+        assert [dws.choose(8, time, device) for time in (1, 2048)] == ["scan", "chunk"]
+        assert [dense.choose(8, time, device) for time in (1, 4096)] == ["scan", chunked]
+    for mode, expected in (("pointwise", "mix"), ("full", "mix"), ("neck", "chunk")):
+        assert Centaurus(16, Centaurus.Config(mode=mode)).choose(8, 8192, "cuda") == expected
 
 
 @pytest.mark.parametrize("name", ["s4d", "centaurus"])
@@ -312,7 +311,7 @@ def test_unknown_words_name_the_nearest():
         S4D(2, S4D.Config(init="leg"))
     with pytest.raises(RecipeError, match="neck"):
         Centaurus(2, Centaurus.Config(mode="necks"))
-    with pytest.raises(RecipeError, match="fft"):
+    with pytest.raises(RecipeError, match="chunk"):
         Centaurus(2, Centaurus.Config(mode="dws", path="mix"))
     with pytest.raises(RecipeError, match="concat"):
         build_layer("lru", 2, bidirectional=True, join="concatenate")

@@ -119,7 +119,7 @@ def test_rglru_scan(timed, time):
         )
 
 
-@pytest.mark.parametrize(("shape", "planes"), itertools.product([(1, 3, 65536), (3, 65537, 1)], [1, 2]))
+@pytest.mark.parametrize(("shape", "planes"), [*itertools.product([(1, 3, 65536), (3, 65537, 1)], [1, 2])])
 def test_extreme_sizes(shape, planes):
     batch, time, channels = shape
     state = (channels,) if planes == 1 else (2, channels)

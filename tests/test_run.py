@@ -4,9 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,72 +12,15 @@ import soundfile
 import torch
 from PIL import Image
 
-from lrnnx_app import cli, doctor, recipe, report, training
+from lrnnx_app import doctor, recipe, report, training
 from lrnnx_app.bench import ops
 from lrnnx_app.data import Batch
 from lrnnx_app.export.safetensors import load
 from lrnnx_app.run import Run
 from lrnnx_app.tasks.denoise import Denoise
+from tests.conftest import DENOISE, SMALL, trained
 
-SMALL = [
-    "trainer.max_steps=3",
-    "trainer.checkpoint_every=1",
-    "trainer.log_every=1",
-    "trainer.validate_every=1",
-    "trainer.accelerator=cpu",
-    "data.batch_size=2",
-]
-DENOISE = [
-    "denoise_lru",
-    *SMALL,
-    "model.channels=[8,8]",
-    "model.strides=[16,16]",
-    "data.seconds=0.2",
-    "data.examples_per_epoch=4",
-    "data.mixtures=1",
-]
 DIGITS = ["digits_lru", *SMALL, "model.d_model=8", "model.depth=1", "data.batch_size=600"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    error: str
-
-
-@pytest.fixture
-def lrnnx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process."""
-
-    def run(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["lrnnx", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Result(int(stop.value.code or 0), *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-def trained(folder: Path, name: str, words: Sequence[str]) -> Path:
-    """A run folder, trained once for the module by the real command."""
-    path = folder / name
-    if not path.exists():
-        command = [sys.executable, "-m", "lrnnx_app.cli", "train", *words, "-o", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert "Next: lrnnx" in done.stdout
-    return path
-
-
-@pytest.fixture(scope="module")
-def denoiser(folder: Path) -> Path:
-    return trained(folder, "denoiser", DENOISE)
 
 
 @pytest.fixture(scope="module")

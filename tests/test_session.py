@@ -39,7 +39,8 @@ def layer(name: str) -> Any:
 
 def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:
     spec = DataSpec(5, 3, tokens=bool(options.pop("tokens", False)))
-    return Backbone(spec, Backbone.Config(d_model=4, depth=2, layer=layer(name), **options)).to(device)
+    options = {"d_model": 4, "depth": 2, **options}
+    return Backbone(spec, Backbone.Config(layer=layer(name), **options)).to(device)
 
 
 def unet(name: str, device: str = "cpu") -> UNet:

@@ -1,35 +1,15 @@
 // lrnnx::discretized_scan on the CPU and its gradients: coefficients and gains of a rule are made in registers.
+#include "rules.h"
 #include "run.h"
 
 namespace lrnnx::cpu {
 namespace {
-
-enum Rule { kImpulse = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };  // as discretized_scan.py numbers them
 
 struct Operands {
   const void *z, *dt, *v;
   void *dv, *dz, *ddt;   // gradients; of z for each batch element, of dt for each block of channels
   int64_t width;         // of a block
 };
-
-// (e^w − 1)/w from less_one = e^w − 1, continued at w = 0.
-template <class S, int P>
-INLINE Number<S, P> less_one_over(const Number<S, P>& w, const Number<S, P>& less_one) {
-  const bool tiny = dot(w, w) < Real<S>::EPSILON * Real<S>::EPSILON;
-  const Number<S, P> one = number<P>(S(1), S(0));
-  return select(tiny, one + S(0.5) * w, less_one * inverse(select(tiny, one, w)));
-}
-
-// Its derivative, (e^w − (e^w − 1)/w)/w, as the series Σ (k + 1) w^k/(k + 2)! where that cancels.
-template <class S, int P>
-INLINE Number<S, P> slope_of_that(const Number<S, P>& w, const Number<S, P>& a, const Number<S, P>& over) {
-  constexpr int terms = Real<S>::TERMS;
-  const bool small = dot(w, w) < S(0.09);
-  const Number<S, P> one = number<P>(S(1), S(0)), near = select(small, w, S(0) * one);
-  Number<S, P> sum = S(terms * inverse_factorial(terms + 1)) * one;
-  for (int k = terms - 2; k >= 0; k--) sum = S((k + 1) * inverse_factorial(k + 2)) * one + near * sum;
-  return select(small, sum, (a + S(-1) * over) * inverse(select(small, one, w)));
-}
 
 template <class S, int P, int RULE>
 struct Discretized {
@@ -81,23 +61,16 @@ struct Discretized {
       m.a = (one + S(0.5) * m.w) * m.gain;
       return m;
     }
-    const Exp<S> size(m.w.re());
-    Number<S, P> less_one = number<P>(size.less_one, S(0));
-    m.a = number<P>(size.value, S(0));
-    if constexpr (P == 2) {
-      // The product's rounding error is turned by as well: a large phase costs no digits.
-      const SinCos<S> turn(m.w.im(), fused(rate.im(), span, -m.w.im()));
-      m.a = number<P>(size.value * turn.cos, size.value * turn.sin);
-      less_one = number<P>(fused(size.less_one, turn.cos, turn.cos_less_one), m.a.im());
-    }
-    if constexpr (RULE == kZoh) m.gain = less_one_over(m.w, less_one);
+    const Grown<S, P> grown(rate, span);
+    m.a = number<P>(grown.value.re(), grown.value.im());
+    if constexpr (RULE == kZoh) m.gain = less_one_over(m.w, grown.less_one);
     return m;
   }
 
   INLINE Step at(int i) const {
     const Made m = make(i);
     const Number<S, P> input = read<S, P>(v_row, N, i);
-    if constexpr (RULE == kImpulse) return {m.a, input};
+    if constexpr (RULE == kDirac) return {m.a, input};
     if constexpr (RULE == kEuler) return {m.a, span * input};
     return {m.a, (span * m.gain) * input};
   }
@@ -108,7 +81,7 @@ struct Discretized {
     const Number<S, P> by_w = conj(a_by_w * before) * g;
     Number<S, P> by_z = span * by_w;
     S by_dt = dot(z.get(i), by_w);
-    if constexpr (RULE == kImpulse) {
+    if constexpr (RULE == kDirac) {
       grad_v.put(i, g);
     } else {
       const Number<S, P> r = conj(read<S, P>(v_row, N, i)) * g;
@@ -144,7 +117,7 @@ void run(const Job& job, const Operands& operands, const Extent& x, ScalarType d
     by_planes(x, [&](auto planes) {
       using S = decltype(s);
       constexpr int P = decltype(planes)::value;
-      if (rule == kImpulse) return spread<Discretized<S, P, kImpulse>, BACKWARD>(job, operands);
+      if (rule == kDirac) return spread<Discretized<S, P, kDirac>, BACKWARD>(job, operands);
       if (rule == kZoh) return spread<Discretized<S, P, kZoh>, BACKWARD>(job, operands);
       if (rule == kBilinear) return spread<Discretized<S, P, kBilinear>, BACKWARD>(job, operands);
       if (rule == kEuler) return spread<Discretized<S, P, kEuler>, BACKWARD>(job, operands);
@@ -187,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   v = dense(v, wide);
   const Tensor rate = dense(z, wide), steps = dense(dt, wide);
   const Inputs inputs(h0, lengths, reset, wide);
-  STD_TORCH_CHECK(v || rule == kImpulse, "this rule's gradients need v");
+  STD_TORCH_CHECK(v || rule == kDirac, "this rule's gradients need v");
   Tensor dv = fresh_like(states, wide), dh0 = torch::stable::empty_like(grad_last);
   Tensor dz = torch::stable::empty_like(grad_last);
   Job job = inputs.job(states, reverse);

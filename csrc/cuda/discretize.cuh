@@ -9,12 +9,13 @@ enum Rule : int { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };
 // exp(z dt), or of conj(z).
 template <class S, int PL, int V>
 struct Exponential {
-  S re[V], turns[V], rest[V];  // Re z log2(e); +-Im z / pi = turns + rest
+  static constexpr S LOG2E = PL == 2 ? 1.4426950408889634 : 1;
+  S re[V], turns[V], rest[V];  // Re z LOG2E; +-Im z / pi = turns + rest
 
   DEVICE void init(const Val<S, PL, V>& z) {
     UNROLL for (int i = 0; i < V; i++) {
       const double w = PL == 2 ? z.v[PL - 1][i] * 0.31830988618379067 : 0.;
-      re[i] = static_cast<S>(z.v[0][i] * 1.4426950408889634);
+      re[i] = static_cast<S>(z.v[0][i] * double(LOG2E));
       turns[i] = static_cast<S>(w);
       rest[i] = static_cast<S>(w - double(turns[i]));
     }
@@ -22,15 +23,15 @@ struct Exponential {
   DEVICE Val<S, PL, V> at(S dt) const {
     Val<S, PL, V> r;
     UNROLL for (int i = 0; i < V; i++) {
-      if constexpr (sizeof(S) == 8) {
-        const S size = exp2(re[i] * dt);
-        S s = 0, c = 1;
-        if constexpr (PL == 2) sincospi(fma(turns[i], dt, rest[i] * dt), &s, &c);
-        r.v[PL - 1][i] = size * s;
-        r.v[0][i] = size * c;
+      if constexpr (PL == 1) {
+        r.v[0][i] = decay(re[i] * dt);
+      } else if constexpr (sizeof(S) == 8) {
+        S s, c;
+        sincospi(fma(turns[i], dt, rest[i] * dt), &s, &c);
+        r.v[0][i] = exp2(re[i] * dt) * c;
+        r.v[1][i] = exp2(re[i] * dt) * s;
       } else {
-        r.v[0][i] = power_of_two(re[i] * dt);
-        if constexpr (PL == 2) rotate(r.v[0][i], dt, i, r.v[0][i], r.v[1][i]);
+        rotate(power_of_two(re[i] * dt), dt, i, r.v[0][i], r.v[1][i]);
       }
     }
     return r;
@@ -51,7 +52,7 @@ struct Exponential {
   DEVICE S along(const Val<S, PL, V>& q) const {
     S sum = 0;
     UNROLL for (int i = 0; i < V; i++) {
-      sum = fma(q.v[0][i], re[i] * S(0.69314718055994531), sum);
+      sum = fma(q.v[0][i], re[i] * (1 / LOG2E), sum);
       if constexpr (PL == 2) sum = fma(q.v[1][i], turns[i] * S(-3.14159265358979324), sum);
     }
     return sum;

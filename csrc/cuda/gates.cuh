@@ -17,7 +17,7 @@ struct Gates {
   DEVICE void init(const Params& p, int n) { rate = channel_values<S, PL, V>(p.a, n, p.N); }
   DEVICE X at(const In& in) const {
     X r;
-    UNROLL for (int i = 0; i < V; i++) r.v[0][i] = exponential(log_decay(in, i));
+    UNROLL for (int i = 0; i < V; i++) r.v[0][i] = decay(log_decay(in, i));
     return r;
   }
   DEVICE X drive(const In& in, const X&, const X& u) const {
@@ -31,9 +31,9 @@ struct Gates {
     along = 0;
     UNROLL for (int i = 0; i < V; i++) {
       const S r = sigmoid(in.raw[0].v[0][i]), open = sigmoid(in.raw[1].v[0][i]), u = in.raw[EXTRA - 1].v[0][i];
-      const S c = g.v[0][i], decay = a.v[0][i], m = multiplier(log_decay(in, i), in.mode);
-      const S bend = in.mode & kUnit ? S(0) : S(-2) * decay * decay * quotient(S(1), max(S(2) * m, 1 / SLOPE));
-      const S of_log = c * fma(decay, h.v[0][i], bend * open * u), of_rate = -of_log * r * in.dt;
+      const S c = g.v[0][i], a_ = a.v[0][i], m = multiplier(log_decay(in, i), in.mode);
+      const S bend = in.mode & kUnit ? S(0) : S(-2) * a_ * a_ * quotient(S(1), max(S(2) * m, 1 / SLOPE));
+      const S of_log = c * fma(a_, h.v[0][i], bend * open * u), of_rate = -of_log * r * in.dt;
       sum.v[0][i] += of_rate;
       along = fma(-of_log * r, rate.v[0][i], along);
       da[0].v[0][i] = of_rate * rate.v[0][i] * (1 - r);
@@ -46,15 +46,8 @@ struct Gates {
  private:
   DEVICE S log_decay(const In& in, int i) const { return -rate.v[0][i] * sigmoid(in.raw[0].v[0][i]) * in.dt; }
   DEVICE static S multiplier(S log_a, int mode) {
-    const S root = square_root(-small_expm1(2 * log_a));
+    const S root = square_root(-decay_minus_1(2 * log_a));
     return mode & kUnit ? S(1) : root;
-  }
-  // exp(x) - 1 for x <= 0, without cancellation where a decay is near 1.
-  DEVICE static S small_expm1(S x) {
-    if constexpr (sizeof(S) == 8) return expm1(x);
-    S series = 1;
-    UNROLL for (int k = 7; k > 1; k--) series = fma(x * (S(1) / k), series, S(1));
-    return x > S(-0.35) ? x * series : exponential(x) - 1;
   }
 };
 

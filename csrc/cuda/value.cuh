@@ -24,6 +24,19 @@ DEVICE float power_of_two(float x) {
 DEVICE double power_of_two(double x) { return exp2(x); }
 DEVICE float exponential(float x) { return power_of_two(x * 1.44269504f); }
 DEVICE double exponential(double x) { return exp(x); }
+// exp(x) - 1, without cancellation where a decay is near 1.
+template <class S>
+DEVICE S decay_minus_1(S x) {
+  if constexpr (sizeof(S) == 8) return expm1(x);
+  S series = 1;
+  UNROLL for (int k = 7; k > 1; k--) series = fma(x * (S(1) / k), series, S(1));
+  return fabs(x) < S(0.35) ? x * series : exponential(x) - 1;
+}
+// exp(x), near 1 rounded once: a bias of `power_of_two` would add up over a long memory.
+template <class S>
+DEVICE S decay(S x) {
+  return 1 + decay_minus_1(x);
+}
 DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 DEVICE double quotient(double x, double y) { return x / y; }
 DEVICE float square_root(float x) {

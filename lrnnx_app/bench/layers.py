@@ -1,6 +1,10 @@
-"""Times every registered layer, forward and forward plus backward, with the memory that training takes."""
+"""Times layers, forward and forward plus backward, with the memory that training takes.
+
+Unless layers are named, a GPU runs the sizes at which published implementations were measured (`PUBLISHED`).
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +18,41 @@ PRECISIONS = {"cuda": ("fp32", "tf32", "bf16"), "cpu": ("fp32",)}
 SHAPES = {"cuda": (8, 16384, 256), "cpu": (4, 2000, 64)}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A layer by its name in a recipe, on input (B, T, d_model), with what differs from its `Config`."""
+
+    layer: str
+    shape: tuple[int, int, int]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Layer:
+        config = LAYERS.find(self.layer).Config(**self.settings)
+        layer = build_layer(self.layer, self.shape[-1], config)
+        assert isinstance(layer, Layer)
+        return layer
+
+
+LENGTHS = (4096, 16384, 65536)
+PUBLISHED = (
+    *(Case("lru", (8, time, 256), {"d_state": 256}) for time in LENGTHS),
+    *(Case("s5", (8, time, 256), {"d_state": 128}) for time in LENGTHS),  # of each conjugate pair one
+    Case("s4d", (8, 16384, 256), {"d_state": 64}),
+    *(
+        Case("centaurus", (8, 16384, 256), {"mode": mode, "d_state": 8, "repeats": repeats})
+        for mode, repeats in (("neck", 64), ("dws", 1), ("pointwise", 64))
+    ),
+    Case("s6", (8, 2048, 1024)),
+    Case("rglru", (8, 2048, 1024)),
+)
+
+
 def rows(
     device: str,
     names: list[str] | None = None,
     shape: tuple[int, int, int] | None = None,
     d_state: int | None = None,
+    cases: tuple[Case, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """One dictionary for each layer and precision: ms forward and forward + backward, MiB of both.
 
@@ -26,28 +60,26 @@ def rows(
 
     Args:
         device: "cpu" or "cuda".
-        names: layers to time; all if None.
+        names: layers to time; all if None, on a GPU unless `shape` or `d_state` is given `PUBLISHED`.
         shape: (B, T, d_model).
         d_state: states, for the layers that have such a setting.
+        cases: what to time instead.
     """
-    batch, time, d_model = shape or SHAPES[device]
+    if cases is None and device == "cuda" and not (names or shape or d_state):
+        cases = PUBLISHED
     found = []
-    for name in names or sorted(LAYERS):
-        layer = _build(name, d_model, d_state).to(device)
-        x = torch.randn(batch, time, d_model, device=device, requires_grad=True)
+    for case in cases or [_case(name, shape or SHAPES[device], d_state) for name in names or sorted(LAYERS)]:
+        layer, x = case.build().to(device), torch.randn(case.shape, device=device, requires_grad=True)
+        words = " ".join(f"{key}={value}" for key, value in case.settings.items())
         for precision in PRECISIONS[device]:
-            row = {"layer": name, "shape": f"({batch}, {time}, {d_model})", "precision": precision}
+            row = {"layer": case.layer, "settings": words, "shape": str(case.shape), "precision": precision}
             found.append(row | _times(layer, x, precision, device))
     return found
 
 
-def _build(name: str, d_model: int, d_state: int | None) -> Layer:
-    config = LAYERS.find(name).Config()
-    if d_state and hasattr(config, "d_state"):
-        config.d_state = d_state
-    layer = build_layer(name, d_model, config)
-    assert isinstance(layer, Layer)
-    return layer
+def _case(name: str, shape: tuple[int, int, int], d_state: int | None) -> Case:
+    takes = d_state and hasattr(LAYERS.find(name).Config(), "d_state")
+    return Case(name, shape, {"d_state": d_state} if takes else {})
 
 
 def _times(layer: Layer, x: torch.Tensor, precision: str, device: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.bench import _timing
-from lrnnx_app.ops import _blocked, _extension, rglru_scan  # noqa: F401 (defines the operator)
+from lrnnx_app.ops import _blocked, _extension, rglru_scan, short_conv  # noqa: F401 (define operators)
 from lrnnx_app.ops.discretized_scan import CODES
 from lrnnx_app.ops.linear_scan import linear_scan, reference
 
@@ -55,6 +55,16 @@ class Gates:
     dtype: str = "fp32"
 
 
+@dataclass(frozen=True)
+class Conv:
+    """A short convolution of width 4 with SiLU, as before a selective scan."""
+
+    batch: int
+    time: int
+    channels: int
+    dtype: str = "fp32"
+
+
 RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
 CASES = {
@@ -65,7 +75,7 @@ CASES = {
         Case(1, 65536, 64),
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
         *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
-        *(Gates(8, 2048, 2048, dtype) for dtype in DTYPES),
+        *(kind(8, 2048, 2048, dtype) for kind in (Gates, Conv) for dtype in DTYPES),
     ],
     "cpu": [
         *(
@@ -76,6 +86,7 @@ CASES = {
         ),
         *(Discretization(4, 16000, 128, rule) for rule in RULES),
         Gates(4, 16000, 128),
+        Conv(4, 16000, 128),
     ],
 }
 
@@ -88,7 +99,7 @@ def rows(device: str, cases: list[Any] | None = None) -> list[dict[str, Any]]:
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
-    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates}
+    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates, Conv: _conv}
     return [
         kinds[type(case)](case, device, _timing.copy_bandwidth(device) if device == "cpu" else bandwidth)
         for case in cases or CASES[device]
@@ -134,6 +145,25 @@ def _gates(case: Gates, device: str, bandwidth: float) -> dict[str, Any]:
     back = (torch.randn_like(states), torch.zeros_like(last), *given, states, *rest)
     sizes = (4 * states.nbytes, 8 * states.nbytes)
     return _row(case, "rglru_scan", "rglru_scan", (*given, *rest), back, sizes, device, bandwidth)
+
+
+def _conv(case: Conv, device: str, bandwidth: float) -> dict[str, Any]:
+    shape = (case.batch, case.time, case.channels)
+    x = torch.randn(shape, device=device).to(DTYPES[case.dtype])
+    given = (x, torch.randn(case.channels, 4, device=device), torch.randn(case.channels, device=device))
+    rest = (None, None, None, True)
+    y, last = torch.ops.lrnnx.short_conv(*given, *rest)
+    back = (torch.randn_like(y), torch.zeros_like(last), *given, *rest)
+    return _row(
+        case,
+        "short_conv",
+        "short_conv",
+        (*given, *rest),
+        back,
+        (2 * x.nbytes, 3 * x.nbytes),
+        device,
+        bandwidth,
+    )
 
 
 def _row(

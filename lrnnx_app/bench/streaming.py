@@ -22,7 +22,7 @@ from lrnnx_app.run import Run, build_task
 from lrnnx_app.streaming.graph import CaptureError, capture
 from lrnnx_app.streaming.session import StreamingSession
 
-RECIPE = "denoise_centaurus"  # the aTENNuate denoiser
+RECIPE = "denoise_attenuate"
 VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}
 MODES = {"cuda": (("cuda graph", True), ("cuda", False)), "cpu": (("cpu", False),)}
 PUSHES = (20, 2000)  # least and most that are timed

@@ -1,1 +1,31 @@
-"""Export formats, one file each: `export(run, path)` writes, reads back and compares."""
+"""Formats that other programs read: one file per format, found by its name."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrnnx_app.errors import UserError, nearest
+from lrnnx_app.export._output import Options as Options
+
+ENDINGS = {".safetensors": "safetensors", ".pt2": "torch", ".onnx": "onnx"}
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
+
+
+def find(name: str | None, output: Path) -> Callable[..., list[str]]:
+    """The function that writes a format, called `name` or else known by the output's ending.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if name is None and output.suffix not in ENDINGS:
+        raise UserError(f"{output}: no format is known by that ending; add --format {'|'.join(names())}")
+    name = name or ENDINGS[output.suffix]
+    if name not in names():
+        raise UserError(f"format: unknown '{name}'; {nearest(name, names())}")
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    return module.export

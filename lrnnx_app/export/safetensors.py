@@ -11,37 +11,27 @@ from safetensors.torch import save_file
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataSpec
-from lrnnx_app.errors import LrnnxError, RunError
+from lrnnx_app.errors import RunError
+from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.models._base import Model
 from lrnnx_app.run import Run, build_task
 
 STEPS = 4096  # length of the signal that the comparison runs
 
 
-def export(run: Run, path: Path) -> float:
-    """Write the model of a run; returns the largest difference of the reloaded one's output, which is 0.
+def export(run: Run, path: Path, options: Options) -> list[str]:
+    """Write the weights; returns what to tell.
 
     Raises:
-        RunError: the folder does not exist, or the run has no usable checkpoint.
+        RunError: no checkpoint, or no place to write to.
     """
-    if not path.parent.is_dir():
-        raise RunError(f"{path}: no such folder; make {path.parent} first")
     task = run.task()
     metadata = {"recipe": OmegaConf.to_yaml(run.config), "spec": json.dumps(asdict(task.spec))}
-    part = path.with_name(f".{path.name}.part")
-    try:
-        save_file(
-            {name: value.contiguous() for name, value in task.model.state_dict().items()}, part, metadata
-        )
-        difference = _difference(task.model, load(part), task.spec)
-        if difference:
-            raise LrnnxError(f"{path}: the reloaded model differs by {difference:.3g}; nothing was kept")
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return difference
+    with whole(path) as part:
+        weights = {name: value.contiguous() for name, value in task.model.state_dict().items()}
+        save_file(weights, part, metadata)
+        accept(path, _difference(task.model, load(part), task.spec), 0.0)
+    return [f"{path}: read back, its output equals the run's"]
 
 
 def load(path: Path) -> Model:

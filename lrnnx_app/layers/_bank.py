@@ -1,38 +1,48 @@
 """Banks of single-input diagonal systems (S4D, Centaurus), where states far outnumber channels.
 
-(B, T, states) must not reach memory for a long T. The convolution path works with powers a^l split in two
-factors, a^(c·q)·a^r with c ≈ √T, so that nothing of size states × T ever exists; the scan path runs in chunks
-of time that are recomputed in the backward pass.
+(B, T, states) must not reach memory for a long T. Evenly sampled rows go through matmuls over chunks of time
+(`_chunks`) unless they are short. All others are scanned, in chunks of time that are recomputed in the
+backward pass. Convolution by FFT took up to twice as long as the matmuls, on a CPU and on a GPU.
 """
 
-import math
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.step import diagonal_step
 
-FFT_FROM = 32  # steps from which a convolution pays
-PATHS = ("auto", "scan", "fft")
+PATHS = ("auto", "scan", "chunk")
+
+
+class Sizes(NamedTuple):
+    """Where each path of a bank is the fastest on a kind of device, as measured."""
+
+    steps: int  # of a chunk of matmuls
+    scanned: int  # elements of the states (B, T, S) below which a scan takes less than making the matrices
+    dense: int  # the same where every group is one mode, and a chunk's matrices are mostly Toeplitz ones
+
+
+SIZES = {"cpu": Sizes(32, 2**19, 2**62), "cuda": Sizes(64, 2**20, 2**21)}
 CHUNK = 2**21  # state elements of a chunk of the scan
-Powers = tuple[Tensor, Tensor]  # of `factors`
 
 
 class BankLayer(DiagonalLayer):
     """`groups` systems of `modes` complex states each; state (2, groups·modes).
 
-    A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and both
-    paths follow. Evenly sampled rows without `reset` may be convolved; everything else is scanned.
+    A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and all
+    paths follow. Evenly sampled rows without `reset` need not be scanned.
     """
 
     groups: int
     modes: int
-    path: str = "auto"  # auto | scan | fft
+    path: str = "auto"  # auto | scan | chunk
 
     @property
     def state_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -46,32 +56,64 @@ class BankLayer(DiagonalLayer):
         """What drives each group: (B, T, d_model) to (B, T, groups)."""
         return x
 
+    def rows(self, x: Tensor) -> Tensor:
+        """`inputs`, best with each group's steps side by side in memory."""
+        return self.inputs(x)
+
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Output (B, T, d_model) from w = Re Σ c·h (B, T, groups) and the input."""
-        raise NotImplementedError
+        """Output (B, T, d_model) from w = Re Σ c·h + direct∘inputs (B, T, groups) and the input."""
+        return w.contiguous()
+
+    def direct(self) -> Tensor | None:
+        """What of its own input each group adds to its output, (groups,)."""
+        return None
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         if dt is None:
             a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
         else:
             a, gain = RULES[self.rule_name](*self.constant("system", self.system)[:2], dt)
-        driven = self.inputs(x).repeat_interleave(self.modes, -1)
+        driven = self.inputs(x)[..., None].expand(-1, -1, -1, self.modes).flatten(2)
         return a, gain * driven.unsqueeze(-2)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.outputs(self.collect(h).to(x.dtype), x)
+        w, direct = self.collect(h).to(x.dtype), self.direct()
+        w = w if direct is None else torch.addcmul(w, direct.to(x.dtype), self.inputs(x))
+        return self.outputs(w, x)
 
     def collect(self, h: Tensor) -> Tensor:
         """w = Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
         c = self.constant("system", self.system)[2]
         return (h[..., 0, :] * c[0] - h[..., 1, :] * c[1]).unflatten(-1, (self.groups, self.modes)).sum(-1)
 
-    def choose(self, batch: int, time: int) -> str:
-        """The cheaper path for rows that can be convolved."""
-        return "fft" if time >= FFT_FROM else "scan"
+    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+        self.check_dt(dt)
+        x = x[:, None]
+        made_by: dict[str, Any] = {}
+        if dt is None:
+            a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
+        else:
+            a, step, _ = self.constant("system", self.system)
+            gain, made_by = (
+                None,
+                {"rule": self.rule_name, "dt": dt, "step": step.unflatten(-1, (self.groups, -1))},
+            )
+        c = self.constant("system", self.system)[2]
+        gain = None if gain is None else self._by_group(gain)
+        h, a, c = (self._by_group(z) for z in (state.h, a, c))
+        w, h = diagonal_step(self.inputs(x)[:, 0], h, a, gain, c, self.direct(), **made_by)
+        after = h.movedim(-2, -3).flatten(-2)
+        return self.outputs(w.to(x.dtype)[:, None], x)[:, 0], DiagonalState(after)
 
-    def choices(self) -> str:
-        return f"fft from {FFT_FROM} steps, else scan"
+    def _by_group(self, z: Tensor) -> Tensor:
+        """(…, P, S) as the states of each group, (…, groups, P, modes)."""
+        return z.expand(*z.shape[:-1], self.state_shape[-1]).unflatten(-1, (self.groups, -1)).movedim(-3, -2)
+
+    def choose(self, batch: int, time: int, device: str) -> str:
+        """The cheaper path for evenly sampled rows."""
+        sizes = SIZES.get(device, SIZES["cuda"])
+        limit = sizes.dense if self.modes == 1 else sizes.scanned
+        return "scan" if batch * time * self.state_shape[1] < limit else "chunk"
 
     def forward(
         self,
@@ -83,7 +125,7 @@ class BankLayer(DiagonalLayer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        path = self.choose(*x.shape[:2]) if self.path == "auto" else self.path
+        path = self.choose(x.shape[0], x.shape[1], x.device.type) if self.path == "auto" else self.path
         if path == "scan" or dt is not None or reset is not None:
             return self._scan(x, state, dt, lengths, reset)
         return self._convolve(x, state, lengths, path)
@@ -97,6 +139,8 @@ class BankLayer(DiagonalLayer):
         reset: Tensor | None,
     ) -> tuple[Tensor, DiagonalState]:
         run, time = super().forward, x.shape[1]
+        if torch.compiler.is_exporting():  # of any batch, a short chunk
+            return run(x, state, dt=dt, lengths=lengths, reset=reset)
         size = max(1, CHUNK // (2 * x.shape[0] * self.state_shape[1]))
         if time <= size:
             return run(x, state, dt=dt, lengths=lengths, reset=reset)
@@ -116,23 +160,17 @@ class BankLayer(DiagonalLayer):
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
     ) -> tuple[Tensor, DiagonalState]:
-        v, time = valid(self.inputs(x), lengths), x.shape[1]
+        v = valid(self.rows(x), lengths)
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
-            log_a, gain, c = self.constant("evenly", self.evenly)
-            powers = self.constant(f"powers {time}", lambda: factors(log_a, time))
-            w = fft_conv(v, self.constant(f"kernel {time}", lambda: self._kernel(powers, time)))
-            last = planar.mul(gain, absorb(v, powers, lengths))
-            if state is not None:
-                onward = planar.mul(planar.mul(c, planar.exp(log_a)), state.h)
-                w = w + taps(onward, powers, time, self.groups)
-                last = last + carried(state.h, log_a, time, lengths)
-        return self.outputs(w.to(x.dtype), x), DiagonalState(last)
+            steps = SIZES.get(x.device.type, SIZES["cuda"]).steps
 
-    def _kernel(self, powers: Powers, time: int) -> Tensor:
-        """Re Σ c·gain·a^l of each group, (groups, time)."""
-        _, gain, c = self.constant("evenly", self.evenly)
-        return taps(planar.mul(c, gain)[None], powers, time, self.groups)[0].T
+            def make() -> _chunks.Chunks:
+                return _chunks.chunks(*self.evenly(), self.direct(), self.groups, steps)
+
+            chunks = self.constant(f"chunks {steps}", make)
+            w, last = _chunks.run(chunks, v, None if state is None else state.h, lengths)
+        return self.outputs(w.to(x.dtype), x), DiagonalState(last)
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""
@@ -141,47 +179,7 @@ class BankLayer(DiagonalLayer):
         return planar.log(a) if self.rule_name == "bilinear" else lam * step, gain.expand_as(a), c
 
     def extra_repr(self) -> str:
-        chosen = f"auto ({self.choices()})" if self.path == "auto" else self.path
-        return f"{super().extra_repr()}, path={chosen}"
-
-
-def taps(weight: Tensor, powers: Powers, time: int, groups: int) -> Tensor:
-    """Re Σ_n weight·a^l for l < time, summed in each group: weight (M, 2, S) to (M, time, groups)."""
-    coarse, fine = powers
-    left = _modes_last(planar.conj(planar.mul(weight[:, None], coarse)), groups)
-    products = left.flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0].mT
-    return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
-
-
-def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
-    """Σ_s a^s·v[end − 1 − s] for every state of a group: v (B, T, groups) to (B, 2, S)."""
-    batch, time, groups = v.shape
-    coarse, fine = powers
-    q, c = coarse.shape[0], fine.shape[0]
-    back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
-    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0]
-    inner = rows.view(groups, batch, q, 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
-    return planar.mul(coarse, inner).sum(1)
-
-
-def _modes_last(z: Tensor, groups: int) -> Tensor:
-    """(M, K, 2, groups·modes) to (groups, M, K, 2·modes)."""
-    return z.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(-2)
-
-
-def factors(log_a: Tensor, time: int) -> Powers:
-    """a^(c·q) (Q, 2, S) and a^r (c, 2, S), whose products are all the powers below `time`."""
-    c = max(1, math.isqrt(time))
-    count = torch.arange(-(-time // c), device=log_a.device, dtype=log_a.dtype)
-    near = torch.arange(c, device=log_a.device, dtype=log_a.dtype)
-    return planar.exp(log_a * (c * count)[:, None, None]), planar.exp(log_a * near[:, None, None])
-
-
-def carried(h: Tensor, log_a: Tensor, time: int, lengths: Tensor | None) -> Tensor:
-    """a^length·h: what is left of a state (B, 2, S) after each row."""
-    if lengths is None:
-        return planar.mul(planar.exp(log_a * time), h)
-    return planar.mul(planar.exp(log_a * lengths.to(log_a.dtype)[:, None, None]), h)
+        return f"{super().extra_repr()}, path={self.path}"
 
 
 def valid(v: Tensor, lengths: Tensor | None) -> Tensor:

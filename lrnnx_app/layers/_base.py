@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.discretized_scan import Discretized, scan
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.step import diagonal_step
 
 Value = TypeVar("Value")
 Stack = TypeVar("Stack", bound=nn.Module)
@@ -123,6 +125,19 @@ class DiagonalState(NamedTuple):
     h: Tensor
 
 
+class Varying(NamedTuple):
+    """Coefficients and gains by a rule whose step Δ = softplus(logits) is another at every sample."""
+
+    lam: Tensor  # (P, N) planar eigenvalue
+    logits: Tensor  # (B, T, N)
+    dt: Tensor | None  # (B, T)
+    rule: str
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """a and gain, each broadcastable to (B, T, P, N)."""
+        return RULES[self.rule](self.lam, nn.functional.softplus(self.logits), self.dt)
+
+
 class DiagonalLayer(Layer):
     """A layer around h[t] = a[t]·h[t−1] + b[t].
 
@@ -132,10 +147,10 @@ class DiagonalLayer(Layer):
 
     state_shape: tuple[int, ...]
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized | Varying, Tensor]:
         """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape).
 
-        Or what a scan makes both of: a `Discretized`, and its v (B, T, *state_shape).
+        Or what both are made of: a `Discretized` or `Varying`, and what its gain multiplies, shaped like b.
         """
         raise NotImplementedError
 
@@ -158,6 +173,9 @@ class DiagonalLayer(Layer):
         self.check_dt(dt)
         x = autocast(x)
         a, b = self.coefficients(x, dt)
+        if isinstance(a, Varying):
+            a, gain = a.coefficients()
+            b = planar.mul(gain.expand(b.shape), b)
         a = self._over_time(a)
         h0 = None if state is None else state.h
         h, last = scan(a, b, h0, lengths=lengths, reset=reset)
@@ -167,14 +185,23 @@ class DiagonalLayer(Layer):
         self.check_dt(dt)
         x = autocast(x[:, None])
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        b = b.to(state.h.dtype)
+        b, h, made_by = self._by_state(b[:, 0]), self._by_state(state.h), {}
         if isinstance(a, Discretized):
-            a, gain = a.coefficients()
-            b = planar.mul(gain.expand_as(b), b)
-        a, b = self._over_time(a)[:, 0], b[:, 0]
-        a = a.to(b.dtype)
-        h = planar.affine(a, state.h, b) if len(self.state_shape) == 2 else torch.addcmul(b, a, state.h)
+            made_by = {"rule": NAMES[CODES[a.rule]], "dt": a.dt[:, 0]}
+            a = self._by_state(a.z)
+        elif isinstance(a, Varying):
+            elapsed = None if a.dt is None else a.dt[:, 0]
+            made_by = {"rule": a.rule, "dt": elapsed, "step": a.logits[:, 0, :, None], "softplus": True}
+            a = self._by_state(a.lam)
+        else:
+            a = self._by_state(a if a.ndim == len(self.state_shape) else a[:, 0])
+        _, h = diagonal_step(b, h, a, **made_by)
+        h = h.squeeze(-1).mT if len(self.state_shape) == 2 else h[..., 0, 0]
         return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
+
+    def _by_state(self, z: Tensor) -> Tensor:
+        """(…, *state_shape) as groups of one state each, (…, N, P, 1)."""
+        return z.mT[..., None] if len(self.state_shape) == 2 else z[..., None, None]
 
     def _over_time(self, a: Any) -> Any:
         """Coefficients of every step alike get the axes of batch and time."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._bank import FFT_FROM, PATHS, BankLayer, Powers, absorb, factors, taps, valid
+from lrnnx_app.layers._bank import PATHS, BankLayer, backwards, valid
 from lrnnx_app.layers._base import DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
 MODES = ("dws", "pointwise", "neck", "full")
-ELEMENTWISE = 40  # a state update of the scan, forth and back, in multiplications of a matmul (measured)
 KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
+Powers = tuple[Tensor, Tensor]  # of `factors`
 
 
 class Centaurus(BankLayer):
@@ -31,7 +31,7 @@ class Centaurus(BankLayer):
 
     A = −softplus(A[:, 0]) + i·A[:, 1] starts at −½ + iπn in each bank; Δ is geometric over the banks.
     A training pass takes the contraction that is cheapest at its sizes: states first (`scan`), the kernels
-    of the groups first (`fft`), or all of K first (`mix`; pointwise and full).
+    of the groups first (`chunk`), or all of K first (`mix`; pointwise and full), convolved by FFT.
     """
 
     recurrent = ("A", "log_dt")
@@ -47,7 +47,7 @@ class Centaurus(BankLayer):
         repeats: int = 16  # banks of pointwise and neck, each with its own timescale
         dt_min: float = 1e-3
         dt_max: float = 1e-1
-        path: str = "auto"  # auto | scan | fft | mix
+        path: str = "auto"  # auto | scan | chunk | mix
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
@@ -80,43 +80,26 @@ class Centaurus(BankLayer):
 
     def inputs(self, x: Tensor) -> Tensor:
         if self.mode == "full":
-            return x.repeat_interleave(self.E.shape[-1], -1)
+            return x[..., None].expand(-1, -1, -1, self.E.shape[-1]).flatten(2)
         return x if self.mode == "dws" else nn.functional.linear(x, self.B)
+
+    def rows(self, x: Tensor) -> Tensor:
+        if self.mode in ("dws", "full"):
+            return self.inputs(x)
+        return (self.B @ x.flatten(0, 1).mT).unflatten(1, x.shape[:2]).permute(1, 2, 0)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         if self.mode == "dws":
-            return w
+            return w.contiguous()
         return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
     def collect(self, h: Tensor) -> Tensor:
         return h[..., 0, :] if self.dense else super().collect(h)
 
-    def choose(self, batch: int, time: int) -> str:
-        if time < FFT_FROM:
-            return "scan"
-        costs = self.costs(batch, time)
-        return min(costs, key=lambda path: costs[path])
-
-    def costs(self, batch: int, time: int) -> dict[str, float]:
-        """Rough multiplications of each contraction order, the first of equals being preferred."""
-        size, channels, fft = self.state_shape[1], self.d_model, 10 * math.log2(2 * time)
-        ends = channels + self.d_output
-        edges = {"dws": 0, "neck": ends * self.groups}.get(self.mode, ends * size // 2)
-        kernel = 2 * size * time
-        costs = {
-            "scan": batch * time * (ELEMENTWISE * size + edges),
-            "fft": kernel + batch * time * (2 * size + fft * self.groups + edges) + fft * time * self.groups,
-        }
-        pairs = channels * self.d_output
-        if self.dense and pairs * time <= KERNEL_LIMIT:
-            full = pairs * 2 * time * (size if self.mode == "pointwise" else size // channels)
-            drive = channels * size if self.mode == "pointwise" else 0
-            each = 2 * size + drive + 4 * pairs + fft * ends
-            costs["mix"] = full + fft * pairs * time + batch * time * each
-        return costs
-
-    def choices(self) -> str:
-        return f"from {FFT_FROM} steps the cheapest of scan, fft{', mix' * self.dense}"
+    def choose(self, batch: int, time: int, device: str) -> str:
+        path, pairs = super().choose(batch, time, device), self.d_model * self.d_output
+        mixed = self.dense and pairs <= self.state_shape[1] and pairs * time <= KERNEL_LIMIT  # as measured
+        return "mix" if path == "chunk" and mixed else path
 
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
@@ -147,3 +130,35 @@ class Centaurus(BankLayer):
 
     def extra_repr(self) -> str:
         return f"mode={self.mode}, {super().extra_repr()}"
+
+
+def taps(weight: Tensor, powers: Powers, time: int, groups: int) -> Tensor:
+    """Re Σ_n weight·a^l for l < time, summed in each group: weight (M, 2, S) to (M, time, groups)."""
+    coarse, fine = powers
+    left = _modes_last(planar.conj(planar.mul(weight[:, None], coarse)), groups)
+    products = left.flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0].mT
+    return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
+
+
+def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
+    """Σ_s a^s·v[end − 1 − s] for every state of a group: v (B, T, groups) to (B, 2, S)."""
+    batch, time, groups = v.shape
+    coarse, fine = powers
+    q, c = coarse.shape[0], fine.shape[0]
+    back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
+    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0]
+    inner = rows.view(groups, batch, q, 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
+    return planar.mul(coarse, inner).sum(1)
+
+
+def _modes_last(z: Tensor, groups: int) -> Tensor:
+    """(M, K, 2, groups·modes) to (groups, M, K, 2·modes)."""
+    return z.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(-2)
+
+
+def factors(log_a: Tensor, time: int) -> Powers:
+    """a^(c·q) (Q, 2, S) and a^r (c, 2, S), whose products are all the powers below `time`."""
+    c = max(1, math.isqrt(time))
+    count = torch.arange(-(-time // c), device=log_a.device, dtype=log_a.dtype)
+    near = torch.arange(c, device=log_a.device, dtype=log_a.dtype)
+    return planar.exp(log_a * (c * count)[:, None, None]), planar.exp(log_a * near[:, None, None])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.ops.rglru_scan import coefficients, rglru_scan
+from lrnnx_app.ops.rglru_scan import rglru_scan
 from lrnnx_app.ops.short_conv import short_conv
 
 STARTS = ("paper", "released")
@@ -113,11 +113,10 @@ class RGLRU(Layer):
     def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
         x = x[:, None]
         u, conv, first = self._inputs(x, state)
-        a, b = coefficients(
-            *self.gates(u), u, self.constant("rate", self.rate), None if dt is None else dt[:, None], first
-        )
-        h = a * state.h[:, None] + b
-        return self._outputs(h, x)[:, 0], RGLRUState(conv, h[:, 0], torch.zeros_like(state.fresh))
+        elapsed = None if dt is None else dt[:, None]
+        rate = self.constant("rate", self.rate)
+        h, last = rglru_scan(*self.gates(u), u, rate, state.h, dt=elapsed, first=first)
+        return self._outputs(h, x)[:, 0], RGLRUState(conv, last, torch.zeros_like(state.fresh))
 
     def _inputs(
         self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None

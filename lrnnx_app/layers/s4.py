@@ -9,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
-from lrnnx_app.layers._bank import FFT_FROM, PATHS, valid
+from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
+FFT_FROM = 32  # steps from which a convolution by FFT pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
 
 
@@ -44,7 +45,7 @@ class S4(Layer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config, n = config, config.d_state // 2
-        self.path = one_of("path", config.path, PATHS)
+        self.path = one_of("path", config.path, ("auto", "scan", "fft"))
         lam, P, B = (z.float() for z in _nplr.legs(config.d_state))
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))

@@ -26,7 +26,7 @@ class S4D(BankLayer):
         rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1
-        path: str = "auto"  # auto | fft | scan
+        path: str = "auto"  # auto | scan | chunk
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
@@ -42,10 +42,11 @@ class S4D(BankLayer):
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag)).flatten(1)
-        return lam, torch.exp(self.log_dt).repeat_interleave(self.modes), 2 * self.C.flatten(1)
+        steps = torch.exp(self.log_dt)[:, None].expand(-1, self.modes)
+        return lam, steps.flatten(), 2 * self.C.flatten(1)
 
-    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        return w + self.D * x
+    def direct(self) -> Tensor:
+        return self.D
 
 
 def initial_modes(init: str, n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.short_conv import short_conv
+from lrnnx_app.ops.step import diagonal_step
 
 
 class S6State(NamedTuple):
@@ -98,25 +99,41 @@ class S6(Layer):
         projected = self.x_proj(u)
         r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
         B, C = BC.unflatten(-1, (2, 1, *self.state_shape[1:])).unbind(2)
-        delta = F.softplus(self.dt_proj(r).to(state.h.dtype))
-        scale = 2 if self.config.complex else 1
-        y, h = self.scan(u, delta, B, scale * C, state.h, dt, lengths, reset)
-        return self.out_proj(y * F.silu(z)), S6State(conv, h)
+        logits = F.linear(r, self.dt_proj.weight)  # its bias is added in the precision of a state
+        C = 2 * C if self.config.complex else C
+        options = {"h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
+        y, h = self.scan(u, logits, B, C, **options)
+        return self.out_proj(y), S6State(conv, h)
 
-    def scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        h0: Tensor,
-        dt: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
+    def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
+        u, z = self.in_proj(x).chunk(2, -1)
+        kernel = self.conv1d.weight.squeeze(1)
+        u, conv = short_conv(u[:, None], kernel, self.conv1d.bias, state.conv, silu=True)
+        projected = self.x_proj(u[:, 0])
+        r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
+        planes = 2 if self.config.complex else 1
+        B, C = BC.unflatten(-1, (2, 1, planes, -1)).unbind(1)
+        h = state.h if self.config.complex else state.h.unsqueeze(-2)
+        y, h = self.advance(u[:, 0], self.dt_proj(r), B, planes * C, h, dt, z)
+        return self.out_proj(y), S6State(conv, h if self.config.complex else h.squeeze(-2))
+
+    def advance(
+        self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The recurrence between convolution and gate."""
-        options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
-        return selective_scan(u, delta, self.constant("A", self.eigenvalues), B, C, self.D, h0, **options)
+        """One step of the recurrence and the gate: u, logits of Δ, z (B, D), B and C (B, 1, P, N)."""
+        made_by = {"rule": self.config.rule, "dt": dt, "step": logits[..., None], "softplus": True}
+        return diagonal_step(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
+
+    def _planar(self) -> Tensor:
+        """The eigenvalues (D, P, N)."""
+        A = self.constant("A", self.eigenvalues)
+        return A if self.config.complex else A.unsqueeze(-2)
+
+    def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """The recurrence and the gate, on all steps."""
+        A = self.constant("A", self.eigenvalues)
+        made_by = {"rule": self.config.rule, "bias": self.dt_proj.bias, "softplus": True}
+        return selective_scan(u, logits, A, B, C, self.D, **made_by, **options)
 
     @property
     def n_states(self) -> str:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers.s6 import inverse_softplus_steps
-from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -22,10 +21,11 @@ class S7(DiagonalLayer):
     """h = a∘h + gain∘(B x), y = 2·Re(C h) + D∘x, then y·σ(W GELU(y)).
 
     λ = f(w) − 1 + i·Lambda_im with f(w) = 1 − 1/(w² + ½), so that −2 ≤ Re λ < 0 whatever w is and one Euler
-    step at Δ = 1 decays by f(w). Im λ starts as the frequencies of `blocks` HiPPO-N matrices side by side: small
-    ones, for what the input adds to Δ turns the phase by Im λ times as much. What `selective` names depends on the input: step, Δ = softplus(W x + b)
-    per state (as in the authors' code); b and c, the rows of B and the columns of C, each scaled by
-    1 + W x (a form of what the paper's text describes that costs N numbers a step, not N·d_model).
+    step at Δ = 1 decays by f(w). Im λ starts as the frequencies of `blocks` HiPPO-N matrices side by side:
+    small ones, for what the input adds to Δ turns the phase by Im λ times as much. What `selective` names
+    depends on the input: step, Δ = softplus(W x + b) per state (as in the authors' code); b and c, the rows
+    of B and the columns of C, each scaled by 1 + W x (a form of what the paper's text describes that costs
+    N numbers a step, not N·d_model).
     """
 
     recurrent = ("w", "Lambda_im", "step_bias")
@@ -36,7 +36,7 @@ class S7(DiagonalLayer):
     @dataclass
     class Config:
         d_state: int = 64  # complex states, one of each conjugate pair
-        blocks: int = 16  # J, divides d_state
+        blocks: int | None = None  # J, a divisor of d_state; None: the largest one up to 16
         selective: list[str] = field(default_factory=lambda: ["step"])  # any of step, b, c
         rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
@@ -52,12 +52,13 @@ class S7(DiagonalLayer):
         self.config, self.rule_name = config, config.rule
         n = config.d_state
         self.state_shape = (2, n)
-        size, odd = divmod(n, config.blocks)
+        blocks = config.blocks or max(k for k in range(1, 17) if n % k == 0)
+        size, odd = divmod(n, blocks)
         if odd:
-            raise RecipeError(f"d_state: {n} states do not make {config.blocks} blocks of one size")
+            raise RecipeError(f"blocks: {blocks} does not divide d_state = {n}; choose a divisor")
         lam, _ = legs_normal(2 * size)
         self.w = nn.Parameter(torch.full((n,), math.sqrt(1.5)))  # Re λ = −½
-        self.Lambda_im = nn.Parameter(lam[1, size:].repeat(config.blocks).float())
+        self.Lambda_im = nn.Parameter(lam[1, size:].repeat(blocks).float())
         self.step_bias = nn.Parameter(inverse_softplus_steps(n, config.dt_min, config.dt_max))
         self.B = nn.Parameter(torch.randn(2, n, d_model) / math.sqrt(2 * d_model))
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(4 * n))
@@ -69,23 +70,24 @@ class S7(DiagonalLayer):
         """λ (2, N), planar."""
         return torch.stack((-1 / (self.w.square() + 0.5), self.Lambda_im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        step = F.softplus(self.step_bias + self._selected("step", x))
-        a, gain = RULES[self.rule_name](self.constant("A", self.eigenvalues), step, dt)
-        gain = gain * (1 + self._selected("b", x)).unsqueeze(-2)
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
+        logits = self.step_bias.expand(*x.shape[:2], -1)
+        if "step" in self.select:
+            logits = logits + self._selected("step", x)
         b = drive(x, self.B)
-        return a, planar.mul(gain.expand(*gain.shape[:-1], self.w.shape[0]), b)
+        if "b" in self.select:
+            b = b * (1 + self._selected("b", x)).unsqueeze(-2)
+        return Varying(self.constant("A", self.eigenvalues), logits, dt, self.rule_name), b
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        scaled = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
+        if "c" in self.select:
+            h = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
-        y = real_readout(scaled.to(x.dtype), C, self.D, x)
+        y = real_readout(h.to(x.dtype), C, self.D, x)
         return y * torch.sigmoid(self.gate(F.gelu(y)))
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
-        """The input-dependent part (B, T, N); zero for what is not selective."""
-        if name not in self.select:
-            return self._zeros(1, 1, 1)
+        """The input-dependent part (B, T, N)."""
         part = self.select[name](x)
         return part.to(state_dtype(part.dtype))
 

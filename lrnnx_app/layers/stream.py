@@ -1,6 +1,7 @@
 """STREAM: a selective state space for events, with their time in the decay (arXiv 2411.12603)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,9 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
+from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
+from lrnnx_app.ops.step import diagonal_step
 
 
 class Stream(S6):
@@ -30,20 +33,19 @@ class Stream(S6):
         super().__init__(d_model, config)
         self.b = nn.Parameter(inverse_softplus_steps(self.state_shape[0], config.dt_min, config.dt_max))
 
-    def scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        h0: Tensor,
-        dt: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
+    def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        A, z = self.constant("A", self.eigenvalues), options.pop("z")
+        logits = logits.to(state_dtype(logits.dtype)) + self.dt_proj.bias
+        rate = self.constant("rate", lambda: F.softplus(self.b.to(logits.dtype))).expand_as(logits)
+        driven = F.softplus(logits) * u
+        y, h = selective_scan(driven, rate, A, B, C, rule=self.config.rule, **options)
+        y = torch.addcmul(y, self.D, u.to(y.dtype)) * F.silu(z)
+        return y.to(u.dtype), h
+
+    def advance(
+        self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rate = self.constant("rate", lambda: F.softplus(self.b.to(delta.dtype))).expand_as(delta)
-        options = {"dt": dt, "rule": self.config.rule, "lengths": lengths, "reset": reset}
-        y, h = selective_scan(
-            delta * u, rate, self.constant("A", self.eigenvalues), B, C, None, h0, **options
-        )
-        return torch.addcmul(y, self.D, u.to(y.dtype)).to(u.dtype), h
+        rate = self.constant("rate", lambda: F.softplus(self.b.to(h.dtype)))
+        delta = F.softplus(logits.to(h.dtype))[..., None, None]
+        made_by = {"rule": self.config.rule, "dt": dt, "step": rate[:, None]}
+        return diagonal_step(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)

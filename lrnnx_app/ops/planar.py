@@ -32,9 +32,7 @@ def real(z: Tensor) -> Tensor:
 
 def one(z: Tensor) -> Tensor:
     """The number 1, shaped (P, 1) with the planes, dtype and device of z."""
-    unit = z.new_zeros(z.shape[-2], 1)
-    unit[0] = 1
-    return unit
+    return torch.nn.functional.pad(z.new_ones(1, 1), (0, 0, 0, z.shape[-2] - 1))
 
 
 def conj(z: Tensor) -> Tensor:
@@ -116,7 +114,7 @@ def expm1_over_slope(z: Tensor) -> Tensor:
 def _expm1_over_series(z: Tensor) -> Tensor:
     """Σ z^k/(k + 1)! by Horner's rule, for |Re z|, |Im z| < 0.1."""
     last = 10 if z.dtype == torch.float64 else 5  # the next term is below rounding
-    coefficients = [z.new_tensor(1 / math.factorial(k + 1)) for k in range(last + 1)]
+    coefficients = [z.new_full((), 1 / math.factorial(k + 1)) for k in range(last + 1)]
     re, im = planes(z)
     sr, si = coefficients[last], None
     for k in range(last - 1, -1, -1):

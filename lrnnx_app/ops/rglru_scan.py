@@ -48,7 +48,13 @@ def rglru_scan(
         ValueError: the shapes do not fit; names them.
     """
     shapes = [tuple(x.shape) for x in (gate, input_gate, u)]
-    if len(set(shapes)) > 1 or u.ndim != 3 or u.shape[1] < 1 or rate.shape != u.shape[2:]:
+    if (
+        gate.shape != u.shape
+        or input_gate.shape != u.shape
+        or u.ndim != 3
+        or u.shape[1] < 1
+        or rate.shape != u.shape[2:]
+    ):
         expected = "gate, input_gate and u (B, T, N) with T ≥ 1 and rate (N,)"
         raise ValueError(f"expected {expected}, not {shapes} and {tuple(rate.shape)}")
     gate, input_gate = gate.to(u.dtype), input_gate.to(u.dtype)

@@ -1,14 +1,20 @@
 """Short causal depthwise convolution along time, channels last, with its inputs as state.
 
 y[t] = bias + Σ_j weight[:, j]∘x[t − W + 1 + j]: the last column of `weight` meets the present sample, as
-in `torch.nn.Conv1d`. The state is the last W − 1 inputs (never outputs), oldest first.
+in `torch.nn.Conv1d`. The state is the last W − 1 inputs (never outputs), oldest first. Kernels for widths
+up to 4 read x once, forward and backward; wider ones, and machines without kernels, use torch calls.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrnnx_app.ops import _extension
 from lrnnx_app.ops.linear_scan import state_dtype
+
+WIDEST = 4  # taps of a kernel in csrc/
 
 
 def short_conv(
@@ -28,7 +34,8 @@ def short_conv(
         weight: (D, W), W ≥ 1.
         bias: (D,) or None.
         state: the W − 1 inputs before x, (B, W − 1, D); zero if None.
-        lengths: (B,) integers; the state is the one after each row's last valid step.
+        lengths: (B,) integers; steps at and beyond a row's length are not read, and their output is 0; the
+            state is the one after each row's last valid step.
         reset: (B, T) bool; true where a packed sequence starts: no input before it is seen from there.
         silu: apply SiLU to the output.
 
@@ -38,9 +45,28 @@ def short_conv(
     Raises:
         ValueError: the shapes do not fit; names them.
     """
-    _check(x, weight, state, lengths, reset)
+    _check(x, weight, bias, state, lengths, reset)
+    if weight.shape[1] > WIDEST:
+        return blocked(x, weight, bias, state, lengths, reset, silu)
+    return torch.ops.lrnnx.short_conv(x, weight, bias, state, lengths, reset, silu)
+
+
+def blocked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """The convolution from torch calls, one for each tap; arguments and results as in `short_conv`."""
     time, span = x.shape[1], weight.shape[1] - 1
     dtype = state_dtype(x.dtype)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
+        x = torch.where(valid, x, 0)
     before = x.new_zeros(x.shape[0], span, x.shape[2]) if state is None else state
     padded = torch.cat((before.to(dtype), x.to(dtype)), 1)
     document = None if reset is None else documents(reset, span)
@@ -52,6 +78,7 @@ def short_conv(
             seen = torch.where((document[:, j : j + time] == document[:, span:])[..., None], seen, 0)
         y = torch.addcmul(y, seen, tap)
     y = F.silu(y) if silu else y
+    y = y if valid is None else torch.where(valid, y, 0)
 
     return y.to(x.dtype), window_at_end(padded, span, lengths, document)
 
@@ -90,32 +117,39 @@ def reference(
     silu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The definition, one row and one step at a time; arguments and results as in `short_conv`."""
-    batch, time, _ = x.shape
+    batch, time, channels = x.shape
     span, outputs, ends = weight.shape[1] - 1, [], []
     for row in range(batch):
-        window = x.new_zeros(span, x.shape[2]) if state is None else state[row]
-        end, outputs_row = window, []
-        for t in range(time):
+        window = x.new_zeros(span, channels) if state is None else state[row]
+        outputs_row = []
+        for t in range(time if lengths is None else int(lengths[row])):
             if reset is not None and reset[row, t]:
                 window = torch.zeros_like(window)
             seen = torch.cat((window, x[row, t : t + 1]))
             y = (seen * weight.T).sum(0) + (0 if bias is None else bias)
             outputs_row.append(F.silu(y) if silu else y)
             window = seen[1:]
-            end = window if lengths is None or t < lengths[row] else end
-        outputs.append(torch.stack(outputs_row))
-        ends.append(end)
+        padding = [x.new_zeros(channels)] * (time - len(outputs_row))
+        outputs.append(torch.stack(outputs_row + padding))
+        ends.append(window)
     return torch.stack(outputs), torch.stack(ends)
 
 
 def _check(
-    x: Tensor, weight: Tensor, state: Tensor | None, lengths: Tensor | None, reset: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
 ) -> None:
     if x.ndim != 3 or x.shape[1] < 1:
         raise ValueError(f"x must be (B, T, D) with T ≥ 1, not {tuple(x.shape)}")
     batch, time, channels = x.shape
     if weight.ndim != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
         raise ValueError(f"weight must be ({channels}, W) with W ≥ 1, not {tuple(weight.shape)}")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must be {(channels,)}, not {tuple(bias.shape)}")
     expected = (batch, weight.shape[1] - 1, channels)
     if state is not None and state.shape != expected:
         raise ValueError(f"state must be {expected}, not {tuple(state.shape)}")
@@ -123,3 +157,75 @@ def _check(
         raise ValueError(f"lengths must be {(batch,)}, not {tuple(lengths.shape)}")
     if reset is not None and reset.shape != (batch, time):
         raise ValueError(f"reset must be {(batch, time)}, not {tuple(reset.shape)}")
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define(
+    "short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? lengths, Tensor? reset,"
+    " bool silu) -> (Tensor, Tensor)"
+)
+# Gradients of x, weight, bias (even if there is none) and state, the last two in the precision of a state.
+_library.define(
+    "short_conv_backward(Tensor grad, Tensor grad_last, Tensor x, Tensor weight, Tensor? bias, Tensor? state,"
+    " Tensor? lengths, Tensor? reset, bool silu) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "short_conv", "CompositeExplicitAutograd")
+def _forward_anywhere(x, *rest):
+    run = torch.ops.lrnnx.short_conv if _extension.first_use(x.device.type) else blocked
+    return run(x, *rest)
+
+
+@torch.library.impl(_library, "short_conv_backward", "CompositeExplicitAutograd")
+def _backward_anywhere(grad, *rest):
+    run = torch.ops.lrnnx.short_conv_backward if _extension.first_use(grad.device.type) else _adjoint
+    return run(grad, *rest)
+
+
+def _adjoint(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
+    """Gradients from torch calls, by differentiating `blocked`; differentiable themselves under autograd."""
+    dtype, again = state_dtype(x.dtype), torch.is_grad_enabled()
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    state = x.new_zeros(grad_last.shape, dtype=dtype) if state is None else state
+    with torch.enable_grad():
+        leaves = [
+            z if again and z.requires_grad else z.detach().requires_grad_() for z in (x, weight, bias, state)
+        ]
+        outputs = blocked(*leaves, lengths, reset, silu)
+        grads = torch.autograd.grad(
+            outputs, leaves, (grad.to(x.dtype), grad_last), create_graph=again, materialize_grads=True
+        )
+    dx, d_weight, d_bias, d_state = grads
+    return dx, d_weight, d_bias.to(dtype), d_state.to(dtype)
+
+
+@torch.library.register_fake("lrnnx::short_conv", lib=_library)
+def _(x, weight, bias, state, lengths, reset, silu):
+    batch, _, channels = x.shape
+    last = x.new_empty((batch, weight.shape[1] - 1, channels), dtype=state_dtype(x.dtype))
+    return x.new_empty(x.shape), last
+
+
+@torch.library.register_fake("lrnnx::short_conv_backward", lib=_library)
+def _(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
+    d_bias = x.new_empty((x.shape[2],), dtype=state_dtype(x.dtype))
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), d_bias, torch.empty_like(grad_last)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, *grads):
+    x, weight, bias, state, lengths, reset = ctx.saved_tensors
+    # Under autograd, for second derivatives, the gradients are made by operations that can be differentiated.
+    run: Any = _adjoint if torch.is_grad_enabled() else torch.ops.lrnnx.short_conv_backward
+    dx, d_weight, d_bias, d_state = run(*grads, x, weight, bias, state, lengths, reset, ctx.silu)
+    d_bias = d_bias.to(bias.dtype) if ctx.needs_input_grad[2] else None
+    d_state = d_state.to(state.dtype) if ctx.needs_input_grad[3] else None
+    return dx, d_weight, d_bias, d_state, None, None, None
+
+
+torch.library.register_autograd("lrnnx::short_conv", _backward, setup_context=_setup, lib=_library)

@@ -1,0 +1,320 @@
+// lrnnx::short_conv on CUDA and its gradients. A thread has a vector of channels and a strip of steps: it reads each
+// input once, and keeps the window, or the gradients that the window still owes, in registers.
+#include "reduce.cuh"
+#include "value.cuh"
+
+namespace lrnnx::cuda {
+namespace {
+
+constexpr int kLanes = 32, kStrips = 8;  // of a block: channel vectors, and strips of time whose sums it adds
+
+struct Conv {
+  const void *x, *weight, *bias, *state;  // x (B, T, D) with strides; weight (D, W); the rest may be null
+  const void *grad, *grad_last;
+  void *y, *last, *dx, *d_state, *part;   // part (blocks along T · B, 1 + W, D): sums for the bias and the taps
+  const int64_t* lengths;
+  const bool* reset;
+  int64_t x_batch, x_time;
+  int B, T, D, strip;                     // strip: steps of a thread
+  bool silu;
+};
+
+template <class E, int V>
+struct alignas(sizeof(E) * V) Packed {
+  E v[V];
+};
+
+template <class S, class E, int V>
+DEVICE void load(S (&to)[V], const E* from) {
+  const Packed<E, V> packed = *reinterpret_cast<const Packed<E, V>*>(from);
+  UNROLL for (int i = 0; i < V; i++) to[i] = static_cast<S>(packed.v[i]);
+}
+template <class E, class S, int V>
+DEVICE void store(E* to, const S (&from)[V]) {
+  Packed<E, V> packed;
+  UNROLL for (int i = 0; i < V; i++) packed.v[i] = static_cast<E>(from[i]);
+  *reinterpret_cast<Packed<E, V>*>(to) = packed;
+}
+
+// One thread's place and taps, and the window of inputs: window[k] is that of k steps ago.
+template <class E, int W, int V>
+struct Walk {
+  using S = typename Storage<E>::Sum;
+  static constexpr int SPAN = W - 1;
+  const Conv& p;
+  int b, d, seen;
+  int64_t length;
+  S weight[W][V], bias[V], window[W][V];  // weight by distance: weight[0] meets the present sample
+
+  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), length(p.lengths ? p.lengths[b] : p.T) {
+    UNROLL for (int i = 0; i < V; i++) {
+      bias[i] = p.bias ? static_cast<const S*>(p.bias)[d + i] : S(0);
+      UNROLL for (int k = 0; k < W; k++) weight[k][i] = static_cast<const S*>(p.weight)[(d + i) * W + SPAN - k];
+    }
+    UNROLL for (int k = 0; k < SPAN; k++) input(first - 1 - k, window[k]);
+    seen = 0;  // of the step before the strip: how many inputs before it are of the same sequence
+    while (seen < SPAN && first - 1 - seen >= 0 && !(p.reset && p.reset[int64_t(b) * p.T + first - 1 - seen])) seen++;
+    if (first - 1 - seen < 0) seen = SPAN;
+  }
+
+  DEVICE void input(int t, S (&to)[V]) const {
+    if (t >= 0 && t < length)
+      load(to, static_cast<const E*>(p.x) + b * p.x_batch + t * p.x_time + d);
+    else if (t < 0 && p.state)
+      load(to, static_cast<const S*>(p.state) + (int64_t(b) * SPAN + SPAN + t) * p.D + d);
+    else
+      UNROLL for (int i = 0; i < V; i++) to[i] = 0;
+  }
+
+  DEVICE void advance(int t, const S (&now)[V]) {
+    UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) window[k][i] = window[k - 1][i];
+    UNROLL for (int i = 0; i < V; i++) window[0][i] = now[i];
+    seen = p.reset && p.reset[int64_t(b) * p.T + t] ? 0 : min(seen + 1, SPAN);
+  }
+
+  DEVICE void sum(S (&out)[V]) const {
+    UNROLL for (int i = 0; i < V; i++) out[i] = bias[i];
+    UNROLL for (int k = 0; k < W; k++)
+      if (k <= seen) UNROLL for (int i = 0; i < V; i++) out[i] = fma(weight[k][i], window[k][i], out[i]);
+  }
+};
+
+template <class E, int W, int V>
+__global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
+  using S = typename Storage<E>::Sum;
+  constexpr int SPAN = W - 1, AHEAD = 4;
+  const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
+  const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
+  if (d >= p.D || first >= p.T) return;
+  Walk<E, W, V> walk(p, b, d, first);
+  E* const y = static_cast<E*>(p.y) + (int64_t(b) * p.T) * p.D + d;
+  S* const last = static_cast<S*>(p.last) + int64_t(b) * SPAN * p.D + d;
+  if (first == 0 && walk.length == 0)
+    UNROLL for (int k = 0; k < SPAN; k++) store(last + (SPAN - 1 - k) * p.D, walk.window[k]);
+  for (int start = first; start < end; start += AHEAD) {
+    S next[AHEAD][V];
+    UNROLL for (int k = 0; k < AHEAD; k++) walk.input(start + k, next[k]);
+    UNROLL for (int k = 0; k < AHEAD; k++) {
+      const int t = start + k;
+      if (t >= end) break;
+      S out[V] = {};
+      if (t < walk.length) {
+        walk.advance(t, next[k]);
+        walk.sum(out);
+        if (p.silu) UNROLL for (int i = 0; i < V; i++) out[i] *= sigmoid(out[i]);
+        if (t == walk.length - 1)
+          UNROLL for (int j = 0; j < SPAN; j++) {
+            S kept[V];
+            UNROLL for (int i = 0; i < V; i++) kept[i] = j <= walk.seen ? walk.window[j][i] : S(0);
+            store(last + (SPAN - 1 - j) * p.D, kept);
+          }
+      }
+      store(y + int64_t(t) * p.D, out);
+    }
+  }
+}
+
+// owed[k] gathers the gradient of the input k steps ago; it is whole when it leaves the window.
+template <class E, int W, int V>
+__global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) {
+  using S = typename Storage<E>::Sum;
+  constexpr int SPAN = W - 1;
+  __shared__ S shared[kStrips][kLanes * V + 1];
+  const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
+  const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
+  S sums[1 + W][V] = {};  // for the bias, and for each tap by distance
+  if (d < p.D && first < p.T) {
+    Walk<E, W, V> walk(p, b, d, first);
+    const E* const grad = static_cast<const E*>(p.grad) + (int64_t(b) * p.T) * p.D + d;
+    const S* const grad_last = static_cast<const S*>(p.grad_last) + int64_t(b) * SPAN * p.D + d;
+    E* const dx = static_cast<E*>(p.dx) + (int64_t(b) * p.T) * p.D + d;
+    S* const d_state = static_cast<S*>(p.d_state) + int64_t(b) * SPAN * p.D + d;
+    S owed[W][V] = {};
+    for (int t = first; t < end + SPAN; t++) {
+      if (t == walk.length)  // what the state after the last step owes to the inputs before
+        UNROLL for (int k = 0; k < SPAN; k++)
+          if (k <= walk.seen || t == 0) {
+            S g[V];
+            load(g, grad_last + (SPAN - 1 - k) * p.D);
+            UNROLL for (int i = 0; i < V; i++) owed[k][i] += g[i];
+          }
+      UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) owed[k][i] = owed[k - 1][i];
+      UNROLL for (int i = 0; i < V; i++) owed[0][i] = 0;
+      if (t < walk.length) {
+        S g[V], now[V], out[V];
+        load(g, grad + int64_t(t) * p.D);
+        walk.input(t, now);
+        walk.advance(t, now);
+        if (p.silu) {
+          walk.sum(out);
+          UNROLL for (int i = 0; i < V; i++) {
+            const S s = sigmoid(out[i]);
+            g[i] *= s * (1 + out[i] * (1 - s));
+          }
+        }
+        UNROLL for (int k = 0; k < W; k++)
+          if (k <= walk.seen) UNROLL for (int i = 0; i < V; i++) {
+            owed[k][i] = fma(walk.weight[k][i], g[i], owed[k][i]);
+            if (t < end) sums[1 + k][i] = fma(g[i], walk.window[k][i], sums[1 + k][i]);
+          }
+        if (t < end) UNROLL for (int i = 0; i < V; i++) sums[0][i] += g[i];
+      }
+      const int s = t - SPAN;
+      if (s >= first)
+        store(dx + int64_t(s) * p.D, owed[SPAN]);
+      else if (s < 0 && SPAN > 0)
+        store(d_state + (SPAN + s) * p.D, owed[SPAN]);
+    }
+  }
+  // The strips of a block are added in order, one tap at a time.
+  S* const part = static_cast<S*>(p.part) + (int64_t(b) * gridDim.y + blockIdx.y) * (1 + W) * p.D;
+  UNROLL for (int j = 0; j <= W; j++) {
+    __syncthreads();
+    UNROLL for (int i = 0; i < V; i++) shared[threadIdx.y][threadIdx.x * V + i] = sums[j == 0 ? 0 : 1 + W - j][i];
+    __syncthreads();
+    const int c = threadIdx.y * kLanes + threadIdx.x, channel = blockIdx.x * kLanes * V + c;
+    if (c < kLanes * V && channel < p.D) {
+      S total = 0;
+      UNROLL for (int strip = 0; strip < kStrips; strip++) total += shared[strip][c];
+      part[j * p.D + channel] = total;
+    }
+  }
+}
+
+// Strips long enough that the inputs read twice, at their seams, are few; short enough to fill the GPU.
+int strip_of(const Conv& p, int V) {
+  const int64_t rows = (int64_t(p.B) * p.D + kLanes * V - 1) / (kLanes * V);
+  int strip = 64;
+  while (strip > 4 && rows * ((p.T + strip - 1) / strip) < 132 * 16) strip /= 2;
+  return strip;
+}
+
+dim3 grid_of(const Conv& p, int V) {
+  const int steps = p.strip * kStrips;
+  return dim3((p.D + kLanes * V - 1) / (kLanes * V), (p.T + steps - 1) / steps, p.B);
+}
+
+dim3 block_of(const Conv& p) { return dim3(kLanes, kStrips); }
+
+template <class E, int W, int V, bool BWD>
+void start(const Conv& p, cudaStream_t stream) {
+  if constexpr (BWD)
+    short_conv_backward<E, W, V><<<grid_of(p, V), block_of(p), 0, stream>>>(p);
+  else
+    short_conv_forward<E, W, V><<<grid_of(p, V), block_of(p), 0, stream>>>(p);
+  check(cudaGetLastError());
+}
+
+template <class E, bool BWD>
+void by_width(const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(typename Storage<E>::Sum);
+  const auto with = [&](auto w) {
+    constexpr int W = decltype(w)::value;
+    aligned ? start<E, W, V, BWD>(p, stream) : start<E, W, 1, BWD>(p, stream);
+  };
+  if (width == 1) return with(std::integral_constant<int, 1>{});
+  if (width == 2) return with(std::integral_constant<int, 2>{});
+  if (width == 3) return with(std::integral_constant<int, 3>{});
+  if (width == 4) return with(std::integral_constant<int, 4>{});
+  STD_TORCH_CHECK(false, "short_conv takes 1 to 4 taps");
+}
+
+template <bool BWD>
+void run_conv(ScalarType dtype, const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
+  if (int64_t(p.B) * p.D == 0) return;
+  if (dtype == ScalarType::Float) return by_width<float, BWD>(p, width, aligned, stream);
+  if (dtype == ScalarType::Double) return by_width<double, BWD>(p, width, aligned, stream);
+  if (dtype == ScalarType::Half) return by_width<__half, BWD>(p, width, aligned, stream);
+  if (dtype == ScalarType::BFloat16) return by_width<__nv_bfloat16, BWD>(p, width, aligned, stream);
+  STD_TORCH_CHECK(false, "short_conv takes float32, float64, bfloat16 and float16");
+}
+
+// What both passes read: x as it lies unless its channels are apart, the rest in the precision of sums.
+struct Tensors {
+  Tensor x, weight;
+  Optional bias, state, lengths, reset;
+  int V;
+
+  Tensors(const Tensor& x_, const Tensor& weight_, const Optional& bias_, const Optional& state_,
+        const Optional& lengths_, const Optional& reset_, ScalarType wide)
+      : x(x_.size(2) == 1 || x_.stride(2) == 1 ? x_ : torch::stable::contiguous(x_)),
+        weight(dense(weight_, wide)),
+        bias(dense(bias_, wide)),
+        state(dense(state_, wide)),
+        lengths(dense(lengths_, ScalarType::Long)),
+        reset(dense(reset_, ScalarType::Bool)),
+        V(wide == ScalarType::Double ? 2 : 4) {}
+
+  Conv conv(bool silu) const {
+    STD_TORCH_CHECK(x.size(0) < 65536 && x.size(1) < (1 << 30) && x.size(2) < (1 << 30), "extent too large");
+    Conv p{};
+    p.x = x.data_ptr();
+    p.weight = weight.data_ptr();
+    p.bias = data_or_null<void>(bias);
+    p.state = data_or_null<void>(state);
+    p.lengths = data_or_null<int64_t>(lengths);
+    p.reset = data_or_null<bool>(reset);
+    p.x_batch = x.stride(0);
+    p.x_time = x.stride(1);
+    p.B = static_cast<int>(x.size(0));
+    p.T = static_cast<int>(x.size(1));
+    p.D = static_cast<int>(x.size(2));
+    p.strip = strip_of(p, V);
+    p.silu = silu;
+    return p;
+  }
+
+  bool fits(const void* data, int64_t size) const { return reinterpret_cast<uintptr_t>(data) % (size * V) == 0; }
+
+  // Whether vectors of channels can be read and written as a whole, in every tensor.
+  bool aligned(const Conv& p) const {
+    const int64_t size = x.element_size(), wide = weight.element_size();
+    return p.D % V == 0 && p.x_batch % V == 0 && p.x_time % V == 0 && fits(p.x, size) && fits(p.grad, size) &&
+           fits(p.state, wide) && fits(p.grad_last, wide);
+  }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> short_conv(
+    Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths, Optional reset, bool silu) {
+  const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
+  const int64_t width = weight.size(1);
+  const Tensors given(x, weight, bias, state, lengths, reset, wide);
+  Conv p = given.conv(silu);
+  Tensor y = empty(x, sizes(x), dtype), last = empty(x, {p.B, width - 1, p.D}, wide);
+  p.y = y.data_ptr();
+  p.last = last.data_ptr();
+  run_conv<false>(dtype, p, width, given.aligned(p), current_stream(x));
+  return {y, last};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
+    Tensor grad, Tensor grad_last, Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths,
+    Optional reset, bool silu) {
+  const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
+  const int64_t width = weight.size(1);
+  const Tensors given(x, weight, bias, state, lengths, reset, wide);
+  const cudaStream_t stream = current_stream(x);
+  grad = dense(grad, dtype);
+  grad_last = dense(grad_last, wide);
+  Conv p = given.conv(silu);
+  p.grad = grad.data_ptr();
+  p.grad_last = grad_last.data_ptr();
+  Tensor dx = empty(x, sizes(x), dtype), d_state = empty(x, sizes(grad_last), wide);
+  Tensor part = empty(x, {p.B * static_cast<int64_t>(grid_of(p, 1).y), 1 + width, p.D}, wide);
+  p.dx = dx.data_ptr();
+  p.d_state = d_state.data_ptr();
+  p.part = part.data_ptr();
+  run_conv<true>(dtype, p, width, given.aligned(p), stream);
+  Tensor sums = *std::get<0>(sum_first(part, std::nullopt, stream));
+  const Tensor taps = torch::stable::transpose(torch::stable::narrow(sums, 0, 1, width), 0, 1);
+  return {dx, dense(taps, weight.scalar_type()), torch::stable::select(sums, 0, 0), d_state};
+}
+
+}  // namespace lrnnx::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(lrnnx, CUDA, m) {
+  m.impl("short_conv", TORCH_BOX(&lrnnx::cuda::short_conv));
+  m.impl("short_conv_backward", TORCH_BOX(&lrnnx::cuda::short_conv_backward));
+}

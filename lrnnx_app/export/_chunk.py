@@ -1,0 +1,144 @@
+"""One chunk of a stream as a pure function of tensors: what the formats that carry a program share."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from lrnnx_app.errors import StreamError
+from lrnnx_app.layers._base import Layer, frozen
+from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.session import _named
+
+CHUNKS = 5  # that a written program must run as the model does
+TOLERANCE = 1e-4  # ‖program − model‖ / ‖model‖
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # (x, [dt,] *state) -> (y, *state)
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor that a program takes and returns: its shape without the batch, and its value at the start."""
+
+    name: str
+    shape: tuple[int, ...]
+    initial: Any
+
+
+class Chunk(nn.Module):
+    """(x, [dt,] *state) -> (y, *state): `chunk` samples of a model, whose state is a list of tensors.
+
+    Args:
+        model: a causal model.
+        chunk: samples of a call, a multiple of the model's hop; None is the hop, or 64 where it is 1.
+        timed: the time before each sample is a second input.
+
+    Raises:
+        StreamError: the model is not causal, takes no time, or the chunk is no multiple of its hop.
+    """
+
+    def __init__(self, model: Model, chunk: int | None = None, timed: bool = False) -> None:
+        super().__init__()
+        self.spec, self.hop, self.lookahead, self.timed = model.spec, model.hop, model.lookahead, timed
+        self.chunk = chunk or (model.hop if model.hop > 1 else 64)
+        if self.chunk < 1 or self.chunk % model.hop:
+            raise StreamError(f"chunk {self.chunk}: expected a multiple of the model's hop of {model.hop}")
+        if timed and model.hop > 1:
+            raise StreamError("timed: this model takes evenly spaced samples; leave it out")
+        fresh = model.init_state(1)
+        self.names = [name for name, _ in _named(fresh)]
+        leaves, self.tree = tree_flatten(fresh)
+        self.states = [
+            State(name, tuple(leaf.shape[1:]), _brief(leaf[0]))
+            for name, leaf in zip(self.names, leaves, strict=True)
+        ]
+        self.fresh = leaves
+        self.model = frozen(model)
+        for module in self.model.modules():
+            if isinstance(module, Layer) and getattr(module, "path", "") == "auto":
+                module.path = "fft"  # type: ignore[assignment]  (the choice depends on the batch, which is free)
+        with torch.no_grad():
+            self(*self.example(2))  # what follows from parameters alone becomes constants of the program
+        for module in self.model.modules():
+            if isinstance(module, Layer):  # and a constant is a tensor of its own, not a view of another
+                module.kept = tree_map_only(
+                    Tensor, lambda z: z.clone(memory_format=torch.contiguous_format), module.kept
+                )
+
+    def example(self, batch: int, seed: int = 0) -> list[Tensor]:
+        """Inputs for a first chunk."""
+        generator = torch.Generator().manual_seed(seed)
+        return [*self.signal(batch, self.chunk, generator), *self.start(batch)]
+
+    def signal(self, batch: int, time: int, generator: torch.Generator) -> list[Tensor]:
+        """x, and dt where the program takes it."""
+        if self.spec.tokens:
+            x = torch.randint(self.spec.d_input, (batch, time), generator=generator)
+        else:
+            x = torch.randn(batch, time, self.spec.d_input, generator=generator)
+        return [x, *([torch.rand(batch, time, generator=generator) * 2] if self.timed else [])]
+
+    def start(self, batch: int) -> list[Tensor]:
+        """The state before the first sample."""
+        return [leaf.expand(batch, *leaf.shape[1:]).contiguous() for leaf in self.fresh]
+
+    def forward(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        dt, leaves = (rest[0], rest[1:]) if self.timed else (None, rest)
+        y, state = self.model(x, tree_unflatten(list(leaves), self.tree), dt=dt)
+        return y, *tree_flatten(state)[0]
+
+    def inputs(self) -> list[str]:
+        return ["x", *(["dt"] if self.timed else []), *(f"state.{name}" for name in self.names)]
+
+    def outputs(self) -> list[str]:
+        return ["y", *(f"next.{name}" for name in self.names)]
+
+    def description(self) -> str:
+        """What a user of the program must know, as JSON."""
+        return json.dumps(
+            {
+                "chunk": self.chunk,
+                "lookahead": self.lookahead,
+                "timed": self.timed,
+                **asdict(self.spec),
+                "states": [asdict(state) for state in self.states],
+            }
+        )
+
+
+def traced(chunk: Chunk) -> ExportedProgram:
+    """The chunk as a program of torch's own operators, for any batch."""
+    from lrnnx_app.ops._portable import DECOMPOSITIONS
+
+    batch = Dim("batch", min=1)
+    args = tuple(chunk.example(2))
+    shapes = ({0: batch}, tuple({0: batch} for _ in args[1:]))
+    with torch.no_grad():
+        program = torch.export.export(chunk.eval(), args, dynamic_shapes=shapes, strict=False)
+        return program.run_decompositions(DECOMPOSITIONS)
+
+
+def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
+    """‖program − model‖ / ‖model‖ of a stream: the program chunk by chunk, the model at once."""
+    generator = torch.Generator().manual_seed(1)
+    whole = chunk.signal(batch, chunk.chunk * CHUNKS, generator)
+    pooled, state, ys = False, chunk.start(batch), []
+    for start in range(0, whole[0].shape[1], chunk.chunk):
+        y, *state = run([*(z[:, start : start + chunk.chunk].contiguous() for z in whole), *state])
+        ys.append(y)
+        pooled = y.ndim == 2
+    with torch.no_grad():
+        dt = whole[1] if chunk.timed else None
+        expected, _ = chunk.model(whole[0], dt=dt)
+    y = ys[-1] if pooled else torch.cat(ys, 1)
+    return float((y - expected).norm() / expected.norm())
+
+
+def _brief(leaf: Tensor) -> Any:
+    """One number if all of the tensor is that, else nested lists."""
+    value = leaf.flatten()[0].item() if leaf.numel() else 0.0
+    return value if bool((leaf == value).all()) else leaf.tolist()

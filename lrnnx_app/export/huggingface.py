@@ -1,0 +1,133 @@
+"""A folder for the Hugging Face hub: config.json, model.safetensors, and a model card."""
+
+import json
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.data import DataSpec
+from lrnnx_app.export._chunk import CHUNKS
+from lrnnx_app.export._output import Options, accept, needs, whole
+from lrnnx_app.run import Run, build_task
+
+try:
+    from huggingface_hub import PyTorchModelHubMixin
+except ImportError as missing:
+    raise needs("huggingface", missing) from missing
+
+CARD = """---
+license: mit
+library_name: lrnnx
+tags: [linear-rnn, state-space-model, streaming]
+---
+
+# {name}
+
+{about}
+
+A {layers} {model} of {parameters:,} parameters for the task `{task}`, trained with lrnnx. {latency}
+
+| metric | value |
+| --- | --- |
+{metrics}
+
+## Use
+
+```python
+from lrnnx_app.export.huggingface import HubModel
+from lrnnx_app.streaming.session import StreamingSession
+
+model = HubModel.from_pretrained("path or name of this folder")
+session = StreamingSession(model.model, batch=1)
+y = session.push({example})  # chunk after chunk; the session keeps the state
+```
+
+## Settings
+
+```yaml
+{recipe}```
+
+## Licence
+
+The weights are under the MIT licence. Data that they were trained on may ask for more: see their source.
+"""
+
+
+class HubModel(nn.Module, PyTorchModelHubMixin):
+    """A trained model with `from_pretrained`, `save_pretrained` and `push_to_hub`.
+
+    Args:
+        recipe: the resolved recipe as YAML.
+        spec: what the model takes and gives, as of `DataSpec.read`.
+    """
+
+    def __init__(self, recipe: str, spec: dict[str, Any]) -> None:
+        super().__init__()
+        config = recipes.resolve(OmegaConf.create(recipe), OmegaConf.create(), "config.json", "")
+        self.model = build_task(recipes.typed(config), DataSpec.read(spec)).model
+
+    def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
+        """As of the model within."""
+        return self.model(x, state, **options)
+
+
+def export(run: Run, path: Path, options: Options) -> list[str]:
+    """Write the folder; returns what to tell.
+
+    Raises:
+        RunError: no checkpoint, or no place to write to.
+    """
+    task = run.task()
+    recipe = OmegaConf.to_yaml(run.config)
+    # Through JSON, as it will be read.
+    made = HubModel(recipe=recipe, spec=json.loads(json.dumps(asdict(task.spec)))).eval()
+    made.model.load_state_dict(task.model.state_dict())
+    with whole(path) as part:
+        made.save_pretrained(part)
+        (part / "README.md").write_text(card(run, made, recipe), encoding="utf-8")
+        with redirect_stdout(None):  # the hub's library says that it loads
+            loaded = HubModel.from_pretrained(str(part)).eval()
+        found = _difference(made, loaded, task.spec)
+        accept(path, found, 0.0)
+    return [f"{path}: read back, its output equals the run's"]
+
+
+def card(run: Run, made: HubModel, recipe: str) -> str:
+    """The model card."""
+    summary, model, spec = run.summary(), made.model, made.model.spec
+    config = run.recipe.model
+    layers = {node.name: None for _, node in recipes.layer_nodes(config.layer)}
+    milliseconds = 1e3 * model.lookahead / spec.sample_rate if spec.sample_rate else 0
+    latency = f"It looks {model.lookahead} samples ahead" + (
+        f" ({milliseconds:.1f} ms)." if milliseconds else "."
+    )
+    shape = f"1, {model.hop}" if spec.tokens else f"1, {model.hop}, {spec.d_input}"
+    rows = (f"| {key} | {value:.4g} |" for key, value in summary.get("metrics", {}).items() if "test/" in key)
+    return CARD.format(
+        name=run.recipe.name or run.path.name,
+        about=run.recipe.about,
+        layers=" and ".join(layers),
+        model=config.name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        task=run.recipe.task.name,
+        latency=latency,
+        metrics="\n".join(rows),
+        example=f"torch.randint({spec.d_input}, ({shape}))" if spec.tokens else f"torch.randn({shape})",
+        recipe=recipe,
+    )
+
+
+@torch.no_grad()
+def _difference(made: HubModel, loaded: HubModel, spec: DataSpec) -> float:
+    generator, time = torch.Generator().manual_seed(0), made.model.hop * CHUNKS
+    if spec.tokens:
+        x = torch.randint(spec.d_input, (1, time), generator=generator)
+    else:
+        x = torch.randn(1, time, spec.d_input, generator=generator)
+    return float((made(x)[0] - loaded(x)[0]).abs().max())

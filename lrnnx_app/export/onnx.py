@@ -1,0 +1,106 @@
+"""ONNX: one chunk as a function of tensors, any batch, standard operators on real numbers."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lrnnx_app.errors import RunError
+from lrnnx_app.export import _example
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, traced
+from lrnnx_app.export._output import Options, accept, needs, whole
+from lrnnx_app.run import Run as RunFolder
+
+OPSET = 20
+INT8_TOLERANCE = 0.1
+LEAST = 1024  # elements of a matrix that is worth 8 bits
+
+
+def export(run: RunFolder, path: Path, options: Options) -> list[str]:
+    """Write the program and a script that runs it; returns what to tell.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is not installed.
+        RunError: no checkpoint, or no place to write to.
+        StreamError: the model cannot stream, or an option does not fit it.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  (used by `session`)
+        import onnxscript  # noqa: F401  (used by torch.onnx)
+    except ImportError as error:
+        raise needs("onnx", error) from error
+    if path.suffix != ".onnx":
+        raise RunError(f"{path}: expected a name ending in .onnx")
+    chunk = Chunk(run.task().model, options.chunk, options.timed)
+    with whole(path) as part:
+        model = to_onnx(chunk, traced(chunk))
+        if options.int8:
+            weights_in_8_bits(model)
+        onnx.save(model, str(part))
+        found = difference(chunk, session(part))
+        accept(path, found, INT8_TOLERANCE if options.int8 else TOLERANCE)
+    script = _example.write(path, "onnx", chunk)
+    kind = "int8 weights; " if options.int8 else ""
+    told = f"opset {OPSET}, chunks of {chunk.chunk} samples, any batch; {kind}differs from the model by"
+    return [f"{path}: {told} {found:.1g}", f"{script} runs it with onnxruntime alone"]
+
+
+def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
+    """The traced chunk as an onnx.ModelProto, with its description in the metadata under "lrnnx"."""
+    from onnxscript import ir
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        exported = torch.onnx.export(
+            program,
+            input_names=chunk.inputs(),
+            output_names=chunk.outputs(),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert exported is not None
+    model = ir.to_proto(exported.model)
+    model.metadata_props.add(key="lrnnx", value=chunk.description())
+    return model
+
+
+def session(path: Path) -> Run:
+    """The written program under onnxruntime on a CPU."""
+    import onnxruntime
+
+    runtime = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [i.name for i in runtime.get_inputs()]
+
+    def run(inputs: Any) -> list[Tensor]:
+        numbers = (z.numpy() for z in inputs)
+        return [torch.from_numpy(y) for y in runtime.run(None, dict(zip(names, numbers, strict=True)))]
+
+    return run
+
+
+def weights_in_8_bits(model: Any) -> None:
+    """Store matrices as int8 with a scale for each row, widened where they are used; in place."""
+    from onnx import helper, numpy_helper
+
+    for initial in list(model.graph.initializer):
+        weight = numpy_helper.to_array(initial)
+        if weight.ndim != 2 or weight.dtype != np.float32 or weight.size < LEAST:
+            continue
+        scale = np.maximum(np.abs(weight).max(1) / 127, 1e-12).astype(np.float32)
+        narrow = np.rint(weight / scale[:, None]).astype(np.int8)
+        name = initial.name
+        model.graph.initializer.remove(initial)
+        model.graph.initializer.extend(
+            numpy_helper.from_array(value, f"{name}.{part}")
+            for part, value in (("int8", narrow), ("scale", scale))
+        )
+        inputs = [f"{name}.int8", f"{name}.scale"]
+        model.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [name], axis=0))

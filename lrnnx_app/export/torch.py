@@ -1,0 +1,32 @@
+"""A program of torch.export (.pt2): one chunk as a function of tensors, any batch, torch's own operators."""
+
+from pathlib import Path
+
+import torch
+
+from lrnnx_app.errors import RunError
+from lrnnx_app.export import _example
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
+from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.run import Run
+
+
+def export(run: Run, path: Path, options: Options) -> list[str]:
+    """Write the program and a script that runs it; returns what to tell.
+
+    Raises:
+        RunError: no checkpoint, or no place to write to.
+        StreamError: the model cannot stream, or an option does not fit it.
+    """
+    if path.suffix != ".pt2":
+        raise RunError(f"{path}: expected a name ending in .pt2")
+    chunk = Chunk(run.task().model, options.chunk, options.timed)
+    with whole(path) as part:
+        torch.export.save(traced(chunk), part, extra_files={"lrnnx.json": chunk.description()})
+        loaded = torch.export.load(part).module()
+        with torch.no_grad():
+            found = difference(chunk, lambda inputs: loaded(*inputs))
+        accept(path, found, TOLERANCE)
+    script = _example.write(path, "torch", chunk)
+    told = f"chunks of {chunk.chunk} samples, any batch; differs from the model by {found:.1g}"
+    return [f"{path}: {told}", f"{script} runs it with torch alone"]

@@ -1,0 +1,111 @@
+"""One step of a diagonal recurrence, from parameters and input to output, for streaming: a single launch.
+
+    h' = a∘h + gain∘v,   w = Re Σ_n c∘h' + direct∘v,   w·SiLU(gate) if there is a gate
+
+for G groups of n states in P planes (1 real, 2 complex). Coefficients are given, or made by a rule from an
+eigenvalue, a learned step and elapsed time. What is alike for batch elements, groups or states broadcasts.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrnnx_app.ops import _extension, planar
+from lrnnx_app.ops.discretize import RULES
+
+CODES = {"dirac": 0, "zoh": 1, "bilinear": 2, "euler": 3, "asynchronous": 4}  # as csrc/ numbers them
+NAMES = {code: name for name, code in CODES.items()}
+GIVEN = -1  # a is the coefficient itself
+
+
+def diagonal_step(
+    v: Tensor,
+    h: Tensor,
+    a: Tensor,
+    gain: Tensor | None = None,
+    c: Tensor | None = None,
+    direct: Tensor | None = None,
+    *,
+    step: Tensor | None = None,
+    dt: Tensor | None = None,
+    rule: str | None = None,
+    softplus: bool = False,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Advance a state. Where a gradient is wanted, or a graph is exported, by torch calls that have both.
+
+    Args:
+        v: what drives each state, (B, G, P, n), or each group's states alike, (B, G).
+        h: the state (B, G, P, n), of any strides.
+        a: coefficient, or with a rule the eigenvalue λ; like gain and c it broadcasts to (B, G, P, n).
+        gain: planar factor of v, besides that of the rule; None is 1.
+        c: planar weights of the readout; None for no readout.
+        direct: (G,) what of v (B, G) reaches the output; None is 0.
+        step: learned step Δ of the rule, broadcasts to (B, G, n), None is 1; with `softplus`, that of it.
+        dt: (B,) elapsed time δ of the rule; None is 1.
+        rule: name of a discretization; None for coefficients that are given.
+        gate: (B, G) logits by whose SiLU the output is multiplied.
+
+    Returns:
+        w (B, G) typed like v, without elements if c is None; and the next state, of the strides of h.
+    """
+    code = GIVEN if rule is None else CODES[rule]
+    operands = (v, h, a, gain, c, direct, step, dt, gate)
+    traced = torch.compiler.is_compiling()  # by export as well
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    run = reference if traced or wanted else torch.ops.lrnnx.diagonal_step
+    return run(*operands, code, softplus)
+
+
+def reference(
+    v: Tensor,
+    h: Tensor,
+    a: Tensor,
+    gain: Tensor | None,
+    c: Tensor | None,
+    direct: Tensor | None,
+    step: Tensor | None,
+    dt: Tensor | None,
+    gate: Tensor | None,
+    rule: int,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """The definition by torch calls; arguments of the operator, results as of `diagonal_step`."""
+    dtype = h.dtype
+    a, x = a.to(dtype), v.to(dtype)
+    drive = x if v.ndim == 4 else x[..., None, None] * planar.one(h)
+    if rule != GIVEN:
+        step = h.new_ones(1) if step is None else step.to(dtype)
+        step = F.softplus(step) if softplus else step
+        elapsed = None if dt is None else dt.to(dtype)[:, None]
+        a, of_rule = RULES[NAMES[rule]](a, step, elapsed)
+        drive = planar.mul(of_rule.to(dtype).expand_as(h), drive)
+    if gain is not None:
+        drive = planar.mul(gain.to(dtype).expand_as(h), drive)
+    h = planar.affine(a.expand_as(h), h, drive)
+    if c is None:
+        return v.new_empty(0), h
+    w = (planar.conj(c.to(dtype)) * h).sum((-2, -1))
+    w = w if direct is None else torch.addcmul(w, direct.to(dtype), x)
+    w = w if gate is None else w * F.silu(gate.to(dtype))
+    return w.to(v.dtype), h
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define(
+    "diagonal_step(Tensor v, Tensor h, Tensor a, Tensor? gain, Tensor? c, Tensor? direct, Tensor? step,"
+    " Tensor? dt, Tensor? gate, int rule, bool softplus) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "diagonal_step", "CompositeExplicitAutograd")
+def _anywhere(v, h, *rest):
+    if _extension.first_use(v.device.type):
+        return torch.ops.lrnnx.diagonal_step(v, h, *rest)
+    w, after = reference(v, h, *rest)
+    return w, torch.empty_like(h).copy_(after)
+
+
+@torch.library.register_fake("lrnnx::diagonal_step", lib=_library)
+def _(v, h, a, gain, c, direct, step, dt, gate, rule, softplus):
+    return v.new_empty((0,) if c is None else v.shape[:2]), torch.empty_like(h)

@@ -1,0 +1,169 @@
+"""Exported programs stream as the model does, for every causal layer; files, scripts and mistakes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_session import backbone, unet
+
+from lrnnx_app import export
+from lrnnx_app.errors import LrnnxError, RunError, StreamError
+from lrnnx_app.export import _chunk, onnx
+from lrnnx_app.export import torch as pt2
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
+from lrnnx_app.export._output import Options, whole
+from lrnnx_app.export.huggingface import HubModel
+from lrnnx_app.models.backbone import Backbone
+from lrnnx_app.registry import LAYERS
+
+
+def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:
+    """Differences of the program and of its ONNX form from the model."""
+    program = traced(chunk)
+    assert not [node for node in program.graph.nodes if "lrnnx" in str(node.target)]
+    module = program.module()
+    with torch.no_grad():
+        own = difference(chunk, lambda inputs: module(*inputs))
+    model = onnx.to_onnx(chunk, program)
+    assert {opset.domain for opset in model.opset_import} <= {"", "ai.onnx"}
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return own, difference(chunk, onnx.session(path))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_programs_stream_as_the_model(name: str, tmp_path: Path) -> None:
+    chunk = Chunk(backbone(name, depth=1, pool="none").eval(), 3, timed=LAYERS[name].uses_dt)
+    assert max(both(chunk, tmp_path)) <= TOLERANCE
+
+
+def test_a_unet_and_a_pool(tmp_path: Path) -> None:
+    assert max(both(Chunk(unet("centaurus").eval(), 32), tmp_path)) <= TOLERANCE
+    pooled = backbone("s5", depth=1, pool="mean", tokens=True).eval()
+    assert max(both(Chunk(pooled, 2), tmp_path)) <= TOLERANCE
+
+
+def test_what_cannot_be_a_program_says_why() -> None:
+    model = unet("lru")
+    with pytest.raises(StreamError, match="multiple of the model's hop of 32"):
+        Chunk(model, 33)
+    with pytest.raises(StreamError, match="evenly spaced"):
+        Chunk(model, 32, timed=True)
+    both_ways = backbone("lru", bidirectional=True)
+    with pytest.raises(StreamError, match="bidirectional: false to stream"):
+        Chunk(both_ways)
+
+
+class FakeRun:
+    """What the formats ask of a run."""
+
+    def __init__(self, model: Backbone) -> None:
+        self.model = model
+
+    def task(self) -> "FakeRun":
+        return self
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_the_script_runs_where_lrnnx_is_not(ending: str, tmp_path: Path) -> None:
+    run, path = FakeRun(backbone("s5", depth=1, pool="none").eval()), tmp_path / f"model{ending}"
+    lines = export.find(None, path)(run, path, Options(chunk=4))
+    assert "differs from the model by" in lines[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, f"model_{ending[1:]}.py"])
+    without = (
+        f"import sys; sys.modules['lrnnx_app'] = None; sys.argv = ['x']; __file__ = {str(tmp_path / 'x')!r};"
+    )
+    code = f"{without} exec(open({str(tmp_path / f'model_{ending[1:]}.py')!r}).read())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[") == 5  # four steps of three outputs
+
+
+def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:
+    run = FakeRun(backbone("lru", d_model=256, depth=1).eval())
+    onnx.export(run, tmp_path / "full.onnx", Options(chunk=4))  # type: ignore[arg-type]
+    lines = onnx.export(run, tmp_path / "int8.onnx", Options(chunk=4, int8=True))  # type: ignore[arg-type]
+    assert 0 < float(lines[0].rsplit(" ", 1)[1]) <= 0.05
+    full, small = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("full", "int8"))
+    assert small < 0.6 * full
+
+
+def test_nothing_is_kept_of_what_differs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pt2, "difference", lambda *_: float("nan"))
+    run = FakeRun(backbone("mingru", depth=1, pool="none").eval())
+    with pytest.raises(LrnnxError, match="differs from the model by nan; nothing was kept"):
+        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_replaces_only_an_empty_one(tmp_path: Path) -> None:
+    target = tmp_path / "hub"
+    target.mkdir()
+    (target / "notes").write_text("mine")
+
+    def replace() -> None:
+        with whole(target) as part:
+            part.mkdir()
+            (part / "x").write_text("y")
+
+    with pytest.raises(RunError, match="cannot be written"):
+        replace()
+    assert [p.name for p in tmp_path.rglob("*")] == ["hub", "notes"]
+
+
+def test_tokens_of_a_chunk_are_integers() -> None:
+    x, *_ = Chunk(backbone("lru", pool="none", tokens=True).eval(), 2).example(3)
+    assert x.dtype == torch.int64 and x.shape == (3, 2)  # noqa: PT018
+
+
+def test_states_of_a_program_start_as_the_model_s() -> None:
+    model = backbone("rglru", depth=1, pool="none").eval()
+    chunk = Chunk(model, 2)
+    values = {state.name: state.initial for state in chunk.states}
+    assert sorted(set(values.values())) == [0.0, 1.0]  # a fresh stream says so by a one
+    assert [tuple(leaf.shape[1:]) for leaf in chunk.start(2)] == [state.shape for state in chunk.states]
+
+
+def test_hub_folder_loads_offline(denoiser: Path, lrnnx, tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    result = lrnnx("export", denoiser, "-o", folder, "--format", "huggingface")
+    assert result.code == 0, result.error
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    model = HubModel.from_pretrained(str(folder), local_files_only=True).model
+    weights = load_file(folder / "model.safetensors")
+    assert all(torch.equal(weights[f"model.{k}"], v) for k, v in model.state_dict().items())
+    assert "streaming" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-o", "model.xyz"), "no format is known by that ending"),
+        (("-o", "model", "--format", "onxx"), "did you mean 'onnx'?"),
+        (("-o", "model.bin", "--format", "onnx"), "ending in .onnx"),
+        (("-o", "gone/model.pt2"), "no such folder"),
+        (("-o", "model.pt2", "--chunk", "7"), "multiple of the model's hop"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_one_line(words, message, denoiser: Path, lrnnx, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = lrnnx("export", denoiser, *words)
+    assert result.code == 2
+    assert message in result.error
+    assert len(result.error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch, denoiser: Path, lrnnx, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = lrnnx("export", denoiser, "-o", tmp_path / "x.onnx")
+    assert result.code == 2
+    assert "pip install 'lrnnx-app[onnx]'" in result.error
+    assert _chunk.CHUNKS > 1
