@@ -28,9 +28,9 @@ class Audio(DataModule):
     """Waveforms (T, 1) at `sample_rate`, from files of any rate, mixed down to mono. By `layout`:
 
     mixtures         noisy and clean speech. Embedded: prompts of three speakers; two music tracks for
-                     training, a third one's halves for validation and test. With `root` and `noise_root`: every
-                     audio file below them; each belongs to one split by a hash of its path. Babble is made of
-                     other clips of the same split. Validation and test mix each clip `mixtures` times, the same way
+                     training, a third one's halves for validation and test. With `root` and
+                     `noise_root`: every audio file below them; each belongs to one split by a hash of its
+                     path. Babble is made of other clips of the same split. Validation and test mix each clip `mixtures` times, the same way
                      in every run.
     pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache;
                      two speakers for validation.
