@@ -1,47 +1,64 @@
-"""Noisy speech, mixed on the fly from clean clips and music, babble or coloured noise."""
+"""Sound: noisy speech to be cleaned, words and voices to be told apart, samples to be predicted."""
 
-import csv
 import math
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from lrnnx_app.audio_io import Clips, excerpt, find_audio
+from data_modules._augment import AugmentConfig
+from data_modules._labelled import Continued, Labelled
+from data_modules._mixtures import Mixtures, coloured_noise, mixtures, prompts
+from data_modules._pairs import pairs
+from data_modules._pictures import by_class, class_of, classes_of
+from data_modules._speech_commands import TWELVE, WORDS, Clip, speech_commands
+from data_modules._splits import share
+from lrnnx_app.audio_io import SUFFIXES, find_audio, read_mono
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
-from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.errors import RecipeError, one_of
 
-ASSETS = Path(__file__).parent / "assets" / "prompts"
-VOICES = 3  # clips summed into babble
+__all__ = ["Audio", "Mixtures", "coloured_noise"]
+
+LAYOUTS = ("mixtures", "pairs", "speech_commands", "folders", "voices", "continued")
+CLASSES = {len(WORDS): WORDS, len(TWELVE): TWELVE}
 
 
 class Audio(DataModule):
-    """Pairs of noisy and clean speech (T, 1).
+    """Waveforms (T, 1) at `sample_rate`, from files of any rate, mixed down to mono. By `layout`:
 
-    Embedded: prompts of three speakers; two music tracks for training, a third one's halves for
-    validation and test. With `root` and `noise_root`: every audio file below them, any rate, mixed down
-    to mono; each file belongs to one split by a hash of its path. Babble is made of other clips of the
-    same split. Validation and test mix each clip `mixtures` times, the same way in every run.
+    mixtures         noisy and clean speech. Embedded: prompts of three speakers; two music tracks for
+                     training, a third one's halves for validation and test. With `root` and
+                     `noise_root`: every audio file below them; each belongs to one split by a hash of its
+                     path. Babble is made of other clips of the same split. Validation and test mix each
+                     clip `mixtures` times, the same way in every run.
+    pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache;
+                     two speakers for validation.
+    speech_commands  Speech Commands v2 by its own lists; 35 words, or 10 with "unknown" and "silence".
+    folders          one folder for each class below `root`, or train, valid and test folders of such; else a
+                     file's split goes by a hash of its path, or of what stands before "_nohash_" in its name.
+    voices           embedded: whose voice a prompt has, English, Italian or Russian; splits share no clip.
+    continued        samples to be predicted: of the embedded prompts, or of all files below `root`.
     """
 
     @dataclass
     class Config(DataModule.Config):
+        layout: str = "mixtures"  # mixtures | pairs | speech_commands | folders | voices | continued
         noise_root: str = ""  # folder of noise files, in place of the embedded music
         sample_rate: int = 16000  # Hz
-        seconds: float = 2.0  # length of a training example
+        seconds: float = 2.0  # length of a training example, and of one that is classified or continued
+        classes: int = 35  # of Speech Commands: 35 or 12
         snr_min: float = -2.0  # dB
         snr_max: float = 10.0  # dB
         music: float = 0.4  # share of mixtures with music or the user's noise files
         babble: float = 0.3
         coloured: float = 0.3  # noise with a 1/f^β spectrum, β in [0, 2]
-        examples_per_epoch: int = 1600
+        examples_per_epoch: int = 1600  # of mixtures
         mixtures: int = 3
+        augment: AugmentConfig = field(default_factory=AugmentConfig)
 
         def __post_init__(self) -> None:
+            one_of("layout", self.layout, LAYOUTS)
             shares = (self.music, self.babble, self.coloured)
             if min(shares) < 0 or not math.isclose(sum(shares), 1):
                 raise RecipeError(f"music, babble and coloured: expected shares that sum to 1, not {shares}")
@@ -49,111 +66,57 @@ class Audio(DataModule):
                 raise RecipeError(f"snr_min: expected at most snr_max ({self.snr_max}), not {self.snr_min}")
             if not self.sample_rate * self.seconds >= 1:
                 raise RecipeError(f"seconds: expected at least one sample, not {self.seconds}")
+            if self.classes not in CLASSES:
+                raise RecipeError(
+                    f"classes: expected one of {', '.join(map(str, CLASSES))}, not {self.classes}"
+                )
 
-    def __init__(self, config: Config, seed: int = 0) -> None:
-        super().__init__(config, seed)
-        self.spec = DataSpec(d_input=1, d_output=1, sample_rate=config.sample_rate)
+    @cached_property
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only the classes of a user's folders need the data."""
+        c = self.config
+        if c.layout in ("mixtures", "pairs", "continued"):
+            return DataSpec(d_input=1, d_output=1, sample_rate=c.sample_rate)
+        if c.layout == "speech_commands":
+            classes = CLASSES[c.classes]
+        elif c.layout == "voices":
+            classes = tuple(sorted({speaker for _, speaker in prompts()}))
+        else:
+            classes = classes_of(c.root)
+        return DataSpec(d_input=1, d_output=len(classes), classes=classes, sample_rate=c.sample_rate)
 
     def source(self, split: str) -> Source:
-        c = self.config
-        if bool(c.root) != bool(c.noise_root):
-            missing = "data.noise_root" if c.root else "data.root"
-            raise DataError(
-                f"{missing}: expected a folder, since data.root (clean) and data.noise_root go together"
-            )
-        if c.root:
-            speech = _share(find_audio(Path(c.root), "clean speech"), Path(c.root), split)
-            noise = Clips(
-                _share(find_audio(Path(c.noise_root), "noise"), Path(c.noise_root), split), c.sample_rate
-            )
-        else:
-            speech = _embedded_speech(split)
-            noise = _embedded_music(split, c.sample_rate)
-        return Mixtures(Clips(speech, c.sample_rate), noise, c, train=split == "train")
+        c, train = self.config, split == "train"
+        if c.layout == "mixtures":
+            return mixtures(c, split)
+        if c.layout == "pairs":
+            return pairs(c, split)
+        if c.layout == "continued":
+            return Continued(self._recordings(split), c, train)
+        return Labelled(self._clips(split), c, train)
+
+    def read(self, path: Path) -> Example:
+        """A whole recording."""
+        return Example(read_mono(path, self.config.sample_rate)[:, None], torch.tensor(0), name=path.stem)
+
+    def _clips(self, split: str) -> list[Clip]:
+        c, root = self.config, Path(self.config.root)
+        if c.layout == "speech_commands":
+            return speech_commands(root, split, c.classes)
+        names = self.spec.classes
+        if c.layout == "voices":
+            return [Clip(path, names.index(speaker)) for path, speaker in prompts(split)]
+        paths = by_class(root, split, SUFFIXES, group=_speaker)
+        return [Clip(path, names.index(class_of(path, root))) for path in paths]
+
+    def _recordings(self, split: str) -> list[Clip]:
+        root = Path(self.config.root)
+        if not self.config.root:
+            return [Clip(path, 0) for path, _ in prompts(split)]
+        return [Clip(path, 0) for path in share(find_audio(root, "recordings"), root, split)]
 
 
-class Collection(Protocol):
-    """Waveforms (T,) by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Tensor: ...
-
-
-class Mixtures:
-    """The noisy examples of one split."""
-
-    def __init__(self, speech: Clips, noise: Collection, config: Audio.Config, train: bool) -> None:
-        self.speech, self.noise, self.config, self.train = speech, noise, config, train
-
-    def __len__(self) -> int:
-        return self.config.examples_per_epoch if self.train else len(self.speech) * self.config.mixtures
-
-    def example(self, index: int, rng: np.random.Generator) -> Example:
-        index %= len(self.speech)
-        clean = self._crop(self.speech[index], rng) if self.train else self.speech[index]
-        level = rng.uniform(self.config.snr_min, self.config.snr_max)
-        noise = self._noise(index, len(clean), rng)
-        power = clean.square().mean().clamp_min(1e-10) / noise.square().mean().clamp_min(1e-10)
-        noisy = clean + noise * torch.sqrt(power) * 10 ** (-level / 20)
-        gain = 1 / max(1.0, float(noisy.abs().max()))
-        if self.train:
-            gain *= 10 ** (rng.uniform(-12, 0) / 20)
-        return Example(noisy[:, None] * gain, clean[:, None] * gain, name=self.speech.paths[index].stem)
-
-    def _crop(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
-        """A random part; a shorter clip is set at a random place in silence."""
-        frames = round(self.config.seconds * self.config.sample_rate)
-        spare = len(clip) - frames
-        if spare >= 0:
-            start = int(rng.integers(0, spare + 1))
-            return clip[start : start + frames]
-        before = int(rng.integers(0, -spare + 1))
-        return torch.nn.functional.pad(clip, (before, -spare - before))
-
-    def _noise(self, index: int, frames: int, rng: np.random.Generator) -> Tensor:
-        c = self.config
-        kind = rng.choice(3, p=[c.music, c.babble, c.coloured])
-        if kind == 0:
-            return excerpt(self.noise[int(rng.integers(len(self.noise)))], frames, rng)
-        if kind == 1 and len(self.speech) > 1:
-            others = (index + rng.integers(1, len(self.speech), VOICES)) % len(self.speech)
-            return torch.stack([excerpt(self.speech[int(k)], frames, rng) for k in others]).sum(0)
-        return coloured_noise(frames, rng.uniform(0, 2), rng)
-
-
-def coloured_noise(frames: int, beta: float, rng: np.random.Generator) -> Tensor:
-    """Gaussian noise (T,) with a 1/f^beta power spectrum; 0 is white, 1 pink, 2 brown."""
-    spectrum = np.fft.rfft(rng.standard_normal(frames))
-    bins = np.maximum(np.arange(len(spectrum)), 1)
-    return torch.from_numpy(np.fft.irfft(spectrum * bins ** (-beta / 2), frames)).float()
-
-
-def _embedded_speech(split: str) -> list[Path]:
-    with (ASSETS / "index.csv").open(newline="") as file:
-        return [ASSETS / row["file"] for row in csv.DictReader(file) if row["split"] == split]
-
-
-def _embedded_music(split: str, rate: int) -> Collection:
-    tracks = Clips(find_audio(ASSETS / "music", "music"), rate)
-    if split == "train":
-        return tracks[0], tracks[1]
-    half = len(tracks[2]) // 2
-    return (tracks[2][:half],) if split == "valid" else (tracks[2][half:],)
-
-
-def _share(paths: list[Path], root: Path, split: str) -> list[Path]:
-    """The files of one split: a tenth each for validation and test, by a hash of the relative path.
-
-    Raises:
-        DataError: no file fell to this split.
-    """
-    part = {0: "valid", 1: "test"}
-    chosen = [
-        path
-        for path in paths
-        if part.get(zlib.crc32(path.relative_to(root).as_posix().encode()) % 10, "train") == split
-    ]
-    if not chosen:
-        raise DataError(f"{root}: none of its {len(paths)} files fell to the {split} split; add more files")
-    return chosen
+def _speaker(name: str) -> str:
+    """What keeps a speaker's files together: "a" of yes/a_nohash_0.wav, else the path."""
+    speaker, mark, _ = name.rpartition("/")[2].partition("_nohash_")
+    return speaker if mark else name

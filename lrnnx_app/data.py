@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lrnnx_app import buckets
 from lrnnx_app.errors import DataError
 
 EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
@@ -23,13 +24,15 @@ SPLITS = ("train", "valid", "test")
 
 class Batch(NamedTuple):
     """x (B, T, d_input) float or (B, T) tokens; y (B,) classes or (B, T, d_output); lengths (B,) or None
-    if all rows are full; dt (B, T) time since the previous sample or None; names of the rows' sources."""
+    if all rows are full; dt (B, T) time since the previous sample or None; names of the rows' sources; reset
+    (B, T) true where an example starts in rows that hold several, y then has one entry for each of them."""
 
     x: Tensor
     y: Tensor
     lengths: Tensor | None = None
     dt: Tensor | None = None
     names: tuple[str, ...] = ()
+    reset: Tensor | None = None
 
 
 class Example(NamedTuple):
@@ -101,10 +104,16 @@ class _Addressed(Dataset[Example]):
 
 
 class AddressSampler(Sampler[Address]):
-    """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job."""
+    """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job.
 
-    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
+    With the rows' `lengths`, those that meet in a batch are alike in length.
+    """
+
+    def __init__(
+        self, size: int, seed: int, shuffle: bool, lengths: np.ndarray | None = None, batch: int = 1
+    ) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
+        self.lengths, self.batch = lengths, batch
         self.epoch = 0
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
@@ -118,9 +127,11 @@ class AddressSampler(Sampler[Address]):
         return len(range(self.rank, self.size, self.ranks))
 
     def __iter__(self) -> Iterator[Address]:
-        order = np.arange(self.size)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+        if self.lengths is not None:
+            order = buckets.order(self.lengths, self.batch * self.ranks, rng)
+        else:
+            order = np.arange(self.size) if rng is None else rng.permutation(self.size)
         epoch = self.epoch if self.shuffle else 0
         return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks])
 
@@ -146,6 +157,36 @@ def collate(examples: Sequence[Example] | Batch) -> Batch:
     )
 
 
+def pack(examples: Sequence[Example] | Batch) -> Batch:
+    """Several examples in a row, each at its `reset`: rows as long as the longest, the first that fits.
+
+    Examples have one class each; y and names are in the order in which examples stand in the rows.
+    """
+    if isinstance(examples, Batch):
+        return examples
+    room = max(len(e.x) for e in examples)
+    rows: list[list[Example]] = []
+    for example in sorted(examples, key=lambda e: -len(e.x)):
+        fits = (row for row in rows if sum(len(e.x) for e in row) + len(example.x) <= room)
+        row = next(fits, None)
+        if row is None:
+            rows.append([example])
+        else:
+            row.append(example)
+
+    def joined(row: list[Example]) -> Example:
+        dt = None if row[0].dt is None else torch.cat([e.dt for e in row if e.dt is not None])
+        return Example(torch.cat([e.x for e in row]), row[0].y, dt)
+
+    batch = collate([joined(row) for row in rows])
+    reset = torch.zeros(batch.x.shape[:2], dtype=torch.bool)
+    for i, row in enumerate(rows):
+        reset[i, np.cumsum([0, *(len(e.x) for e in row[:-1])])] = True
+    packed = [example for row in rows for example in row]
+    y, names = torch.stack([e.y for e in packed]), tuple(e.name for e in packed)
+    return batch._replace(y=y, names=names, reset=reset)
+
+
 class DataModule(LightningDataModule):
     """Base of the data modules in `data_modules`.
 
@@ -162,6 +203,8 @@ class DataModule(LightningDataModule):
         root: str = ""  # folder of the user's data; empty means the embedded data
         batch_size: int = 16
         workers: int = 0  # processes that prepare batches
+        bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
+        pack: bool = False  # several short examples in one row of a training batch
 
     spec: DataSpec
 
@@ -191,15 +234,17 @@ class DataModule(LightningDataModule):
         source = self.source(split)
         train = split == "train"
         seed = self.seed if train else EVALUATION_SEED
+        size = self.config.batch_size
+        lengths = getattr(source, "lengths", None) if self.config.bucket else None
         return DataLoader(
             _Addressed(source, (seed, SPLITS.index(split))),
-            batch_size=self.config.batch_size,
-            sampler=AddressSampler(len(source), seed, shuffle=train),
+            batch_size=size,
+            sampler=AddressSampler(len(source), seed, train, lengths, size),
             num_workers=self.config.workers,
             persistent_workers=train and self.config.workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
-            drop_last=train and len(source) >= self.config.batch_size,
-            collate_fn=collate,
+            drop_last=train and len(source) >= size,
+            collate_fn=pack if train and self.config.pack else collate,
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -163,6 +163,36 @@ def _example(axis: Axes, row: Example, spec: DataSpec) -> None:
         axis.set_ylabel("channel")
 
 
+def surprise(tokens: Tensor, bits: Tensor, width: int = 80) -> Figure:
+    """Bytes (T,) as text, each on a ground as dark as it was unexpected, in bits (T,)."""
+    lines = -(-len(tokens) // width)
+    figure = _figure(0.11 * width + 1, 0.24 * lines + 0.6)
+    axis = figure.subplots()
+    ground = np.full(lines * width, np.nan)
+    ground[: len(bits)] = bits.numpy()
+    image = axis.imshow(ground.reshape(lines, width), aspect="auto", cmap="Reds", vmin=0, vmax=8)
+    for place, token in enumerate(tokens.tolist()):
+        sign = chr(token) if 32 <= token < 127 else "·"
+        style = {"ha": "center", "va": "center", "fontsize": 7, "family": "monospace"}
+        axis.text(place % width, place // width, sign, parse_math=False, **style)
+    axis.set_axis_off()
+    figure.colorbar(image, ax=axis, label="bits")
+    return figure
+
+
+def prediction(target: Tensor, output: Tensor) -> Figure:
+    """A signal (T, C) and its prediction from the steps before, a panel for each of the first channels."""
+    shown = min(target.shape[1], FEW_CHANNELS)
+    figure = _figure(8, 2.2 * shown)
+    for channel, axis in enumerate(figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]):
+        axis.plot(target[:, channel].numpy(), linewidth=0.8, label="signal")
+        axis.plot(output[:, channel].numpy(), linewidth=0.8, linestyle="--", label="predicted")
+        axis.grid(alpha=0.3)
+        axis.set_xlabel("step" if channel == shown - 1 else "")
+    figure.axes[0].legend(loc="upper right", fontsize=7)
+    return figure
+
+
 def learning_curves(metrics_csv: Path) -> Figure | None:
     """One panel per metric, its training and validation values over the steps; None without any."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}

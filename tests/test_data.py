@@ -12,6 +12,7 @@ import torch
 
 from data_modules.audio import Audio, coloured_noise
 from data_modules.image_sequence import ImageSequence
+from data_modules.text import Text
 from lrnnx_app.data import SPLITS, AddressSampler, DataModule
 from lrnnx_app.errors import DataError
 from lrnnx_app.registry import DATA
@@ -19,6 +20,7 @@ from lrnnx_app.registry import DATA
 EMBEDDED: dict[str, DataModule] = {
     "audio": Audio(Audio.Config(batch_size=4, seconds=0.5, examples_per_epoch=8, mixtures=1)),
     "image_sequence": ImageSequence(ImageSequence.Config(batch_size=4)),
+    "text": Text(Text.Config(batch_size=4, length=16)),
 }
 
 
@@ -31,10 +33,16 @@ def test_every_module_is_tested() -> None:
 def test_batches_fit_the_description_and_repeat(name: str, split: str) -> None:
     module = EMBEDDED[name]
     first, second = (next(iter(module.loader(split))) for _ in range(2))
-    assert first.x.shape[-1] == module.spec.d_input
+    assert (
+        first.x.max() < module.spec.d_input
+        if module.spec.tokens
+        else first.x.shape[-1] == module.spec.d_input
+    )
     assert len(first.names) == len(first.x) == module.config.batch_size
     if module.spec.classes:
         assert first.y.max() < module.spec.d_output
+    elif module.spec.tokens:
+        assert first.y.shape == first.x.shape
     else:
         assert first.y.shape == (*first.x.shape[:2], module.spec.d_output)
     assert torch.equal(first.x, second.x)

@@ -70,17 +70,18 @@ class Backbone(Model):
     ) -> tuple[Tensor, BackboneState]:
         """x (B, T, d_input), or (B, T) tokens; see the class for the output.
 
-        Raises:
-            ValueError: `reset` is given to a pooled model, which has one output per row.
+        With `reset`, a pooled model gives one output for each start, row by row; the pool of the state after
+        it is of no meaning.
         """
-        if reset is not None and self.pool != "none":
-            raise ValueError(f"a model with pool '{self.pool}' takes no packed rows; expected reset=None")
         before = (None,) * len(self.blocks) if state is None else state.layers
         x = self.encoder(x)
         after = []
         for block, layer_state in zip(self.blocks, before, strict=True):
             x, layer_state = block(x, layer_state, dt=dt, lengths=lengths, reset=reset)
             after.append(layer_state)
+        if reset is not None and self.pool != "none":
+            packed = pool_packed(self.norm(x), self.pool, reset, lengths)
+            return self.head(packed), BackboneState(tuple(after), *self._empty_pool(len(x)))
         pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
         return self._finish(x, BackboneState(tuple(after), *pool), lengths)
 
@@ -116,3 +117,19 @@ class Backbone(Model):
             return state.pooled + torch.where(valid, x, 0).sum(1, dtype=state.pooled.dtype), steps
         last = x[torch.arange(batch, device=x.device), (lengths - 1).clamp_min(0)].to(state.pooled.dtype)
         return torch.where((lengths > 0)[:, None], last, state.pooled), steps
+
+
+def pool_packed(x: Tensor, pool: str, reset: Tensor, lengths: Tensor | None) -> Tensor:
+    """The mean or last step of each packed example, (examples, d) from x (B, T, d); every row starts one."""
+    time = torch.arange(x.shape[1], device=x.device)
+    valid = torch.ones_like(reset) if lengths is None else time < lengths[:, None]
+    starts = reset.clone()
+    starts[:, 0] = True
+    starts = starts[valid].nonzero()[:, 0]
+    flat = x[valid]
+    ends = torch.cat((starts[1:], starts.new_tensor([len(flat)])))
+    if pool == "last":
+        return flat[ends - 1]
+    return torch.segment_reduce(
+        flat.to(torch.promote_types(flat.dtype, torch.float32)), "mean", lengths=ends - starts, axis=0
+    ).to(x.dtype)

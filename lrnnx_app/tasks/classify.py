@@ -42,7 +42,8 @@ class Classify(Task):
         self.examples: dict[bool, list[tuple[Example, int, float]]] = {}
 
     def _logits(self, batch: Batch) -> Tensor:
-        logits, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
+        packed = {} if batch.reset is None else {"reset": batch.reset}
+        logits, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths, **packed)
         return logits.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,136 @@
+"""Text as bytes, each to be predicted from those before it: any file or folder, or Python's own docs."""
+
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_modules._splits import share
+from lrnnx_app.data import DataModule, DataSpec, Example, Source
+from lrnnx_app.errors import DataError, RecipeError
+
+BYTES = 256
+LICENCES = ("LICENSE.txt", "LICENSE")  # names under which an interpreter brings its own
+
+
+class Text(DataModule):
+    """Tokens x (T,) and the bytes y (T,) that follow them.
+
+    Embedded: the licence and the reference documentation that ship with the running Python, one document for
+    each topic. With `root`: every file with one of `suffixes` below it, each a document, read through memory
+    maps; a document belongs to one split by a hash of its path. A single file is split by place: its last
+    tenths are for validation and test. Training draws windows evenly over all bytes; validation and test
+    read each document from beginning to end in windows.
+    """
+
+    @dataclass
+    class Config(DataModule.Config):
+        length: int = 512  # bytes of a window
+        examples_per_epoch: int = 2000
+        suffixes: str = ".txt .md .rst .py .html .csv .tex .json"  # of a folder's files, separated by spaces
+
+        def __post_init__(self) -> None:
+            if min(self.length, self.examples_per_epoch) < 1:
+                raise RecipeError("length and examples_per_epoch: expected positive integers")
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        self.spec = DataSpec(d_input=BYTES, d_output=BYTES, tokens=True)
+
+    def source(self, split: str) -> Source:
+        c, root = self.config, Path(self.config.root)
+        if not c.root:
+            documents = _embedded(split)
+        elif root.is_file():
+            documents = {root.name: _tenths(_mapped(root), split)}
+        else:
+            documents = {
+                path.relative_to(root).as_posix(): _mapped(path)
+                for path in share(_files(root, c.suffixes.split()), root, split)
+            }
+        documents = {name: content for name, content in documents.items() if len(content) > 1}
+        if not documents:
+            raise DataError(f"{root}: no document of two bytes or more in its {split} split; add text")
+        return Windows(documents, c.length, c.examples_per_epoch if split == "train" else None)
+
+    def read(self, path: Path) -> Example:
+        """A file's bytes."""
+        content = _mapped(path)
+        if len(content) < 2:
+            raise DataError(
+                f"{path}: {len(content)} bytes; expected at least two, to predict one from another"
+            )
+        return _window(content, 0, len(content), path.name)
+
+
+class Windows:
+    """Windows of documents: `drawn` at random in an epoch, or, if that is None, each document's in turn.
+
+    Attributes:
+        lengths: bytes to predict in each window.
+    """
+
+    def __init__(self, documents: dict[str, np.ndarray], length: int, drawn: int | None) -> None:
+        self.names, self.documents = list(documents), list(documents.values())
+        self.length, self.drawn = length, drawn
+        sizes = np.array([len(content) for content in self.documents])
+        self.ends = np.cumsum(np.maximum(1, sizes - length))  # of the places where a window may begin
+        starts = [(i, at) for i, size in enumerate(sizes) for at in range(0, size - 1, length)]
+        self.starts = starts if drawn is None else []
+        self.lengths = [min(length, sizes[i] - 1 - at) for i, at in self.starts] or [length] * (drawn or 0)
+
+    def __len__(self) -> int:
+        return len(self.starts) if self.drawn is None else self.drawn
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        if self.drawn is None:
+            document, start = self.starts[index]
+        else:
+            place = int(rng.integers(self.ends[-1]))
+            document = int(np.searchsorted(self.ends, place, side="right"))
+            start = place - (int(self.ends[document - 1]) if document else 0)
+        return _window(self.documents[document], start, self.length, self.names[document])
+
+
+def _window(content: np.ndarray, start: int, length: int, name: str) -> Example:
+    tokens = torch.from_numpy(content[start : start + length + 1].astype(np.int64))
+    return Example(tokens[:-1], tokens[1:], name=name)
+
+
+def _embedded(split: str) -> dict[str, np.ndarray]:
+    """Python's documentation by topic and its licence; each belongs to a split by a hash of its name."""
+    from pydoc_data.topics import topics
+
+    texts = {f"topics/{name}": text.encode() for name, text in topics.items()}
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in (library / name for name in LICENCES):
+        if path.is_file():
+            texts[path.name] = path.read_bytes()
+    chosen = share([Path(name) for name in texts], Path(), split)
+    return {path.as_posix(): np.frombuffer(texts[path.as_posix()], np.uint8) for path in chosen}
+
+
+def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such file or folder; expected a text file, or a folder of documents")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    if not paths:
+        raise DataError(f"{root}: no file that ends in {' '.join(suffixes)}; see data.suffixes")
+    return paths
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror}); expected a text file") from error
+
+
+def _tenths(content: np.ndarray, split: str) -> np.ndarray:
+    first, second = len(content) * 8 // 10, len(content) * 9 // 10
+    return content[
+        {"train": slice(0, first), "valid": slice(first, second), "test": slice(second, None)}[split]
+    ]

@@ -1,0 +1,113 @@
+"""Stages of blocks with fewer and fewer steps: events are pooled in between, as Event-SSM does."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
+from lrnnx_app.models._base import Blocks, Model
+
+
+class StagedState(NamedTuple):
+    """Of the layers, of the pools between the stages, and the sum (B, d) and number (B,) of pooled features."""
+
+    layers: tuple[Any, ...]
+    pools: tuple[EventPoolState, ...]
+    pooled: Tensor
+    steps: Tensor
+
+
+class Staged(Model):
+    """Encoder → blocks → (pool → widen → blocks) for each of `pools` → norm → mean → linear head.
+
+    The output (B, d_output) speaks of all whole groups of events so far, so that a stream of events gives
+    running logits (Schöne et al. 2024, arXiv 2404.18508). Forward in one go, in chunks and step by step agree.
+    """
+
+    @dataclass
+    class Config:
+        d_model: int = 64
+        depth: int = 3  # blocks of a stage
+        pools: list[int] = field(
+            default_factory=lambda: [8]
+        )  # events that become one, before each later stage
+        pool_by: str = "mean"  # mean | time (weighted by dt) | last
+        expansion: int = 1  # factor of the width after the first pool
+        dropout: float = 0.0
+        recompute: bool = False  # blocks run again in the backward pass instead of keeping what it needs
+        layer: Any = None  # one layer, or a list that the blocks take in turn
+
+        def __post_init__(self) -> None:
+            one_of("pool_by", self.pool_by, POOLS_BY)
+            if min(self.d_model, self.depth, self.expansion, *self.pools, 1) < 1:
+                raise RecipeError("d_model, depth, expansion and pools: expected positive integers")
+
+    def __init__(self, spec: DataSpec, config: Config) -> None:
+        super().__init__(spec)
+        self.depth, self.recompute = config.depth, config.recompute
+        first, last = config.d_model, config.d_model * config.expansion
+        widths = [first, *[last] * len(config.pools)]
+        self.encoder = nn.Embedding(spec.d_input, first) if spec.tokens else nn.Linear(spec.d_input, first)
+        blocks = [width for width in widths for _ in range(config.depth)]
+        self.blocks = Blocks(blocks, config.layer, config.dropout)
+        pairs = list(zip(widths[:-1], widths[1:], config.pools, strict=True))
+        self.pools = nn.ModuleList(EventPool(width, stride, config.pool_by) for width, _, stride in pairs)
+        self.widen = nn.ModuleList(
+            nn.Identity() if narrow == wide else nn.Linear(narrow, wide) for narrow, wide, _ in pairs
+        )
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], spec.d_output)
+
+    def init_state(self, batch: int) -> StagedState:
+        like = self.head.weight
+        pools = tuple(pool.init_state(like, batch) for pool in self._pools())
+        return StagedState(
+            self.blocks.init_state(batch), pools, like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: StagedState | None = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, StagedState]:
+        """x (B, T, d_input), or (B, T) tokens → logits (B, d_output) and the state."""
+        before = [None] * len(self.blocks) if state is None else state.layers
+        waiting = [None] * len(self.pools) if state is None else state.pools
+        x = self.encoder(x)
+        layers, pools = [], []
+        for i, (block, layer_state) in enumerate(zip(self.blocks, before, strict=True)):
+            if i and i % self.depth == 0:
+                stage = i // self.depth - 1
+                x, pool, dt, lengths = self.pools[stage](x, waiting[stage], dt, lengths)
+                x = self.widen[stage](x)
+                pools.append(pool)
+            if self.recompute and torch.is_grad_enabled():
+                x, new = checkpoint(block, x, layer_state, dt=dt, lengths=lengths, use_reentrant=False)
+            else:
+                x, new = block(x, layer_state, dt=dt, lengths=lengths)
+            layers.append(new)
+        x = self.norm(x)
+        if lengths is None:
+            lengths = torch.full((len(x),), x.shape[1], device=x.device)
+        valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+        kind = self.head.weight.dtype
+        pooled, steps = torch.where(valid, x, 0).sum(1, dtype=kind), lengths.to(kind)
+        if state is not None:
+            pooled, steps = pooled + state.pooled, steps + state.steps
+        mean = (pooled / steps.clamp_min(1)[:, None]).to(x.dtype)
+        return self.head(mean), StagedState(tuple(layers), tuple(pools), pooled, steps)
+
+    def step(self, x: Tensor, state: StagedState, dt: Tensor | None = None) -> tuple[Tensor, StagedState]:
+        """One event: x (B, d_input) or (B,) tokens, dt (B,) or None."""
+        return self(x[:, None], state, dt=None if dt is None else dt[:, None])
+
+    def _pools(self) -> list[EventPool]:
+        return list(self.pools)  # type: ignore[arg-type]  (only pools are in it)

@@ -1,0 +1,116 @@
+"""Prediction of the next step: a byte, judged in bits, or a signal's sample, judged by squared error."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from lrnnx_app.data import Batch, DataSpec
+from lrnnx_app.tasks._base import Task
+
+EXAMPLES = 3  # test rows kept for pictures
+SHOWN = 400  # steps of a row that are drawn
+
+
+class Predict(Task):
+    """Loss: bits per token (per byte, for text), or the mean squared error of a signal's next sample.
+
+    Metrics: the loss over all steps; for signals beside it that of predicting no change. At the test also
+    the standard error over rows.
+    """
+
+    monitor = "valid/loss"
+    mode = "min"
+
+    @dataclass
+    class Config(Task.Config):
+        pass
+
+    def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
+        super().__init__(config, model_config, spec)
+        self.unit = ("bits_per_byte" if spec.d_output == 256 else "bits_per_token") if spec.tokens else "mse"
+        self.errors, self.steps, self.unchanged = CatMetric(), CatMetric(), CatMetric()
+        self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        errors, _ = self.errors_of(batch)
+        loss = errors.sum() / self._counts(batch).sum()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        errors, output = self._score(batch)
+        for row in range(min(EXAMPLES - len(self.examples), len(batch.x))):
+            end = None if batch.lengths is None else int(batch.lengths[row])
+            part = slice(0, min(SHOWN, end or SHOWN))
+            name = batch.names[row] if batch.names else str(row)
+            y, error, guess = (t[row, part].float().cpu() for t in (batch.y, errors, output))
+            self.examples.append((name, y, error, guess))
+
+    def on_test_epoch_start(self) -> None:
+        self.examples = []
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("valid")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def figures(self) -> Iterator[tuple[str, Any]]:
+        from lrnnx_app import plots
+
+        for index, (name, y, errors, output) in enumerate(self.examples):
+            title = f"prediction_{index}_{name.replace('/', '_')}"
+            if self.spec.tokens:
+                yield title, plots.surprise(y.long(), errors)
+            else:
+                yield title, plots.prediction(y, output)
+
+    def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Bits or squared error of each step (B, T), zero in padding; and the model's output."""
+        output, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
+        output = output.float()
+        if self.spec.tokens:
+            errors = nn.functional.cross_entropy(output.mT, batch.y, reduction="none") / math.log(2)
+        else:
+            errors = (output - batch.y).square().mean(-1)
+        return self._valid(errors, batch), output
+
+    def _valid(self, errors: Tensor, batch: Batch) -> Tensor:
+        if batch.lengths is None:
+            return errors
+        return errors.where(torch.arange(errors.shape[1], device=errors.device) < batch.lengths[:, None], 0)
+
+    def _counts(self, batch: Batch) -> Tensor:
+        """Steps of each row (B,)."""
+        full = torch.full((len(batch.x),), batch.x.shape[1], device=batch.x.device)
+        return full if batch.lengths is None else batch.lengths.to(full)
+
+    def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        errors, output = self.errors_of(batch)
+        self.errors.update(errors.sum(1))
+        self.steps.update(self._counts(batch).float())
+        if not self.spec.tokens:
+            self.unchanged.update(self._valid((batch.x - batch.y).square().mean(-1), batch).sum(1))
+        return errors, output
+
+    def _log_scores(self, split: str) -> None:
+        sums, steps = (torch.as_tensor(m.compute()).reshape(-1) for m in (self.errors, self.steps))
+        loss = sums.sum() / steps.sum()
+        values = {"loss": loss, self.unit: loss}
+        if not self.spec.tokens:
+            values["mse_of_no_change"] = torch.as_tensor(self.unchanged.compute()).sum() / steps.sum()
+        if split == "test" and len(sums) > 1:  # of a ratio of sums, by its rows' residuals
+            residual = (sums - loss * steps).square().sum().sqrt() / steps.sum()
+            values["loss_stderr"] = residual
+        for key, value in values.items():
+            self.log(f"{split}/{key}", value, prog_bar=key == "loss")
+        for metric in (self.errors, self.steps, self.unchanged):
+            metric.reset()
