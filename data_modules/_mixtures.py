@@ -54,6 +54,9 @@ class Mixtures:
     def __init__(self, speech: Clips, noise: Collection, config: Any, train: bool) -> None:
         self.speech, self.noise, self.config, self.train = speech, noise, config, train
         self.augment = Augment(config.augment, config.sample_rate) if train else None
+        whole = np.tile(speech.lengths, config.mixtures)
+        each = round(config.seconds * config.sample_rate)
+        self.lengths = np.full(config.examples_per_epoch, each) if train else whole
 
     def __len__(self) -> int:
         return self.config.examples_per_epoch if self.train else len(self.speech) * self.config.mixtures

@@ -7,7 +7,6 @@ import numpy as np
 
 from data_modules._augment import Augment
 from data_modules._expected import File, Published
-from data_modules._mixtures import Collection
 from data_modules._resampled import Resampled
 from lrnnx_app.audio_io import Clips, find_audio, open_audio
 from lrnnx_app.data import Example
@@ -54,7 +53,7 @@ def pairs(config: Any, split: str) -> "Pairs":
     return Pairs(_at(clean, rate), _at(noisy, rate), config, split == "train")
 
 
-def _at(paths: list[Path], rate: int) -> "Clips | Resampled":
+def _at(paths: list[Path], rate: int) -> Clips | Resampled:
     with open_audio(paths[0]) as file:
         same = file.samplerate == rate
     return Clips(paths, rate) if same else Resampled(paths, rate)
@@ -63,9 +62,11 @@ def _at(paths: list[Path], rate: int) -> "Clips | Resampled":
 class Pairs:
     """Noisy and clean: random parts for training, whole clips otherwise."""
 
-    def __init__(self, clean: Collection, noisy: Collection, config: Any, train: bool) -> None:
+    def __init__(self, clean: Clips | Resampled, noisy: Clips | Resampled, config: Any, train: bool) -> None:
         self.clean, self.noisy, self.config, self.train = clean, noisy, config, train
-        self.paths: list[Path] = clean.paths  # type: ignore[attr-defined]
+        self.paths = clean.paths
+        longest = round(config.seconds * config.sample_rate)
+        self.lengths = np.minimum(clean.lengths, longest) if train else clean.lengths
         self.augment = Augment(config.augment, config.sample_rate)
 
     def __len__(self) -> int:

@@ -80,7 +80,8 @@ class Windows:
         self.ends = np.cumsum(np.maximum(1, sizes - length))  # of the places where a window may begin
         starts = [(i, at) for i, size in enumerate(sizes) for at in range(0, size - 1, length)]
         self.starts = starts if drawn is None else []
-        self.lengths = [min(length, sizes[i] - 1 - at) for i, at in self.starts] or [length] * (drawn or 0)
+        left = [min(length, sizes[i] - 1 - at) for i, at in self.starts]
+        self.lengths = np.array(left if drawn is None else [length] * drawn)
 
     def __len__(self) -> int:
         return len(self.starts) if self.drawn is None else self.drawn

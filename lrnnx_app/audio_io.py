@@ -59,16 +59,21 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
 
 
 class Clips:
-    """A list of audio files, decoded on demand; a small collection is kept in memory."""
+    """A list of audio files, decoded on demand; a small collection is kept in memory.
+
+    Attributes:
+        lengths: samples of each at `rate`, as its header has them.
+    """
 
     def __init__(self, paths: Iterable[Path], rate: int) -> None:
         self.paths = list(paths)
         self.rate = rate
-        total = 0.0
-        for path in self.paths:
+        seconds = np.zeros(len(self.paths))
+        for index, path in enumerate(self.paths):
             with open_audio(path) as file:
-                total += file.frames / file.samplerate
-        self._read = lru_cache(None if total <= KEEP_SECONDS else 64)(read_mono)
+                seconds[index] = file.frames / file.samplerate
+        self.lengths = np.ceil(seconds * rate).astype(np.int64)
+        self._read = lru_cache(None if seconds.sum() <= KEEP_SECONDS else 64)(read_mono)
 
     def __len__(self) -> int:
         return len(self.paths)

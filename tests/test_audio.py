@@ -13,6 +13,7 @@ from data_modules import _resampled
 from data_modules._augment import Augment, AugmentConfig
 from data_modules._speech_commands import NOISE, TWELVE, WORDS
 from data_modules.audio import Audio
+from lrnnx_app import cache
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import DataError, RecipeError
 
@@ -26,7 +27,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def voicebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(_resampled, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "root", lambda: tmp_path / "cache")
     standin.voicebank(tmp_path / "voicebank")
     return tmp_path / "voicebank"
 
@@ -144,7 +145,7 @@ def test_an_interrupted_cache_is_not_taken_for_one(voicebank: Path, monkeypatch:
     monkeypatch.setattr(_resampled, "read_mono", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.source("train")
-    assert not [p for p in (voicebank.parent / "cache").iterdir() if p.is_dir()]
+    assert not [p for p in (voicebank.parent / "cache" / "audio").iterdir() if p.is_dir()]
     monkeypatch.setattr(_resampled, "read_mono", read)
     assert len(module.source("train")) == 4
 
@@ -209,3 +210,18 @@ def test_only_training_is_augmented(commands: Path) -> None:
     for split in SPLITS:
         one, other = (m.source(split).example(0, np.random.default_rng(0)).x for m in (plain, loud))
         assert torch.equal(one, other) == (split != "train")
+
+
+def test_buckets_leave_little_padding_in_clips_of_all_lengths(voicebank: Path) -> None:
+    for part in ("clean", "noisy"):
+        for index in range(40):
+            standin.tone(
+                voicebank / f"{part}_testset_wav" / f"p232_{index:03}.wav", 0.02 * (index % 9 + 1), 48000
+            )
+    waste = {}
+    for bucket in (False, True):
+        config = Audio.Config(root=str(voicebank), layout="pairs", batch_size=4, bucket=bucket)
+        batches = list(Audio(config).loader("test"))
+        filled = sum(int(b.x[..., 0].numel() if b.lengths is None else b.lengths.sum()) for b in batches)
+        waste[bucket] = 1 - filled / sum(b.x[..., 0].numel() for b in batches)
+    assert waste[True] < 0.15 < waste[False]

@@ -19,7 +19,7 @@ PUBLIC = ("lru", "s4", "s4d", "s5", "event_ssm", "s6", "stream", "rglru", "s7", 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_modules._resampled._cache", lambda: tmp_path)
+    monkeypatch.setattr("lrnnx_app.cache.root", lambda: tmp_path)
 
 
 @pytest.fixture(scope="session")
