@@ -43,7 +43,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         at = start + size * number
         if at > len(content):
             raise DataError(
-                f"{path}: byte {start}: ends within a packet of {number} events, {at - len(content)} bytes short"
+                f"{path}: byte {start}: ends within a packet of {number} events, "
+                f"{at - len(content)} bytes short"
             )
         if packet["type"] != POLARITY:
             continue

@@ -1,4 +1,4 @@
-"""DVS128 Gesture (Amir et al. 2017): recordings of several gestures each, in AEDAT 3.1, with their spans in a csv.
+"""DVS128 Gesture (Amir et al. 2017): recordings of several gestures, in AEDAT 3.1, their spans in a csv.
 
 trials_to_train.txt and trials_to_test.txt list the recordings; userNN_light.aedat goes with
 userNN_light_labels.csv of the columns class (1 to 11), startTime_usec and endTime_usec.

@@ -38,8 +38,8 @@ def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
     speakers = np.asarray(file["extra/speaker"]) if "extra/speaker" in file else np.zeros(len(labels), int)
     if len({len(times), len(units), len(labels), len(speakers)}) > 1:
         raise DataError(
-            f"{path}: {len(times)} times, {len(units)} units, {len(labels)} labels, {len(speakers)} speakers; "
-            "expected as many of each"
+            f"{path}: {len(times)} times, {len(units)} units, {len(labels)} labels, "
+            f"{len(speakers)} speakers; expected as many of each"
         )
     for i in range(len(labels)):
         t, unit = np.asarray(times[i], np.float64) * 1e6, np.asarray(units[i]).astype(np.int64)

@@ -48,8 +48,8 @@ NMNIST = Published(
     "N-MNIST",
     "garrickorchard.com/datasets/n-mnist, Train.zip and Test.zip",
     (
-        File("Train/0 … Train/9", remark="60,000 .bin files"),
-        File("Test/0 … Test/9", remark="10,000 .bin files"),
+        File("Train/0 … Train/9", remark="60,000 files"),
+        File("Test/0 … Test/9", remark="10,000 files"),
     ),
 )
 SUFFIXES = (".bin", ".csv", ".npz", ".aedat")
@@ -128,7 +128,7 @@ def folder_classes(root: Path) -> tuple[str, ...]:
 
 
 def _folders(root: Path, split: str, sensor: Sensor, classes: tuple[str, ...]) -> tuple[Store, np.ndarray]:
-    """Folders of classes, or train, valid and test with such folders; users named userNN_… are not torn apart."""
+    """Folders of classes, or train, valid and test with such folders; users (userNN_…) are not torn apart."""
     if not (root / "train").is_dir():
         return _files([root / name for name in classes], f"events of {root}", sensor, split, TENTHS)
     part = split if split != "valid" or (root / "valid").is_dir() else "train"
@@ -195,7 +195,7 @@ def read(path: Path, sensor: Sensor) -> Recording:
 
 
 def _held_out(store: Store, split: str) -> np.ndarray:
-    """The rows of "train" or "valid": the last of the sorted groups are for validation; all rows of "test"."""
+    """The rows of "train" or "valid", which gets the last of the sorted groups; all rows of "test"."""
     if split == "test":
         return np.arange(len(store))
     groups = sorted(set(store.groups), key=lambda name: (len(name), name))

@@ -45,9 +45,9 @@ def read_npz(path: Path, sensor: Sensor) -> Recording:
         DataError: not an npz, or an array is missing.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in COLUMNS if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise DataError(f"{path}: not readable as npz; expected arrays t (µs), x, y and p") from error
     _check_columns(path, list(columns), sensor)
     for name, column in columns.items():

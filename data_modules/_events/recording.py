@@ -20,7 +20,7 @@ class Sensor(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """t (n,) in µs, not decreasing; token (n,) = p·W·H + y·W + x; class; name; `group`, which no split tears."""
+    """t (n,) in µs, not decreasing; token (n,) = p·W·H + y·W + x; `group`, which no split tears apart."""
 
     t: np.ndarray
     token: np.ndarray

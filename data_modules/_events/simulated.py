@@ -1,4 +1,4 @@
-"""Embedded events, all of them simulated: a line sensor that a digit moves past, and a cochlea that hears prompts."""
+"""Embedded events, all simulated: a line sensor that a digit moves past, and a cochlea that hears prompts."""
 
 import csv
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SACCADE_MS = (40.0, 80.0)
 
 RATE, BANDS, HOP, WINDOW = 8000, 32, 32, 256
 EAR = Sensor(BANDS, 1, 1)
-SECONDS, LOWEST, HIGHEST = 1.0, 100.0, 3800.0
+SECONDS, STRIDE, LOWEST, HIGHEST = 1.0, 0.5, 100.0, 3800.0  # of an excerpt, to the next; Hz of the bands
 VOICES = ("en", "it", "ru")
 GAIN, LEAK, FIRE = 0.1, 0.8, 1.0  # of the drive; of a neuron's charge per hop; charge of a spike
 TIRE, RECOVER = 0.5, 0.97  # what a spike adds to the charge that the next one needs; what stays of it per hop
@@ -70,15 +70,15 @@ def digits(split: str) -> Iterator[Recording]:
 
 
 def spikes(split: str) -> Iterator[Recording]:
-    """Seconds of the prompts of three speakers, as spoken and backwards (a class each), heard by leaky neurons
-    on bands of equal width in log frequency, which tire as they fire."""
+    """Seconds of the prompts of three speakers, as spoken and backwards (a class each), heard by leaky
+    neurons on bands of equal width in log frequency, which tire as they fire."""
     with (PROMPTS / "index.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     parts, facts = [], []
     for row in rows:
         wave = read_mono(PROMPTS / row["file"], RATE)
         size = round(SECONDS * RATE)
-        for begin in range(0, max(1, len(wave) - size + 1), size // 2):
+        for begin in range(0, max(1, len(wave) - size + 1), round(STRIDE * RATE)):
             part = torch.nn.functional.pad(wave[begin : begin + size], (0, max(0, size - len(wave))))
             for backwards in (False, True):
                 parts.append(part.flip(0) if backwards else part)
