@@ -13,17 +13,19 @@ from lrnnx_app.errors import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
-def classes_of(root: Path) -> tuple[str, ...]:
+def classes_of(folder: str) -> tuple[str, ...]:
     """The names of the class folders, sorted; of root/train where there is one.
 
     Raises:
         DataError: there are not at least two.
     """
+    root = Path(folder)
     base = root / "train" if (root / "train").is_dir() else root
-    found = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+    given = folder and base.is_dir()
+    found = sorted(path.name for path in base.iterdir() if path.is_dir()) if given else []
     if len(found) < 2:
         raise DataError(
-            f"{base if str(root) != '.' else 'data.root'}: expected one folder for each class, at least two, "
+            f"{base if folder else 'data.root'}: expected one folder for each class, at least two, "
             "with that class's files in it (or train, valid and test folders of such)"
         )
     return tuple(found)

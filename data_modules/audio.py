@@ -28,10 +28,10 @@ class Audio(DataModule):
     """Waveforms (T, 1) at `sample_rate`, from files of any rate, mixed down to mono. By `layout`:
 
     mixtures         noisy and clean speech. Embedded: prompts of three speakers; two music tracks for
-                     training, a third one's halves for validation and test. With `root` and `noise_root`: every
-                     audio file below them; each belongs to one split by a hash of its path. Babble is made of
-                     other clips of the same split. Validation and test mix each clip `mixtures` times, the same way
-                     in every run.
+                     training, a third one's halves for validation and test. With `root` and
+                     `noise_root`: every audio file below them; each belongs to one split by a hash of its
+                     path. Babble is made of other clips of the same split. Validation and test mix each
+                     clip `mixtures` times, the same way in every run.
     pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache;
                      two speakers for validation.
     speech_commands  Speech Commands v2 by its own lists; 35 words, or 10 with "unknown" and "silence".
@@ -82,7 +82,7 @@ class Audio(DataModule):
         elif c.layout == "voices":
             classes = tuple(sorted({speaker for _, speaker in prompts()}))
         else:
-            classes = classes_of(Path(c.root))
+            classes = classes_of(c.root)
         return DataSpec(d_input=1, d_output=len(classes), classes=classes, sample_rate=c.sample_rate)
 
     def source(self, split: str) -> Source:

@@ -96,7 +96,7 @@ class ImageSequence(DataModule):
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Only the classes of a user's folders need the data."""
         known = SETS.get(self.config.images)
-        classes = known.classes if known else classes_of(Path(self.config.root))
+        classes = known.classes if known else classes_of(self.config.root)
         features = self.reading.pixels * (3 if self.config.colour else 1)
         return DataSpec(d_input=features, d_output=len(classes), classes=classes)
 
@@ -112,13 +112,12 @@ class ImageSequence(DataModule):
                 self.reading,
                 *changes,
             )
-        if not c.root:
-            classes_of(root)
+        classes = classes_of(c.root)
         if c.images == "video":
             clips = videos(root, split)
         else:
             clips = [[path] for path in by_class(root, split, SUFFIXES)]
-        labels = [self.spec.classes.index(class_of(clip[0], root)) for clip in clips]
+        labels = [classes.index(class_of(clip[0], root)) for clip in clips]
         return Pictures(clips, labels, c, self.reading, *changes)
 
     def read(self, path: Path) -> Example:

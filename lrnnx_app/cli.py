@@ -74,6 +74,8 @@ def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
     for key, value in summary["metrics"].items():
         if key.startswith("test/"):
             table.add_row(key, f"{value:.4g}")
+    for key, reason in summary.get("not_computed", {}).items():
+        table.add_row(f"test/{key}", f"not computed: {reason}")
     table.add_row("parameters", f"{summary['parameters']:,}")
     table.add_row(
         "training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"
@@ -115,10 +117,11 @@ def _next_command(config: Any, folder: Path) -> str:
 @app.command()
 def evaluate(
     run: RunArgument,
+    overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Metrics of a run's best checkpoint."""
+    """Metrics of a run's best checkpoint, on other data or at another rate if overrides say so."""
     from lrnnx_app import training
     from lrnnx_app.data import SPLITS
     from lrnnx_app.errors import nearest
@@ -126,7 +129,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise UserError(f"--split: unknown split '{split}'; {nearest(split, SPLITS)}")
-    metrics = training.evaluate(Run(run), split)
+    metrics = training.evaluate(Run(run, overrides or ()), split)
     if as_json:
         return print(json.dumps(metrics))
     table = Table(split, "value")
@@ -155,8 +158,8 @@ def compare(
 def infer(
     run: RunArgument,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT…", help="Files, folders, or - for raw PCM on stdin.")
-    ],
+        list[Path] | None, typer.Argument(metavar="INPUT…", help="Files, folders, or - for PCM on stdin.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Result file, folder, or - for raw PCM on stdout.")
     ] = None,
@@ -174,10 +177,27 @@ def infer(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the first minute.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text, or @FILE, that a model of text continues.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Bytes to add to the prompt.")] = 400,
+    temperature: Annotated[float, typer.Option(help="Of the draws; 0 for the likeliest byte.")] = 0.8,
+    top: Annotated[int, typer.Option(help="Draw from so many likeliest bytes; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
-    """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost."""
+    """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
+    continue a text."""
     from lrnnx_app import infer as inference
+    from lrnnx_app import sample
+    from lrnnx_app.run import Run
 
+    if prompt is not None:
+        how = sample.Sampling(length, temperature, top, seed)
+        return sample.say(Run(run), sample.prompt_bytes(prompt), how)
+    if not inputs:
+        raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
+    if Run(run).recipe.task.name == "predict":
+        return sample.judge(Run(run), inputs, as_json)
     options = inference.Options(
         output,
         chunk_ms,

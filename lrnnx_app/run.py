@@ -1,6 +1,7 @@
 """A run folder: recipe.yaml, checkpoints, events, metrics.csv, plots, summary.json."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ def build_data(recipe: recipes.Recipe) -> DataModule:
 class Run:
     """An existing run folder.
 
+    Args:
+        overrides: `key.sub=value` each, stronger than the run's recipe.
+
     Raises:
         RunError: the folder is missing or holds no recipe that fits this version.
+        RecipeError: an override does not fit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         if not path.is_dir():
             raise RunError(f"{path}: no such run folder; `lrnnx train RECIPE` makes one")
         if not (path / RECIPE).is_file():
@@ -39,7 +44,7 @@ class Run:
         self.path = path
         content = OmegaConf.create(recipes.read_yaml(path / RECIPE))
         name = content.get("name")
-        self.config = recipes.resolve(content, OmegaConf.create(), str(path / RECIPE), str(name))
+        self.config = recipes.resolve(content, recipes.dotlist(overrides), str(path / RECIPE), str(name))
         self.recipe = recipes.typed(self.config)
 
     @property

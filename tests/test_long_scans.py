@@ -22,6 +22,7 @@ REAL, COMPLEX = {torch.float32: (2e-6, 1e-5)}, {torch.float32: (1e-5, 1e-4)}
 OTHERS = {torch.float64: (1e-11, 1e-11), torch.float16: (3e-3, 3e-3), torch.bfloat16: (2e-2, 2e-2)}
 KINDS = tuple(rule for rule in RULES if rule != "asynchronous")
 BATCH, CHANNELS = 2, 24
+LARGEST, SLOWEST = 0.9995, 0.01  # memories up to 2,000 steps: float32's own rounding of a costs memory · 6e-8
 
 
 def tolerance(planes, dtype):
@@ -67,7 +68,7 @@ def test_linear_scan(planes, constant, reverse, time):
     for dtype in (torch.float32, *OTHERS):
         shape = (1, 1) if constant else (BATCH, time)
         v, h0, drawn = draw(time, planes, dtype, a=(*shape, planes, CHANNELS))
-        a = (drawn["a"] * (1 if planes == 1 else 0.7)).to(dtype)
+        a = (drawn["a"] * (LARGEST if planes == 1 else 0.7)).to(dtype)
         agree(
             lambda b, a, h: linear_scan(a, b, h, reverse=reverse),
             lambda b, a, h: blocked(a, b, h, reverse=reverse),
@@ -89,7 +90,9 @@ def test_discretized_scan(planes, rule, reverse, time):
 
     for dtype in (torch.float32, *OTHERS):
         v, h0, drawn = draw(time, planes, dtype, z=(2, CHANNELS), dt=(BATCH, time))
-        z = (drawn["z"] * torch.tensor([[-0.5], [20.0]], device="cuda"))[:planes].to(h0.dtype)
+        z = drawn["z"] * torch.tensor([[-0.5], [20.0]], device="cuda")
+        z[0] -= SLOWEST
+        z = z[:planes].to(h0.dtype)
         agree(
             lambda v, z, dt, h: discretized_scan(z, dt, v, h, rule=rule, reverse=reverse),
             definition,

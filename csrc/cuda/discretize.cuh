@@ -106,7 +106,8 @@ struct Ruled {
   DEVICE static X unit() { return real_number<S, PL, V>(1); }
   DEVICE X lower(S dt) const { return invert(mad(S(-0.5) * dt, z, unit())); }  // 1 / (1 - w / 2)
   DEVICE X at(const In& in) const {
-    return rule == kBilinear ? mul(lower(in.dt), mad(S(0.5) * in.dt, z, unit())) : exponential.at(in.dt);
+    // 1 + w / (1 - w / 2), near 1 rounded once
+    return rule == kBilinear ? mad(scale(in.dt, z), lower(in.dt), unit()) : exponential.at(in.dt);
   }
   DEVICE Gain gain(const In& in, const X& a) const {
     const S dt = in.dt;

@@ -11,7 +11,7 @@ FLUSH_BYTES = 2 << 30  # beyond any cache; and keeps a GPU busy for 0.7 ms, whil
 
 def median_ms(run: Callable[[], object], device: str, repeats: int = 15) -> float:
     """Median time of run() in ms. On a GPU the cache is flushed before each run and host time kept out."""
-    clock = _cuda_ms if device == "cuda" else _host_ms
+    clock = _cuda_ms if device == "cuda" else once_ms
     for _ in range(2):
         run()
     return statistics.median(clock(run) for _ in range(repeats))
@@ -35,7 +35,8 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _host_ms(run: Callable[[], object]) -> float:
+def once_ms(run: Callable[[], object]) -> float:
+    """Time of one run() on a CPU in ms."""
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) * 1e3

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.bench import _timing
-from lrnnx_app.ops import _blocked, _extension, rglru_scan, short_conv  # noqa: F401 (define operators)
+from lrnnx_app.ops import _blocked, _extension, rglru_scan, selective_scan, short_conv  # noqa: F401 (define operators)
 from lrnnx_app.ops.discretized_scan import CODES
 from lrnnx_app.ops.linear_scan import linear_scan, reference
+from lrnnx_app.ops.step import CODES as CODES_OF_STEPS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,6 +66,18 @@ class Conv:
     dtype: str = "fp32"
 
 
+@dataclass(frozen=True)
+class Selective:
+    """A selective scan with 16 states a channel."""
+
+    batch: int
+    time: int
+    channels: int
+    rule: str = "euler"
+    planes: int = 1
+    dtype: str = "fp32"
+
+
 RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
 CASES = {
@@ -75,7 +88,7 @@ CASES = {
         Case(1, 65536, 64),
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
         *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
-        *(kind(8, 2048, 2048, dtype) for kind in (Gates, Conv) for dtype in DTYPES),
+        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv, Selective) for dtype in DTYPES),
     ],
     "cpu": [
         *(
@@ -87,6 +100,9 @@ CASES = {
         *(Discretization(4, 16000, 128, rule) for rule in RULES),
         Gates(4, 16000, 128),
         Conv(4, 16000, 128),
+        Selective(2, 4096, 256),
+        Selective(2, 4096, 256, "zoh"),
+        Selective(2, 4096, 256, "euler", 2),
     ],
 }
 
@@ -99,7 +115,7 @@ def rows(device: str, cases: list[Any] | None = None) -> list[dict[str, Any]]:
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
-    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates, Conv: _conv}
+    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates, Conv: _conv, Selective: _selective}
     return [
         kinds[type(case)](case, device, _timing.copy_bandwidth(device) if device == "cpu" else bandwidth)
         for case in cases or CASES[device]
@@ -164,6 +180,30 @@ def _conv(case: Conv, device: str, bandwidth: float) -> dict[str, Any]:
         device,
         bandwidth,
     )
+
+
+def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]:
+    shape, number = (case.batch, case.time, case.channels), (16,) if case.planes == 1 else (2, 16)
+    u, delta = torch.randn(2, *shape, device=device).to(DTYPES[case.dtype])
+    A = torch.randn(case.channels, *number, device=device)
+    (A if case.planes == 1 else A[:, 0]).abs_().neg_()
+    B, C = torch.randn(2, *shape[:2], 1, *number, device=device).to(u.dtype)
+    bias = torch.full((case.channels,), -4.0, device=device)  # steps of about 0.02
+    args = (u, delta, A, B, C, bias, None, bias, None, None, None, None, True, CODES_OF_STEPS[case.rule])
+    y, last = torch.ops.lrnnx.selective_scan(*args)
+    back = (torch.randn_like(y), torch.zeros_like(last), *args)
+    sizes = (3 * u.nbytes + 2 * B.nbytes, 5 * u.nbytes + 4 * B.nbytes)
+    name = f"selective_scan {('real', 'complex')[case.planes - 1]} {case.rule}"
+    row = _row(case, name, "selective_scan", args, back, sizes, device, bandwidth)
+    if device == "cpu":
+        times = {"torch": lambda: selective_scan.blocked(*args), "steps": lambda: _by_steps(case.rule, *args)}
+        for words, run in times.items():
+            row[f"{words} × forward"] = min(_timing.once_ms(run) for _ in range(2)) / row["forward ms"]
+    return row
+
+
+def _by_steps(rule: str, u, delta, A, B, C, D, z, bias, *_: Any) -> object:
+    return selective_scan.reference(u, delta, A, B, C, D, z=z, bias=bias, softplus=True, rule=rule)
 
 
 def _row(

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lrnnx_app.errors import StreamError
+from lrnnx_app.layers._bank import BankLayer
 from lrnnx_app.layers._base import Layer, frozen
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import _named
@@ -58,9 +59,9 @@ class Chunk(nn.Module):
         ]
         self.fresh = leaves
         self.model = frozen(model)
-        for module in self.model.modules():
+        for module in self.model.modules():  # the choice depends on the batch, which is free
             if isinstance(module, Layer) and getattr(module, "path", "") == "auto":
-                module.path = "fft"  # type: ignore[assignment]  (the choice depends on the batch, which is free)
+                module.path = "chunk" if isinstance(module, BankLayer) else "fft"  # type: ignore[assignment]
         with torch.no_grad():
             self(*self.example(2))  # what follows from parameters alone becomes constants of the program
         for module in self.model.modules():

@@ -128,7 +128,8 @@ class RGLRU(Layer):
         )
         if not self.config.unit_start:
             return u, conv, None
-        first = F.pad((state.fresh > 0.5)[:, None], (0, x.shape[1] - 1))
+        first = (state.fresh > 0.5)[:, None]
+        first = first if x.shape[1] == 1 else F.pad(first, (0, x.shape[1] - 1))
         return u, conv, first if reset is None else first | reset
 
     def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
@@ -137,12 +138,16 @@ class RGLRU(Layer):
 
     def gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
-        recurrent = self._gate(u, self.recurrent_gate_weight, self.recurrent_gate_bias)
-        return recurrent, self._gate(u, self.input_gate_weight, self.input_gate_bias)
+        weight, bias = self.constant("gates", self._gate_weights)
+        blocks = u.flatten(0, 1).unflatten(-1, (weight.shape[0], -1)).transpose(0, 1)
+        both = torch.baddbmm(bias[:, None], blocks, weight).unflatten(-1, (2, -1))
+        recurrent, other = both.permute(2, 1, 0, 3).reshape(2, *u.shape).unbind()
+        return recurrent, other
 
-    def _gate(self, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        blocks = u.flatten(0, 1).unflatten(-1, weight.shape[:2]).transpose(0, 1)
-        return torch.baddbmm(bias[:, None], blocks, weight).transpose(0, 1).reshape(u.shape)
+    def _gate_weights(self) -> tuple[Tensor, Tensor]:
+        """Both gates side by side, for one matmul that reads its input once: (heads, w, 2w), (heads, 2w)."""
+        weights = (self.recurrent_gate_weight, self.input_gate_weight)
+        return torch.cat(weights, -1), torch.cat((self.recurrent_gate_bias, self.input_gate_bias), -1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.input_gate_weight.shape[0]}, start={self.config.start}"

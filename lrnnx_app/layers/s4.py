@@ -152,9 +152,14 @@ class S4(Layer):
 
     def _kernel(self, dense: _nplr.Dense, C: Tensor, time: int) -> Tensor:
         """The convolution's kernel (H, time)."""
-        fits = time <= self.config.l_max
-        length = self.config.l_max if fits else time
-        C_tilde = self.C.movedim(0, -2) if fits else dense.truncated(C, length)
+        length = max(time, self.config.l_max)
+        if length == self.config.l_max:
+            C_tilde = self.C.movedim(0, -2)
+        elif self.config.l_max:
+            wide, recovered = self._recover()
+            C_tilde = wide.truncated(recovered, length).to(C.dtype)
+        else:
+            C_tilde = dense.truncated(C, length)
         return _nplr.kernel(self.system(), C_tilde, length)[:, :time]
 
     def _blocks(
@@ -170,22 +175,18 @@ class S4(Layer):
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
         if not self.config.l_max:
             return self.C.movedim(0, -2)
-        if torch.is_grad_enabled():
-            return self._recover()
-        if torch.compiler.is_compiling():
-            return self._recover() if self._recovered is None else self._recovered[1]
-        parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
-        version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
-        if self._recovered is None or self._recovered[0] != version:
-            self._recovered = version, self._recover()
-        return self._recovered[1]
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
+            version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
+            if self._recovered is None or self._recovered[0] != version:
+                self._recovered = version, self._recover()[1].to(self.C.dtype)
+            return self._recovered[1]
+        return self._recover()[1].to(self.C.dtype)
 
-    def _recover(self) -> Tensor:
-        """In float64 all through: slow modes bring 1 − Ā^L near singular."""
-        C = _nplr.Dense(self.system(torch.float64)).untruncated(
-            self.C.movedim(0, -2).double(), self.config.l_max
-        )
-        return C.to(self.C.dtype)
+    def _recover(self) -> tuple[_nplr.Dense, Tensor]:
+        """Ā and C in float64: slow modes bring 1 − Ā^L near singular."""
+        wide = _nplr.Dense(self.system(torch.float64))
+        return wide, wide.untruncated(self.C.movedim(0, -2).double(), self.config.l_max)
 
     def extra_repr(self) -> str:
         chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path

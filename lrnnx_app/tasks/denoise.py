@@ -1,4 +1,7 @@
-"""Denoising: clean samples from noisy ones, judged by the scale-invariant signal-to-noise ratio."""
+"""Denoising: clean samples from noisy ones, judged by the scale-invariant signal-to-noise ratio.
+
+PESQ and STOI, which stand for what listeners say, come with an extra: pip install 'lrnnx-app[audio-metrics]'.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_noise_ratio as 
 
 from lrnnx_app.data import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.tasks._perceptual import Perceptual
 
 EXAMPLES = 3  # test clips kept for pictures and sounds
 FFT = 512
@@ -21,7 +25,8 @@ class Denoise(Task):
     """Loss: −SI-SNR in dB plus `spectral` times the distance of compressed magnitudes.
 
     Metrics: SI-SNR of the noisy input and of the output and the improvement, dB, mean over clips;
-    at the test also the standard error of the improvement.
+    at the test also the standard error of the improvement, and PESQ and STOI of input and output where their
+    packages are there and the rate is one that they are made for.
     """
 
     monitor = "valid/si_snr_improvement"
@@ -37,6 +42,7 @@ class Denoise(Task):
         super().__init__(config, model_config, spec)
         self.noisy, self.denoised = CatMetric(), CatMetric()
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        self.heard = Perceptual(spec.sample_rate)
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -55,17 +61,25 @@ class Denoise(Task):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         for row in self._score(batch):
+            self.heard.update(*row[1:])
             if len(self.examples) < EXAMPLES:
                 self.examples.append(row)
 
     def on_test_epoch_start(self) -> None:
         self.examples.clear()
+        self.heard.reset()
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("valid")
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
+        for key, value in self.heard.compute().items():
+            self.log(f"test/{key}", value)
+        self.heard.reset()
+
+    def details(self) -> dict[str, Any]:
+        return {"not_computed": self.heard.absent} if self.heard.absent else {}
 
     def figures(self) -> Iterator[tuple[str, Any]]:
         from lrnnx_app.plots import spectrograms

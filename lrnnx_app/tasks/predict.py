@@ -37,7 +37,7 @@ class Predict(Task):
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        errors, _ = self._errors(batch)
+        errors, _ = self.errors_of(batch)
         loss = errors.sum() / self._counts(batch).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         return loss
@@ -73,7 +73,7 @@ class Predict(Task):
             else:
                 yield title, plots.prediction(y, output)
 
-    def _errors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Bits or squared error of each step (B, T), zero in padding; and the model's output."""
         output, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
         output = output.float()
@@ -94,7 +94,7 @@ class Predict(Task):
         return full if batch.lengths is None else batch.lengths.to(full)
 
     def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        errors, output = self._errors(batch)
+        errors, output = self.errors_of(batch)
         self.errors.update(errors.sum(1))
         self.steps.update(self._counts(batch).float())
         if not self.spec.tokens:

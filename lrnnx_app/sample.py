@@ -1,0 +1,117 @@
+"""A run that predicts the next step, on a user's files; and text that it continues."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.data import Batch
+from lrnnx_app.errors import DataError, RunError, UserError
+from lrnnx_app.run import Run, build_data
+from lrnnx_app.tasks.predict import Predict
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to continue.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest byte each time.
+        top: only so many of the likeliest bytes are drawn from, 0 for all.
+    """
+
+    length: int = 400  # bytes
+    temperature: float = 0.8
+    top: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.temperature < 0 or self.top < 0:
+            raise UserError("--length, --temperature, --top: expected at least 1, 0 and 0")
+
+
+def continued(run: Run, prompt: bytes, how: Sampling) -> Iterator[int]:
+    """The bytes that follow a prompt, one at a time, by the model's recurrent step.
+
+    Raises:
+        RunError: the run does not predict tokens.
+        UserError: the prompt is empty.
+    """
+    task = run.task()
+    if run.recipe.task.name != "predict" or not task.spec.tokens:
+        raise RunError(
+            f"{run.path}: is no model of text; --prompt continues runs of the task predict on text"
+        )
+    if not prompt:
+        raise UserError("--prompt: expected at least one byte to continue")
+    return _bytes(task.model, prompt, how)
+
+
+@torch.inference_mode()
+def _bytes(model, prompt: bytes, how: Sampling) -> Iterator[int]:
+    generator = torch.Generator().manual_seed(how.seed)
+    logits, state = model(torch.tensor([list(prompt)]))
+    logits = logits[:, -1]
+    for _ in range(how.length):
+        token = _drawn(logits[0].float(), how, generator)
+        yield int(token)
+        logits, state = model.step(token[None], state)
+
+
+def _drawn(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
+    if how.temperature == 0:
+        return logits.argmax()
+    if how.top:
+        least = logits.topk(min(how.top, len(logits))).values[-1]
+        logits = logits.where(logits >= least, -torch.inf)
+    shares = (logits / how.temperature).softmax(-1)
+    return torch.multinomial(shares, 1, generator=generator)[0]
+
+
+@torch.inference_mode()
+def judge(run: Run, inputs: Sequence[Path], as_json: bool) -> None:
+    """Print for each file how well the run predicts it: bits per byte of text, squared error of a signal.
+
+    Raises:
+        DataError: a file is not what the run's data module reads.
+    """
+    task, data = run.task(), build_data(run.recipe)
+    assert isinstance(task, Predict)
+    for path in inputs:
+        x, y, dt, _ = data.read(path)
+        if not task.spec.tokens:
+            x, y = x[:-1], x[1:]
+        batch = Batch(x[None], y[None], dt=None if dt is None else dt[None])
+        found = {"file": str(path), "steps": len(x), task.unit: float(task.errors_of(batch)[0].mean())}
+        print(
+            json.dumps(found) if as_json else f"{path}: {len(x):,} steps, {found[task.unit]:.4g} {task.unit}"
+        )
+
+
+def prompt_bytes(prompt: str) -> bytes:
+    """The prompt's bytes, those of a file if it is @FILE.
+
+    Raises:
+        DataError: the file is not readable.
+    """
+    if not prompt.startswith("@"):
+        return prompt.encode()
+    try:
+        return Path(prompt[1:]).read_bytes()
+    except OSError as error:
+        raise DataError(f"{prompt[1:]}: not readable ({error.strerror}); expected a text file") from error
+
+
+def say(run: Run, prompt: bytes, how: Sampling) -> None:
+    """Write the prompt and what follows it to standard output, byte by byte as it comes."""
+    out = sys.stdout.buffer
+    out.write(prompt)
+    for token in continued(run, prompt, how):
+        out.write(bytes((token,)))
+        out.flush()
+    out.write(b"\n")
+    out.flush()

@@ -1,0 +1,183 @@
+"""Text: documents that stay in one split, windows that cover each byte once; bits, and sampling."""
+
+import math
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_modules.text import Text
+from lrnnx_app import recipe as recipes
+from lrnnx_app import sample, training
+from lrnnx_app.cli import app
+from lrnnx_app.data import SPLITS, Batch
+from lrnnx_app.errors import DataError, RunError, UserError
+from lrnnx_app.run import Run, build_data, build_task
+
+
+def folder_of(root: Path, count: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = root / f"part{index % 3}" / f"{index}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rng.integers(0, 256, 30 + index, np.uint8).tobytes())
+    (root / "picture.png").write_bytes(b"no text")
+    return root
+
+
+def test_embedded_documents_share_no_split() -> None:
+    sources = [Text(Text.Config()).source(split) for split in SPLITS]
+    names = [set(source.names) for source in sources]  # type: ignore[attr-defined]
+    assert sum(map(len, names)) > 70
+    for one, other in combinations(names, 2):
+        assert not one & other
+
+
+def test_evaluation_predicts_every_byte_but_the_first_of_each_document_once(tmp_path: Path) -> None:
+    module = Text(Text.Config(root=str(folder_of(tmp_path)), length=16))
+    for split in ("valid", "test"):
+        source = module.source(split)
+        found: dict[str, list[int]] = {}
+        for index in range(len(source)):
+            x, y, _, name = source.example(index, np.random.default_rng(0))
+            assert torch.equal(x[1:], y[:-1])
+            assert len(x) == source.lengths[index]  # type: ignore[attr-defined]
+            found.setdefault(name, []).extend(y.tolist())
+        assert found
+        for name, tokens in found.items():
+            assert bytes(tokens) == (tmp_path / name).read_bytes()[1:]
+
+
+def test_training_draws_every_place_alike(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(range(100)))
+    source = Text(Text.Config(root=str(tmp_path / "a.txt"), length=10)).source("train")
+    starts = [int(source.example(0, np.random.default_rng(i)).x[0]) for i in range(700)]
+    assert set(starts) == set(range(70))  # of the first eight tenths, 80 bytes, each window 11
+
+
+def test_one_file_is_split_by_place(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(range(100)))
+    module = Text(Text.Config(root=str(tmp_path / "a.txt"), length=4))
+    for split, first, end in (("valid", 80, 90), ("test", 90, 100)):
+        seen = {
+            int(t)
+            for i in range(len(module.source(split)))
+            for t in module.source(split).example(i, np.random.default_rng(0)).y
+        }
+        assert seen == set(range(first + 1, end))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no", "no such file or folder"), ("", "no file that ends in"), ("e.txt", "no document")],
+)
+def test_text_that_is_none_is_named(tmp_path: Path, name: str, words: str) -> None:
+    if name == "e.txt":
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=words) as caught:
+        Text(Text.Config(root=str(tmp_path / name))).source("train")
+    assert str(tmp_path / name) in str(caught.value)
+
+
+SMALL = [
+    "model.d_model=8",
+    "model.depth=1",
+    "data.length=16",
+    "data.batch_size=4",
+    "data.examples_per_epoch=8",
+]
+
+
+def test_loss_is_bits_per_byte_without_padding() -> None:
+    recipe = recipes.typed(recipes.load("text_rglru_mini", SMALL))
+    task = build_task(recipe, build_data(recipe).spec).eval()
+    x, y = torch.randint(256, (2, 9)), torch.randint(256, (2, 9))
+    lengths = torch.tensor([9, 4])
+    with torch.no_grad():
+        bits, output = task.errors_of(Batch(x, y, lengths))
+        again, _ = task.errors_of(Batch(x[1:, :4], y[1:, :4]))
+    assert bits[1, 4:].eq(0).all()
+    expected = -output.log_softmax(-1)[1, 2, y[1, 2]] / math.log(2)
+    assert abs(float(bits[1, 2] - expected)) < 1e-5
+    assert torch.allclose(bits[1, :4], again[0], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("text")
+    (root / "a.txt").write_text("abcdefgh" * 60)
+    settings = [*SMALL, f"data.root={root / 'a.txt'}", "data.examples_per_epoch=160", "model.d_model=16"]
+    config = recipes.load(
+        "text_rglru_mini", [*settings, "trainer.max_epochs=5", "task.lr=0.02", "trainer.accelerator=cpu"]
+    )
+    folder, summary = training.train(config, root / "run")
+    assert summary["metrics"]["test/bits_per_byte"] < 1
+    assert summary["metrics"]["test/loss_stderr"] > 0
+    assert list((folder / "plots").glob("prediction_*.png"))
+    return folder
+
+
+def test_a_trained_run_goes_on_as_its_text_does(run: Path) -> None:
+    how = sample.Sampling(length=12, temperature=0)
+    assert bytes(sample.continued(Run(run), b"abcdefghabc", how)) == b"defghabcdefg"
+    warm = sample.Sampling(length=30, temperature=2.0, seed=1)
+    one, again = (bytes(sample.continued(Run(run), b"a", warm)) for _ in range(2))
+    assert one == again
+    other = sample.Sampling(length=30, temperature=2.0, seed=2)
+    assert bytes(sample.continued(Run(run), b"a", other)) != one
+    top = sample.Sampling(length=12, temperature=5.0, top=1)
+    assert bytes(sample.continued(Run(run), b"abcdefghabc", top)) == b"defghabcdefg"
+
+
+def test_infer_prints_the_continuation_and_the_bits_of_a_file(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "p.txt").write_text("abcdefghabcd")
+    app(
+        ["infer", str(run), "--prompt", f"@{tmp_path / 'p.txt'}", "--length", "4", "--temperature", "0"],
+        standalone_mode=False,
+    )
+    assert capfd.readouterr().out == "abcdefghabcdefgh\n"
+    app(["infer", str(run), str(tmp_path / "p.txt")], standalone_mode=False)
+    assert "11 steps" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", ""], "at least one byte"),
+        (["--prompt", "@nowhere"], "nowhere"),
+        ([], "INPUT"),
+        (["--prompt", "a", "--length", "0"], "--length"),
+    ],
+)
+def test_mistakes_of_a_prompt(run: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        app(["infer", str(run), *words], standalone_mode=False)
+
+
+def test_evaluation_takes_other_data(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("hgfedcba" * 40)
+    own = training.evaluate(Run(run), "test")
+    other = training.evaluate(Run(run, [f"data.root={tmp_path / 'b.txt'}"]), "test")
+    assert other["bits_per_byte"] > own["bits_per_byte"] + 1
+
+
+def test_only_text_is_continued(tmp_path: Path) -> None:
+    config = recipes.load(
+        "samples_s4d_mini",
+        [
+            "model.d_model=4",
+            "model.depth=1",
+            "data.seconds=0.01",
+            "trainer.max_epochs=1",
+            "trainer.accelerator=cpu",
+        ],
+    )
+    folder, summary = training.train(config, tmp_path / "run")
+    assert summary["metrics"]["test/mse_of_no_change"] > 0
+    assert summary["metrics"]["test/mse"] == summary["metrics"]["test/loss"]
+    with pytest.raises(RunError, match="no model of text"):
+        sample.continued(Run(folder), b"a", sample.Sampling())
