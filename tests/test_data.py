@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from data_modules.audio import Audio, coloured_noise
+from data_modules.event_stream import EventStream
 from data_modules.image_sequence import ImageSequence
 from data_modules.text import Text
 from lrnnx_app.data import SPLITS, AddressSampler, DataModule
@@ -21,6 +22,7 @@ EMBEDDED: dict[str, DataModule] = {
     "audio": Audio(Audio.Config(batch_size=4, seconds=0.5, examples_per_epoch=8, mixtures=1)),
     "image_sequence": ImageSequence(ImageSequence.Config(batch_size=4)),
     "text": Text(Text.Config(batch_size=4, length=16)),
+    "event_stream": EventStream(EventStream.Config(batch_size=4)),
 }
 
 

@@ -12,8 +12,13 @@ from lrnnx_app.registry import DATA, LAYERS, TASKS
 MODELS = {
     "unet": ["model.channels=[8,8]", "model.strides=[16,4]"],
     "backbone": ["model.d_model=8", "model.depth=1"],
+    "staged": ["model.d_model=8", "model.depth=1"],
 }
-SHORT = {"audio": ["data.seconds=0.1"], "text": ["data.length=32"]}
+SHORT = {
+    "audio": ["data.seconds=0.1"],
+    "text": ["data.length=32"],
+    "event_stream": ["data.events=32"],
+}
 PUBLIC = ("lru", "s4", "s4d", "s5", "event_ssm", "s6", "stream", "rglru", "s7", "centaurus", "gru")
 
 

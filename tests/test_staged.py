@@ -16,11 +16,8 @@ from lrnnx_app.streaming.session import StreamingSession
 
 def staged(layer: str = "event_ssm", **options: object) -> Staged:
     config = Staged.Config(
-        d_model=8,
-        depth=1,
-        expansion=2,
+        **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},  # type: ignore[arg-type]
         layer=_named(LAYERS[layer].Config, layer)(),
-        **{"pools": [4, 3]} | options,
     )
     return Staged(DataSpec(10, 5, tokens=True), config).double().eval()
 
@@ -62,7 +59,8 @@ def test_padding_and_recomputing_change_nothing() -> None:
     for one in (model, again):
         one(x, dt=dt, lengths=lengths)[0].square().sum().backward()
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
+        assert one.grad is not None
+        assert other.grad is not None
         assert relative(other.grad, one.grad) < 1e-10
 
 

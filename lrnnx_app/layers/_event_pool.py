@@ -37,8 +37,8 @@ class EventPool(nn.Module):
         """x (B, T, d), dt (B, T) or None, lengths (B,) or None.
 
         Returns:
-            Groups (B, T', d), the state, their dt (B, T') or None, and how many each row has (B,). T' is fixed
-            by T; from a fresh start ⌈T / stride⌉, else one more may be needed for what has waited.
+            Groups (B, T', d), the state, their dt (B, T') or None, and how many each row has (B,). T' follows
+            from T; from a fresh start ⌈T / stride⌉, else one more may be needed for what has waited.
         """
         batch, time, p = len(x), x.shape[1], self.stride
         if lengths is None:

@@ -130,6 +130,5 @@ def pool_packed(x: Tensor, pool: str, reset: Tensor, lengths: Tensor | None) -> 
     ends = torch.cat((starts[1:], starts.new_tensor([len(flat)])))
     if pool == "last":
         return flat[ends - 1]
-    return torch.segment_reduce(
-        flat.to(torch.promote_types(flat.dtype, torch.float32)), "mean", lengths=ends - starts, axis=0
-    ).to(x.dtype)
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    return torch.segment_reduce(wide, "mean", lengths=ends - starts, axis=0).to(x.dtype)

@@ -14,7 +14,7 @@ from lrnnx_app.models._base import Blocks, Model
 
 
 class StagedState(NamedTuple):
-    """Of the layers, of the pools between the stages, and the sum (B, d) and number (B,) of pooled features."""
+    """Of the layers and of the pools between stages; sum (B, d) and number (B,) of pooled features."""
 
     layers: tuple[Any, ...]
     pools: tuple[EventPoolState, ...]
@@ -26,7 +26,7 @@ class Staged(Model):
     """Encoder → blocks → (pool → widen → blocks) for each of `pools` → norm → mean → linear head.
 
     The output (B, d_output) speaks of all whole groups of events so far, so that a stream of events gives
-    running logits (Schöne et al. 2024, arXiv 2404.18508). Forward in one go, in chunks and step by step agree.
+    running logits (Schöne et al. 2024, arXiv 2404.18508). One go, chunks and single steps agree.
     """
 
     @dataclass
@@ -35,7 +35,7 @@ class Staged(Model):
         depth: int = 3  # blocks of a stage
         pools: list[int] = field(
             default_factory=lambda: [8]
-        )  # events that become one, before each later stage
+        )  # events that become one before each later stage
         pool_by: str = "mean"  # mean | time (weighted by dt) | last
         expansion: int = 1  # factor of the width after the first pool
         dropout: float = 0.0

@@ -1,0 +1,1 @@
+"""Events: readers of one file format each, simulated sensors, the store on disk, augmentation."""

@@ -1,0 +1,50 @@
+"""Spiking Heidelberg Digits and Spiking Speech Commands: HDF5 (Cramer et al. 2020, arXiv 1910.07407).
+
+`spikes/times` and `spikes/units` hold an array for each sample, in seconds and channels; `labels` a class;
+`extra/speaker` of SHD who spoke. A file is read sample by sample.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data_modules._events.recording import Recording, Sensor, checked, label_of
+from lrnnx_app.errors import DataError
+
+SENSOR = Sensor(700, 1, 1)
+
+
+def read(path: Path, classes: int) -> Iterator[Recording]:
+    """Every sample of a file.
+
+    Raises:
+        DataError: not HDF5 of this layout, truncated, or a sample is not as it should be.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            yield from _samples(file, path, classes)
+    except (OSError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].strip("'\"") if str(error) else type(error).__name__
+        raise DataError(
+            f"{path}: not readable as HDF5 with spikes/times, spikes/units and labels ({reason}); "
+            "expected a whole file of SHD or SSC, unpacked"
+        ) from error
+
+
+def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
+    times, units, labels = file["spikes/times"], file["spikes/units"], np.asarray(file["labels"])
+    speakers = np.asarray(file["extra/speaker"]) if "extra/speaker" in file else np.zeros(len(labels), int)
+    if len({len(times), len(units), len(labels), len(speakers)}) > 1:
+        raise DataError(
+            f"{path}: {len(times)} times, {len(units)} units, {len(labels)} labels, "
+            f"{len(speakers)} speakers; expected as many of each"
+        )
+    for i in range(len(labels)):
+        t, unit = np.asarray(times[i], np.float64) * 1e6, np.asarray(units[i]).astype(np.int64)
+        zeros = np.zeros(len(unit), np.int64)
+        place = f"{path}: sample {i}"
+        recording = checked(place, t, unit, zeros, zeros, SENSOR)
+        label = label_of(place, int(labels[i]), classes)
+        yield recording._replace(label=label, name=str(i), group=f"speaker {int(speakers[i])}")

@@ -1,0 +1,150 @@
+"""Events with their own times: spiking audio, event cameras, and simulated ones that are embedded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_modules._events import layouts
+from data_modules._events.augment import Augment, augmented
+from data_modules._events.recording import Recording, Sensor
+from data_modules._events.store import Store
+from lrnnx_app.data import DataModule, DataSpec, Example, Source
+from lrnnx_app.errors import RecipeError, one_of
+
+EMBEDDED = ("digits", "spikes")
+
+
+class EventStream(DataModule):
+    """A class for each recording of events: tokens (T,) = p·W·H + y·W + x and dt (T,) in milliseconds.
+
+    Event k comes with dt[k] = t[k] − t[k−1], the time since the event before it; dt[0] is 0. Embedded are a
+    simulated line sensor past which the digits move (layout digits), and a simulated cochlea that hears the
+    prompts, forwards or backwards (spikes). Layouts shd, ssc, dvs128 and nmnist are data sets as published;
+    folders are one's own .csv, .npz, .bin or .aedat files, a folder for each class, or train, valid and test
+    with such folders. They are read and checked once, into a cache that is mapped into memory.
+
+    With `frame_events` or `frame_ms`, a step is not an event but the counts (tokens,) of so many events or of
+    so much time, and dt the time since the step before.
+    """
+
+    @dataclass
+    class Config(DataModule.Config):
+        layout: str = "digits"  # digits | spikes | shd | ssc | dvs128 | nmnist | folders
+        width: int = 128  # pixels of the sensor of folders
+        height: int = 128
+        polarities: int = 2
+        scale: int = 1  # pixels along each axis that are taken for one
+        timed: bool = True  # hand out dt
+        events: int = (
+            0  # most events of an example: from a random one in training, else the middle ones; 0: all
+        )
+        frame_events: int = 0  # events that are counted in a step
+        frame_ms: float = 0.0  # time whose events are counted in a step
+        augment: Augment = field(default_factory=Augment)
+        bucket: bool = True
+
+        def __post_init__(self) -> None:
+            one_of("layout", self.layout, layouts.LAYOUTS)
+            if min(self.width, self.height, self.scale) < 1 or self.polarities not in (1, 2):
+                raise RecipeError("width, height and scale: expected at least 1, and polarities 1 or 2")
+            if min(self.events, self.frame_events, self.frame_ms) < 0:
+                raise RecipeError("events, frame_events and frame_ms: expected at least 0")
+            if self.frame_events and self.frame_ms:
+                raise RecipeError("frame_events and frame_ms: expected one of them")
+            if self.layout in EMBEDDED and self.root:
+                raise RecipeError(
+                    f"root: the {self.layout} are embedded; expected a layout of files with a root"
+                )
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        own = Sensor(config.width, config.height, config.polarities)
+        self.layout = layouts.named(config.layout, Path(config.root), own)
+        self.sensor = scaled(self.layout.sensor, config.scale)
+        frames = bool(config.frame_events or config.frame_ms)
+        classes = self.layout.classes
+        self.spec = DataSpec(self.sensor.tokens, len(classes), tokens=not frames, classes=classes)
+
+    def source(self, split: str) -> Source:
+        store, rows = self.layout.stored(Path(self.config.root), split)
+        return Events(store, rows, self, train=split == "train")
+
+    def read(self, path: Path) -> Example:
+        """A .csv, .npz, .bin or .aedat file of this sensor's events."""
+        recording = layouts.read(path, self.layout.sensor)
+        return self.example(recording._replace(t=recording.t - recording.t[0], name=path.name))
+
+    def example(self, recording: Recording) -> Example:
+        """What a model sees of a recording, unscaled."""
+        c, token = self.config, recording.token
+        if c.scale > 1:
+            plane, x = np.divmod(token, self.layout.sensor.width)
+            p, y = np.divmod(plane, self.layout.sensor.height)
+            token = (p * self.sensor.height + y // c.scale) * self.sensor.width + x // c.scale
+        milliseconds = recording.t / 1000
+        x = torch.from_numpy(token)
+        if not self.spec.tokens:
+            index = (
+                np.arange(len(token)) // c.frame_events
+                if c.frame_events
+                else ((milliseconds - milliseconds[0]) // c.frame_ms).astype(np.int64)
+            )
+            steps = int(index[-1]) + 1
+            x = torch.bincount(
+                torch.from_numpy(index * self.spec.d_input) + x, minlength=steps * self.spec.d_input
+            )
+            x = x.view(steps, -1).float()
+            if c.frame_ms:
+                milliseconds = milliseconds[0] + c.frame_ms * np.arange(1, steps + 1)
+            else:
+                milliseconds = milliseconds[np.append(np.flatnonzero(np.diff(index)), len(index) - 1)]
+        dt = torch.from_numpy(np.diff(milliseconds, prepend=milliseconds[0])).float() if c.timed else None
+        return Example(x, torch.tensor(recording.label), dt, recording.name)
+
+
+def scaled(sensor: Sensor, scale: int) -> Sensor:
+    """The sensor with `scale` × `scale` pixels taken for one."""
+    return Sensor(-(-sensor.width // scale), -(-sensor.height // scale), sensor.polarities)
+
+
+class Events:
+    """The examples of one split.
+
+    Attributes:
+        lengths: events of each example before augmentation, for buckets.
+        labels: the classes.
+    """
+
+    def __init__(self, store: Store, rows: np.ndarray, module: EventStream, train: bool) -> None:
+        self.store, self.rows, self.module, self.train = store, rows, module, train
+        most = module.config.events or np.iinfo(np.int64).max
+        lengths = np.minimum(store.lengths[rows], most)
+        self.labels = store.labels[rows]
+        if module.spec.tokens:
+            self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        recording = self.excerpt(self.store[int(self.rows[index])], rng)
+        augment = self.module.config.augment
+        if self.train and augment != Augment():
+            recording = augmented(
+                recording, augment, self.module.layout.sensor, rng, lambda: self._other(rng)
+            )
+        return self.module.example(recording)
+
+    def excerpt(self, recording: Recording, rng: np.random.Generator) -> Recording:
+        """At most `events` of a recording, its time counted from the first of them."""
+        most, spare = self.module.config.events, len(recording.t) - self.module.config.events
+        if not most or spare <= 0:
+            return recording
+        start = int(rng.integers(0, spare + 1)) if self.train else spare // 2
+        part = slice(start, start + most)
+        return recording._replace(t=recording.t[part] - recording.t[start], token=recording.token[part])
+
+    def _other(self, rng: np.random.Generator) -> Recording:
+        return self.excerpt(self.store[int(self.rows[int(rng.integers(len(self.rows)))])], rng)
