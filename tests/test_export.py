@@ -4,15 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_session import backbone, unet
+from test_session import backbone, layer, unet
 
 from lrnnx_app import export
 from lrnnx_app.errors import LrnnxError, RunError, StreamError
-from lrnnx_app.export import _chunk, onnx
+from lrnnx_app.export import _chunk, huggingface, onnx
 from lrnnx_app.export import torch as pt2
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
 from lrnnx_app.export._output import Options, whole
@@ -112,9 +113,18 @@ def test_a_folder_replaces_only_an_empty_one(tmp_path: Path) -> None:
             part.mkdir()
             (part / "x").write_text("y")
 
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="is there already"):
         replace()
     assert [p.name for p in tmp_path.rglob("*")] == ["hub", "notes"]
+
+
+@pytest.mark.parametrize("mine", ["model.pt2", "model_pt2.py"])
+def test_what_is_there_stays(mine: str, tmp_path: Path) -> None:
+    (tmp_path / mine).write_text("mine")
+    run = FakeRun(backbone("mingru", depth=1, pool="none").eval())
+    with pytest.raises(RunError, match=f"{mine}: is there already"):
+        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))  # type: ignore[arg-type]
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(mine, "mine")]
 
 
 def test_tokens_of_a_chunk_are_integers() -> None:
@@ -138,7 +148,23 @@ def test_hub_folder_loads_offline(denoiser: Path, lrnnx, tmp_path: Path) -> None
     model = HubModel.from_pretrained(str(folder), local_files_only=True).model
     weights = load_file(folder / "model.safetensors")
     assert all(torch.equal(weights[f"model.{k}"], v) for k, v in model.state_dict().items())
-    assert "streaming" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "state-space-model, streaming]" in card
+    example = card.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(example.replace("path or name of this folder", str(folder)), names)
+    assert names["y"].shape == (1, model.hop, 1)
+
+
+def test_card_of_a_model_in_both_directions_claims_no_stream() -> None:
+    made = SimpleNamespace(model=backbone("lru", bidirectional=True), parameters=lambda: [])
+    model = SimpleNamespace(name="backbone", layer=layer("lru"))
+    recipe = SimpleNamespace(name="x", about="", model=model, task=SimpleNamespace(name="classify"))
+    run = SimpleNamespace(summary=dict, recipe=recipe, path=Path("x"))
+    text = huggingface.card(run, made, "")  # type: ignore[arg-type]
+    assert "both directions" in text
+    assert "StreamingSession" not in text
+    assert "streaming" not in text.split("---")[1]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_pooling_by_hand() -> None:
     for _, state, spans, groups in found.values():
         assert spans[0, :2].tolist() == [4, 0]
         assert groups.tolist() == [2]
-        assert (state.count.tolist(), state.x.flatten().tolist(), state.dt.tolist()) == ([1], [100], [[7]])
+        assert (state.waiting.tolist(), state.x.flatten().tolist(), state.dt.tolist()) == ([1], [100], [[7]])
 
 
 def test_options_are_checked() -> None:

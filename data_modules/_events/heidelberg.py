@@ -34,7 +34,8 @@ def read(path: Path, classes: int) -> Iterator[Recording]:
 
 
 def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
-    times, units, labels = file["spikes/times"], file["spikes/units"], np.asarray(file["labels"])
+    times, units, labels = (_dataset(file, name) for name in ("spikes/times", "spikes/units", "labels"))
+    labels = np.asarray(labels)
     speakers = np.asarray(file["extra/speaker"]) if "extra/speaker" in file else np.zeros(len(labels), int)
     if len({len(times), len(units), len(labels), len(speakers)}) > 1:
         raise DataError(
@@ -48,3 +49,11 @@ def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
         recording = checked(place, t, unit, zeros, zeros, SENSOR)
         label = label_of(place, int(labels[i]), classes)
         yield recording._replace(label=label, name=str(i), group=f"speaker {int(speakers[i])}")
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """An array of the file; KeyError if it is none."""
+    data = file[name]
+    if not isinstance(data, h5py.Dataset):
+        raise KeyError(f"{name} is no array")
+    return data

@@ -69,7 +69,7 @@ def _recording(path: Path, columns: dict[str, np.ndarray], sensor: Sensor) -> Re
     zeros = np.zeros(len(columns["t"]), np.int64)
     x, y, p = (columns.get(name, zeros) for name in ("x", "y", "p"))
     for name, column in (("x", x), ("y", y), ("p", p)):
-        broken = np.flatnonzero(column != np.floor(column)) if column.dtype.kind == "f" else ()
+        broken = np.flatnonzero(column != np.floor(column))
         if len(broken):
             raise DataError(
                 f"{path}: event {broken[0]}: {name} is {column[broken[0]]}, expected a whole number"

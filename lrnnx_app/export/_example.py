@@ -38,7 +38,7 @@ TOKENS = 'x = np.random.default_rng(0).integers(about["d_input"], size=4 * about
 SOUND = """y = np.concatenate(ys)[:count, 0]
 with wave.open(sys.argv[2], "w") as target:
     target.setparams((1, 2, rate, 0, "NONE", ""))
-    target.writeframes((y.clip(-1, 1) * 32767).astype(np.int16).tobytes())"""
+    target.writeframes((y * 32768).round().clip(-32768, 32767).astype(np.int16).tobytes())"""
 CLASS = 'print(about["classes"][int(np.reshape(ys[-1], (-1, len(about["classes"])))[-1].argmax())])'
 NUMBERS = "print(ys[-1])"
 
@@ -63,8 +63,13 @@ about = json.loads(files["lrnnx.json"])""",
 }
 
 
-def write(path: Path, runtime: str, chunk: Chunk) -> Path:
-    """The script beside an exported program."""
+def beside(path: Path) -> Path:
+    """Where the script that runs an exported program goes."""
+    return path.with_name(f"{path.stem}_{path.suffix[1:]}.py")
+
+
+def write(target: Path, path: Path, runtime: str, chunk: Chunk) -> None:
+    """Write the script that runs the program at `path`, which must be in the same folder."""
     spec, words = chunk.spec, RUNTIMES[runtime]
     audio = spec.sample_rate > 0 and not spec.tokens
     text = HEAD.format(
@@ -79,6 +84,4 @@ def write(path: Path, runtime: str, chunk: Chunk) -> Path:
         run=words["run"],
         write=CLASS if spec.classes else SOUND if audio else NUMBERS,
     )
-    script = path.with_name(f"{path.stem}_{path.suffix[1:]}.py")
-    script.write_text(text if audio else text.replace("import sys\nimport wave\n", ""), encoding="utf-8")
-    return script
+    target.write_text(text if audio else text.replace("import sys\nimport wave\n", ""), encoding="utf-8")

@@ -23,14 +23,16 @@ def whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it becomes `path` if nothing fails, and is removed if something does.
 
     Raises:
-        RunError: the folder does not exist, or cannot be written.
+        RunError: something is there already, or the folder does not exist or cannot be written.
     """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path}: is there already; remove it first or choose another name")
     if not path.parent.is_dir():
         raise RunError(f"{path}: no such folder; make {path.parent} first")
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
-        if path.is_dir() and not any(path.iterdir()):
+        if path.is_dir():
             path.rmdir()
         part.replace(path)
     except OSError as error:

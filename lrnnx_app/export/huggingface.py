@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataSpec
+from lrnnx_app.errors import StreamError
 from lrnnx_app.export._chunk import CHUNKS
 from lrnnx_app.export._output import Options, accept, needs, whole
+from lrnnx_app.models._base import Model
 from lrnnx_app.run import Run, build_task
 
 try:
@@ -21,10 +23,11 @@ try:
 except ImportError as missing:
     raise needs("huggingface", missing) from missing
 
+CARD_STEPS = 1000  # of the example of a model that takes whole sequences
 CARD = """---
 license: mit
 library_name: lrnnx
-tags: [linear-rnn, state-space-model, streaming]
+tags: [{tags}]
 ---
 
 # {name}
@@ -40,12 +43,9 @@ A {layers} {model} of {parameters:,} parameters for the task `{task}`, trained w
 ## Use
 
 ```python
+import torch
 from lrnnx_app.export.huggingface import HubModel
-from lrnnx_app.streaming.session import StreamingSession
-
-model = HubModel.from_pretrained("path or name of this folder")
-session = StreamingSession(model.model, batch=1)
-y = session.push({example})  # chunk after chunk; the session keeps the state
+{use}
 ```
 
 ## Settings
@@ -57,6 +57,15 @@ y = session.push({example})  # chunk after chunk; the session keeps the state
 
 The weights are under the MIT licence. Data that they were trained on may ask for more: see their source.
 """
+
+STREAM = """from lrnnx_app.streaming.session import StreamingSession
+
+model = HubModel.from_pretrained("path or name of this folder")
+session = StreamingSession(model.model, batch=1)
+y = session.push({example})  # chunk after chunk; the session keeps the state"""
+WHOLE = """
+model = HubModel.from_pretrained("path or name of this folder").eval()
+y, _ = model({example})  # a whole sequence"""
 
 
 class HubModel(nn.Module, PyTorchModelHubMixin):
@@ -103,11 +112,16 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
     summary, model, spec = run.summary(), made.model, made.model.spec
     config = run.recipe.model
     layers = {node.name: None for _, node in recipes.layer_nodes(config.layer)}
+    streams = _streams(model)
     milliseconds = 1e3 * model.lookahead / spec.sample_rate if spec.sample_rate else 0
-    latency = f"It looks {model.lookahead} samples ahead" + (
-        f" ({milliseconds:.1f} ms)." if milliseconds else "."
-    )
-    shape = f"1, {model.hop}" if spec.tokens else f"1, {model.hop}, {spec.d_input}"
+    ahead = f" ({milliseconds:.1f} ms)." if milliseconds else "."
+    if streams:
+        latency = f"It looks {model.lookahead} samples ahead" + ahead
+    else:
+        latency = "It runs in both directions, over whole sequences."
+    time = model.hop if streams else CARD_STEPS
+    shape = f"1, {time}" if spec.tokens else f"1, {time}, {spec.d_input}"
+    example = f"torch.randint({spec.d_input}, ({shape}))" if spec.tokens else f"torch.randn({shape})"
     rows = (f"| {key} | {value:.4g} |" for key, value in summary.get("metrics", {}).items() if "test/" in key)
     return CARD.format(
         name=run.recipe.name or run.path.name,
@@ -118,9 +132,18 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
         task=run.recipe.task.name,
         latency=latency,
         metrics="\n".join(rows),
-        example=f"torch.randint({spec.d_input}, ({shape}))" if spec.tokens else f"torch.randn({shape})",
+        tags=", ".join(("linear-rnn", "state-space-model", *(["streaming"] if streams else []))),
+        use=(STREAM if streams else WHOLE).format(example=example),
         recipe=recipe,
     )
+
+
+def _streams(model: Model) -> bool:
+    try:
+        model.init_state(1)
+    except StreamError:
+        return False
+    return True
 
 
 @torch.no_grad()

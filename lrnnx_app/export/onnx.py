@@ -38,14 +38,15 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
     if path.suffix != ".onnx":
         raise RunError(f"{path}: expected a name ending in .onnx")
     chunk = Chunk(run.task().model, options.chunk, options.timed)
-    with whole(path) as part:
+    script = _example.beside(path)
+    with whole(script) as script_part, whole(path) as part:
         model = to_onnx(chunk, traced(chunk))
         if options.int8:
             weights_in_8_bits(model)
         onnx.save(model, str(part))
         found = difference(chunk, session(part))
         accept(path, found, INT8_TOLERANCE if options.int8 else TOLERANCE)
-    script = _example.write(path, "onnx", chunk)
+        _example.write(script_part, path, "onnx", chunk)
     kind = "int8 weights; " if options.int8 else ""
     told = f"opset {OPSET}, chunks of {chunk.chunk} samples, any batch; {kind}differs from the model by"
     return [f"{path}: {told} {found:.1g}", f"{script} runs it with onnxruntime alone"]

@@ -21,12 +21,13 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     if path.suffix != ".pt2":
         raise RunError(f"{path}: expected a name ending in .pt2")
     chunk = Chunk(run.task().model, options.chunk, options.timed)
-    with whole(path) as part:
+    script = _example.beside(path)
+    with whole(script) as script_part, whole(path) as part:
         torch.export.save(traced(chunk), part, extra_files={"lrnnx.json": chunk.description()})
         loaded = torch.export.load(part).module()
         with torch.no_grad():
             found = difference(chunk, lambda inputs: loaded(*inputs))
         accept(path, found, TOLERANCE)
-    script = _example.write(path, "torch", chunk)
+        _example.write(script_part, path, "torch", chunk)
     told = f"chunks of {chunk.chunk} samples, any batch; differs from the model by {found:.1g}"
     return [f"{path}: {told}", f"{script} runs it with torch alone"]

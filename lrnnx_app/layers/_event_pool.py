@@ -9,11 +9,11 @@ POOLS_BY = ("mean", "time", "last")
 
 
 class EventPoolState(NamedTuple):
-    """Events that wait for their group to be full: x (B, stride − 1, d), dt (B, stride − 1), count (B,)."""
+    """Events that wait for their group to be full: x (B, stride − 1, d), dt (B, stride − 1), how many (B,)."""
 
     x: Tensor
     dt: Tensor
-    count: Tensor
+    waiting: Tensor
 
 
 class EventPool(nn.Module):
@@ -46,9 +46,9 @@ class EventPool(nn.Module):
         gaps = x.new_zeros(batch, time) if dt is None else dt
         count = lengths
         if state is not None:
-            x = _joined(state.x.to(x.dtype), x, state.count)
-            gaps = _joined(state.dt.to(gaps.dtype), gaps, state.count)
-            count = state.count + lengths
+            x = _joined(state.x.to(x.dtype), x, state.waiting)
+            gaps = _joined(state.dt.to(gaps.dtype), gaps, state.waiting)
+            count = state.waiting + lengths
         extra = -x.shape[1] % p
         x, gaps = nn.functional.pad(x, (0, 0, 0, extra)), nn.functional.pad(gaps, (0, extra))
         groups = count // p
