@@ -9,7 +9,7 @@ POOLS_BY = ("mean", "time", "last")
 
 
 class EventPoolState(NamedTuple):
-    """Events that wait for their group to be full: x (B, stride − 1, d), dt (B, stride − 1), how many (B,)."""
+    """Events that wait for their group to be full: x (B, stride − 1, d), dt (B, stride − 1), number (B,)."""
 
     x: Tensor
     dt: Tensor
