@@ -1,5 +1,6 @@
 """The `lrnnx` command: parses, delegates, prints. Whatever needs torch is imported where it is used."""
 
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lrnnx_app.bench.cli import app as bench
-from lrnnx_app.errors import UserError
+from lrnnx_app.errors import STOPPED, Interrupted, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,8 +39,12 @@ def options(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or a shipped one's name; --resume needs none.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
@@ -50,11 +55,16 @@ def train(
 ) -> None:
     """Train a recipe, test it and write a run folder.
 
-    A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them.
+    A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them. SIGTERM or
+    Ctrl-C saves and exits with code 75; a second one exits at once.
     """
     from lrnnx_app import grid, training
     from lrnnx_app import recipe as recipes
 
+    if recipe is None:
+        if resume is None:
+            raise UserError("RECIPE: expected a recipe file or a shipped recipe's name, or --resume RUN")
+        recipe = str(resume / "recipe.yaml")
     counted = () if seeds is None else grid.seeds_from(recipe, overrides or (), seeds)
     cells = grid.cells(overrides or (), counted)
     if dry_run:
@@ -330,6 +340,15 @@ def main() -> None:
         if debug:
             raise
         code = _fail(str(error))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        code = STOPPED
+    except (
+        OSError
+    ) as error:  # of the machine, not of the program: a full disk, a folder that may not be written
+        if debug or (error.filename is None and error.errno != errno.ENOSPC):
+            raise
+        code = _fail(f"{error.filename or 'output'}: {error.strerror}")
     except typer.Exit as stop:
         code = stop.exit_code
     except typer.Abort:

@@ -115,6 +115,7 @@ class AddressSampler(Sampler[Address]):
         self.size, self.seed, self.shuffle = size, seed, shuffle
         self.lengths, self.batch = lengths, batch
         self.epoch = 0
+        self.start = Address(0, 0)  # epoch, and how many of its rows to leave out, after a resume
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.ranks = torch.distributed.get_world_size() if distributed else 1
@@ -133,7 +134,12 @@ class AddressSampler(Sampler[Address]):
         else:
             order = np.arange(self.size) if rng is None else rng.permutation(self.size)
         epoch = self.epoch if self.shuffle else 0
-        return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks])
+        done = self.start.row if self.epoch == self.start.epoch else 0
+        return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks][done:])
+
+    def resume(self, epoch: int, rows: int) -> None:
+        """Begin with this epoch, without the first `rows` of this rank."""
+        self.epoch, self.start = epoch, Address(epoch, rows)
 
 
 def collate(examples: Sequence[Example] | Batch) -> Batch:
@@ -212,6 +218,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
+        self.position = (0, 0)  # epoch, and batches of it that are done, where training begins
 
     def source(self, split: str) -> Source:
         """The examples of "train", "valid" or "test".
@@ -236,10 +243,13 @@ class DataModule(LightningDataModule):
         seed = self.seed if train else EVALUATION_SEED
         size = self.config.batch_size
         lengths = getattr(source, "lengths", None) if self.config.bucket else None
+        sampler = AddressSampler(len(source), seed, train, lengths, size)
+        if train:
+            sampler.resume(self.position[0], self.position[1] * size)
         return DataLoader(
             _Addressed(source, (seed, SPLITS.index(split))),
             batch_size=size,
-            sampler=AddressSampler(len(source), seed, train, lengths, size),
+            sampler=sampler,
             num_workers=self.config.workers,
             persistent_workers=train and self.config.workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),

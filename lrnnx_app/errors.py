@@ -1,19 +1,33 @@
 """The exception tree. Whatever a user can cause is a `UserError`: one line, exit code 2.
 
 LrnnxError
+├── Interrupted          a training that a signal ended, with its checkpoint written: exit code 75
 └── UserError            names the input, what was expected and what to do
     ├── RecipeError      a recipe, a key or an override
     ├── DataError        a file or folder that was read
     ├── RunError         a run folder or its checkpoint
+    ├── TrainingError    a training that its numbers ended
     └── StreamError      a model or input that cannot be streamed
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+STOPPED = 75  # exit code of `Interrupted`: EX_TEMPFAIL, try again
 
 
 class LrnnxError(Exception):
     """Base of every exception raised on purpose."""
+
+
+class Interrupted(LrnnxError):  # noqa: N818  (no error)
+    """Training stopped because a signal asked it to; its checkpoint is written."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(
+            f"stopped after step {step} as asked, nothing is lost; go on with: lrnnx train --resume {run}"
+        )
 
 
 class UserError(LrnnxError):
@@ -30,6 +44,10 @@ class DataError(UserError):
 
 class RunError(UserError):
     """A run folder without what is needed, or with a checkpoint that does not fit."""
+
+
+class TrainingError(UserError):
+    """A training whose losses or gradients ceased to be finite numbers."""
 
 
 class StreamError(UserError):

@@ -28,7 +28,9 @@ NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # mod
 class TrainerConfig:
     max_steps: int = -1  # optimizer steps, -1 for no limit; the first limit reached ends the training
     max_epochs: int = 10
-    checkpoint_every: int = 500  # steps between writes of checkpoints/last.ckpt
+    checkpoint_every: int = 500  # steps between checkpoints to resume from
+    keep: int = 3  # how many of them stay
+    max_skipped: int = 10  # steps in a row without a finite loss and gradient that end the training
     validate_every: int = 1  # epochs between validations
     log_every: int = 10  # steps between logged values
     precision: str = "32-true"  # as Lightning names it: 32-true, bf16-mixed, 64-true …
@@ -41,7 +43,15 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
             raise RecipeError("max_steps or max_epochs: expected one of them to be positive")
-        for name in ("checkpoint_every", "validate_every", "log_every", "accumulate", "devices"):
+        for name in (
+            "checkpoint_every",
+            "keep",
+            "max_skipped",
+            "validate_every",
+            "log_every",
+            "accumulate",
+            "devices",
+        ):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
 

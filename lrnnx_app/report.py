@@ -1,6 +1,7 @@
 """What a finished training leaves in its run folder beside weights and events."""
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from lrnnx_app.plots import learning_curves
 from lrnnx_app.tasks._base import Task
 
 METRICS = "metrics.csv"
+EARLIER = "metrics.earlier.csv"  # of the parts of a run before the last resume
 
 
 def draw(task: Task, folder: Path) -> None:
@@ -29,31 +31,54 @@ def draw(task: Task, folder: Path) -> None:
             writer.add_audio(name, wave[None].clamp(-1, 1), sample_rate=task.spec.sample_rate)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one move."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write summary.json in one move."""
-    part = folder / "summary.json.part"
-    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / "summary.json")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv so far."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of metrics.csv so far, those of the run's earlier parts first."""
+    rows: list[dict[str, str]] = []
+    for path in (folder / EARLIER, folder / METRICS):
+        if path.is_file():
+            with path.open(newline="") as file:
+                part = [row for row in csv.DictReader(file) if _whole(row)]
+            start = min((int(row["step"]) for row in part), default=0)
+            rows = [row for row in rows if int(row["step"]) < start or not part] + part
+    return rows
 
 
-def keep_metrics(folder: Path, before: list[dict[str, str]]) -> None:
-    """Put the rows of an earlier part of the run, up to where this part began, before its own."""
+def carry_metrics(folder: Path, steps: int) -> None:
+    """Set the rows of the first `steps` steps aside, before a resumed run's logger begins the file anew."""
+    rows = [row for row in read_metrics(folder) if int(row["step"]) < steps]
+    write_whole(folder / EARLIER, _table(rows))
+    (folder / METRICS).unlink(missing_ok=True)
+
+
+def keep_metrics(folder: Path) -> None:
+    """Put what was set aside back into metrics.csv."""
     rows = read_metrics(folder)
-    if not before or not rows:
-        return
-    start = min(int(row["step"]) for row in rows)
-    rows = [row for row in before if int(row["step"]) < start] + rows
+    if rows:
+        write_whole(folder / METRICS, _table(rows))
+    (folder / EARLIER).unlink(missing_ok=True)
+
+
+def _whole(row: dict[str, str]) -> bool:
+    """Whether a row was not cut short by a kill."""
+    return None not in row.values() and row.get("step", "").isdigit()
+
+
+def _table(rows: list[dict[str, str]]) -> str:
     fields = sorted({key for row in rows for key in row}, key=lambda key: (key not in ("epoch", "step"), key))
-    with (folder / METRICS).open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from lrnnx_app import checkpoints
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataModule, DataSpec
 from lrnnx_app.errors import RunError
@@ -53,7 +54,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        return self.path / "checkpoints" / "last.ckpt"
+        return self.path / "checkpoints" / checkpoints.LAST
 
     def checkpoint(self) -> Path:
         """The best checkpoint, or the last one of a run that was cut short before its first validation.
@@ -89,8 +90,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content with its `spec` as a DataSpec; only tensors and plain containers are read.
 
     Raises:
-        RunError: not readable as such.
+        RunError: its digest is missing or wrong, or it is not readable as such.
     """
+    checkpoints.verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["spec"] = DataSpec.read(content["spec"])

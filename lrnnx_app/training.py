@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -18,14 +20,30 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lrnnx_app import __version__, report
+from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
 from lrnnx_app.data import SPLITS
-from lrnnx_app.errors import RunError
+from lrnnx_app.errors import Interrupted, RunError
+from lrnnx_app.interrupts import Interrupts
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.trouble import Trouble
 
 FOLDER = "LRNNX_RUN"  # environment variable: the run folder, for the other processes of a job
 RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
+
+
+class Addressed(Callback):
+    """Dropout of a batch is seeded by (seed, epoch, batch, rank): no generator's state needs keeping."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        address = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(address).generate_state(1, np.uint64)[0]))
 
 
 class Throughput(Callback):
@@ -66,21 +84,27 @@ def train(
     Args:
         config: from `recipe.load`.
         out: the run folder to make; by default runs/<recipe>/<time>.
-        resume: a run folder to continue from its last checkpoint, in place.
+        resume: a run folder to continue in place from its newest good checkpoint, or from the start if it was
+            ended before its first one.
 
     Returns:
         The run folder and its summary.
 
     Raises:
-        RunError: `out` holds files already, or `resume` has no last checkpoint.
+        RunError: `out` holds files already, or none of the checkpoints of `resume` is good, or one cannot be
+            written.
         DataError: the data are not as expected.
+        TrainingError: too many steps in a row without finite numbers.
+        Interrupted: a signal asked to stop; a checkpoint is written.
     """
     recipe = typed(config)
-    checkpoint = None
+    checkpoint, content = None, {}
     if resume is not None:
-        checkpoint = Run(resume).last
-        if not checkpoint.is_file():
-            raise RunError(f"{resume}: no checkpoints/last.ckpt to resume from")
+        found = newest(Run(resume).path / "checkpoints", read_checkpoint, _say)
+        if found is None:
+            _say(f"{resume}: no checkpoint yet, starting from the beginning")
+        else:
+            checkpoint, content = found
     leads = getattr(rank_zero_only, "rank", 0) == 0
     folder = resume or (_new_folder(recipe.name, out) if leads else _leaders_folder(out))
 
@@ -91,19 +115,29 @@ def train(
     for split in SPLITS:  # what is wrong with the data is said before anything is written
         data.source(split)
     if checkpoint is not None:
-        load_weights(task, read_checkpoint(checkpoint)["state_dict"], checkpoint)
+        load_weights(task, content["state_dict"], checkpoint)
+        data.position = content["position"]
 
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    csv_before = report.read_metrics(folder)
+        report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
+        report.carry_metrics(folder, content.get("global_step", 0))
+        Checkpoints.clear(folder / "checkpoints")
     throughput = Throughput()
-    trainer = _trainer(recipe, task, folder, throughput)
+    interrupts = Interrupts()
+    saver = Checkpoints(
+        folder / "checkpoints", recipe.trainer.checkpoint_every, recipe.trainer.keep, interrupts
+    )
+    trouble = Trouble(folder, recipe.trainer.max_skipped)
+    trainer = _trainer(recipe, task, folder, [Addressed(recipe.seed), trouble, saver, throughput])
     start = time.perf_counter()
-    trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-    seconds = time.perf_counter() - start
+    with interrupts:
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        seconds = time.perf_counter() - start
+        saver.finish(trainer)
+        if interrupts.agreed(trainer):
+            raise Interrupted(folder, trainer.global_step)
     run = Run(folder)
-    trainer.save_checkpoint(run.last)
     load_weights(task, read_checkpoint(run.checkpoint())["state_dict"], run.checkpoint())
     trainer.test(task, data, verbose=False)
     summary = {
@@ -114,6 +148,7 @@ def train(
         **task.details(),
         "parameters": sum(p.numel() for p in task.parameters()),
         "steps": trainer.global_step,
+        "skipped_steps": trouble.skipped,
         "seconds": round(seconds, 2),
         "samples_per_second": round(throughput.rate, 2),
         "seed": recipe.seed,
@@ -126,7 +161,7 @@ def train(
         "git": _commit(),
     }
     if leads:
-        report.keep_metrics(folder, csv_before)
+        report.keep_metrics(folder)
         report.draw(task, folder)
         report.write_summary(folder, summary)
     return folder, summary
@@ -187,22 +222,14 @@ def _passing_trainer(recipe: Recipe, **options: Any) -> Trainer:
     )
 
 
-def _trainer(recipe: Recipe, task: Task, folder: Path, throughput: Throughput) -> Trainer:
+def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]) -> Trainer:
     settings = recipe.trainer
-    checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
-        checkpoints,
+        folder / "checkpoints",
         "best",
         monitor=task.monitor,
         mode=task.mode,
         save_on_train_epoch_end=False,  # after validations only
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        checkpoints,
-        "last",
-        every_n_train_steps=settings.checkpoint_every,
-        save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
     bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 100)
@@ -218,11 +245,17 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, throughput: Throughput) -
         devices=settings.devices,
         strategy=settings.strategy,
         logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
-        callbacks=[best, last, throughput, bar],
+        callbacks=[*callbacks, best, bar],
+        plugins=[SealedIO()],
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the sampler of lrnnx_app.data deals addresses to the ranks itself
     )
+
+
+def _say(text: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:
@@ -231,6 +264,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
     warnings.filterwarnings(
         "ignore", message=".*number of training batches.*smaller than the logging interval.*"
     )

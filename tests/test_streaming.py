@@ -17,7 +17,7 @@ import torch
 from conftest import relative
 from torchaudio.functional import resample
 
-from lrnnx_app import cli
+from lrnnx_app import checkpoints, cli
 from lrnnx_app.data import DataSpec
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.recipe import _named
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         checkpoint = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
         (made[name] / "checkpoints").mkdir()
-        torch.save(checkpoint, made[name] / "checkpoints" / "best.ckpt")
+        checkpoints.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
     return made
 
 

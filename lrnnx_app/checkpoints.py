@@ -1,0 +1,261 @@
+"""Checkpoints that outlive a kill: whole or absent, with a digest, the last few kept, the newest good found.
+
+A file is what `torch.save` writes, a zip archive, whose comment is its SHA-256: one file, so that
+no kill can part it from its digest, and any reader of torch's files still reads it.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from lrnnx_app.errors import Interrupted, RunError
+from lrnnx_app.interrupts import Interrupts
+
+LAST = "last.ckpt"
+STEP = re.compile(r"step_(\d+)\.ckpt")
+MARK = b"sha256:"
+COMMENT = len(MARK) + hashlib.sha256().digest_size * 2
+END = b"PK\x05\x06"  # opens the record that ends a zip archive; its last two bytes are the comment's length
+END_SIZE = 22
+BLOCK = 1 << 20
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Save under a temporary name, seal with the digest, flush to the disk, rename.
+
+    Raises:
+        RunError: the disk is full or refuses; whatever stood at `path` is as it was.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w+b") as file:
+            torch.save(content, file)
+            _seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the disk says
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"{path}: not written ({reason}); earlier checkpoints are whole: make room, then --resume"
+        ) from error
+
+
+def verify(path: Path) -> None:
+    """Compare a file with the digest that it carries.
+
+    Raises:
+        RunError: missing, cut short, changed, or never sealed.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - COMMENT))
+            comment = file.read()
+            if not comment.startswith(MARK):
+                raise RunError(
+                    f"{path}: no digest at its end: cut short, or not written by this version of lrnnx; "
+                    "expected a checkpoint, restore or retrain it"
+                )
+            if _digest(file, size - COMMENT) != comment:
+                raise RunError(
+                    f"{path}: damaged, its content differs from the digest it carries; restore or retrain it"
+                )
+    except OSError as error:
+        raise RunError(f"{path}: not readable ({error.strerror or error})") from error
+
+
+def _seal(file: Any) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(size - END_SIZE)
+    assert file.read(4) == END, "torch.save wrote no plain zip archive"
+    file.seek(size - 2)
+    file.write(COMMENT.to_bytes(2, "little"))
+    digest = _digest(file, size)
+    file.seek(size)
+    file.write(digest)
+
+
+def _digest(file: Any, size: int) -> bytes:
+    total = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (block := file.read(min(BLOCK, size))):
+        total.update(block)
+        size -= len(block)
+    return MARK + total.hexdigest().encode()
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is on the disk when its folder is."""
+    with contextlib.suppress(OSError):  # some file systems cannot flush folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class SealedIO(TorchCheckpointIO):
+    """Lightning's reader and writer of checkpoints, by `write` and `verify`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        verify(Path(path))
+        return super().load_checkpoint(Path(path), map_location, weights_only)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints to resume from, newest first, each file once."""
+    steps = [path for path in folder.glob("step_*.ckpt") if STEP.fullmatch(path.name)]
+    steps.sort(key=step_of, reverse=True)
+    last = folder / LAST
+    if last.is_file() and not (steps and steps[0].samefile(last)):
+        steps.insert(0, last)
+    return steps
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a file's name tells."""
+    found = STEP.fullmatch(path.name)
+    return int(found[1]) if found else 0
+
+
+def newest(
+    folder: Path, read: Callable[[Path], dict[str, Any]], say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that `read` accepts, and its content; None if there is no file at all.
+
+    Raises:
+        RunError: there are files, and `read` accepts none.
+    """
+    problems = []
+    for path in candidates(folder):
+        try:
+            content = read(path)
+        except RunError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            say(f"{problem}; going on from {path.name}")
+        return path, content
+    if problems:
+        raise RunError(f"{folder}: no checkpoint in it is good; the newest: {problems[0]}")
+    return None
+
+
+class Checkpoints(Callback):
+    """Writes checkpoints/step_N.ckpt every so many steps and when asked to stop; last.ckpt is the newest.
+
+    A step's checkpoint is written when the next batch is about to start: what the step logged, and the
+    validation that may follow it, are then done, and a resumed run neither repeats nor misses them. The state
+    of the loops is that from the end of the step, which Lightning knows to resume from.
+
+    Args:
+        folder: of the checkpoints.
+        every: optimizer steps between checkpoints.
+        keep: how many to keep.
+        interrupts: says whether to stop; then the checkpoint is written and `Interrupted` raised.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, interrupts: Interrupts) -> None:
+        self.folder, self.every, self.keep, self.interrupts = folder, every, keep, interrupts
+        self._step = -1
+        self._due = False
+        self._stop = False
+        self._loops: dict[str, Any] | None = None
+        self._position = (0, 0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated
+            return
+        self._step = step
+        self._stop = self.interrupts.agreed(trainer)
+        self._due = self._due or step % self.every == 0
+        ended = trainer.is_last_batch
+        if self._due or self._stop or ended or step == trainer.max_steps:
+            self._loops = deepcopy(trainer.fit_loop.state_dict())
+            self._position = (
+                (trainer.current_epoch + 1, 0) if ended else (trainer.current_epoch, batch_idx + 1)
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._loops is None:
+            return
+        if self._due or self._stop:
+            self.save(trainer)
+        if self._stop:
+            raise Interrupted(self.folder.parent, trainer.global_step)
+        self._loops = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["position"] = self._position
+        if self._loops is not None:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint of the step that ended last; every process calls this."""
+        for logger in trainer.loggers:
+            logger.save()
+        path = self.folder / f"step_{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        self._due = False
+        if trainer.is_global_zero:
+            _link(path, self.folder / LAST)
+            for old in candidates(self.folder):
+                if old.name != LAST and step_of(old) > trainer.global_step:
+                    old.unlink()  # of a part of the run that was thrown away
+            for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
+                old.unlink()
+
+    def finish(self, trainer: Trainer) -> None:
+        """Write the checkpoint of the end of training, unless a run was resumed that had ended."""
+        if self._loops is not None:
+            self.save(trainer)
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove what a killed writer left."""
+        for part in folder.glob("*.part"):
+            part.unlink()
+
+
+def _link(path: Path, name: Path) -> None:
+    """Let `name` be `path` as well, in one move."""
+    part = name.with_name(f"{name.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, part)
+    part.replace(name)
+    part.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing

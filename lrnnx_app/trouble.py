@@ -1,0 +1,100 @@
+"""A loss or gradient that is not finite: the step is skipped, counted; too many in a row end the training."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lrnnx_app.errors import TrainingError
+
+REPORT = "trouble.json"
+SHOWN = 4  # names of sources in the message; the report has all
+
+
+class Trouble(Callback):
+    """Skips steps without finite numbers: their gradients are dropped, so that neither the weights nor the
+    optimizer's averages see them; the schedule goes on.
+
+    Args:
+        folder: of the run; trouble.json goes there: step, losses, sources and gradient norms by parameter.
+        patience: how many skipped steps in a row end the training.
+    """
+
+    def __init__(self, folder: Path, patience: int) -> None:
+        self.folder, self.patience = folder, patience
+        self.skipped = 0
+        self.row = 0
+        self._losses: list[Tensor] = []
+        self._names: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "row": self.row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.row = state_dict["skipped"], state_dict["row"]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._names += batch.names
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # One number, so that the device is waited for once a step.
+        finite = (norm + torch.stack(self._losses).sum()).isfinite().float()
+        if trainer.world_size > 1:
+            finite = trainer.strategy.reduce(finite, reduce_op="min")
+        good = bool(finite)
+        self.row = 0 if good else self.row + 1
+        self.skipped += not good
+        losses, names = self._losses, self._names
+        self._losses, self._names = [], []
+        if good:
+            return
+        pl_module.log("skipped_steps", float(self.skipped), batch_size=1)
+        if self.row >= self.patience:
+            self._stop(trainer, pl_module, losses, names)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _stop(
+        self, trainer: Trainer, pl_module: LightningModule, losses: list[Tensor], names: list[str]
+    ) -> None:
+        report = {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "skipped_in_a_row": self.row,
+            "losses": [str(float(loss)) for loss in losses],
+            "batch": names,
+            "gradient_norms": {
+                name: str(float(p.grad.norm()))
+                for name, p in pl_module.named_parameters()
+                if p.grad is not None
+            },
+        }
+        if trainer.is_global_zero:
+            part = self.folder / f"{REPORT}.part"
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, self.folder / REPORT)
+        bad = [name for name, norm in report["gradient_norms"].items() if norm in ("nan", "inf")]
+        shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+        raise TrainingError(
+            f"step {trainer.global_step}: {self.row} steps in a row without finite loss and gradient; batch "
+            f"of {shown or 'unnamed sources'}; first parameter without one: {bad[0] if bad else 'none'}; "
+            f"see {self.folder / REPORT}; try a smaller task.lr or trainer.precision=32-true, then --resume"
+        )

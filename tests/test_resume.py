@@ -1,0 +1,239 @@
+"""Training that survives: kill -9, SIGTERM, Ctrl-C, damaged files, a full disk, losses that are no numbers.
+
+`LRNNX_KILLS=20 pytest tests/test_resume.py -k kill` is the long version of the first test.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrnnx_app import checkpoints, recipe, training
+from lrnnx_app.data import AddressSampler, Batch
+from lrnnx_app.errors import STOPPED, Interrupted, RunError, TrainingError
+from lrnnx_app.run import read_checkpoint
+from lrnnx_app.tasks.classify import Classify
+from tests.conftest import trained
+
+KILLS = int(os.environ.get("LRNNX_KILLS", "2"))
+WORDS = [
+    "digits_lru",
+    f"trainer.max_epochs={3 + KILLS // 2}",
+    "trainer.checkpoint_every=1",
+    "trainer.log_every=1",
+    "trainer.accelerator=cpu",
+    "data.batch_size=324",
+    "data.workers=1",
+    "data.noise=0.1",
+    "model.d_model=8",
+    "model.depth=1",
+    "model.dropout=0.2",
+]
+STEPS = 4 * (3 + KILLS // 2)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    return trained(folder, f"uninterrupted_{KILLS}", WORDS)
+
+
+def started(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lrnnx_app.cli", "train", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> None:
+    """Until a checkpoint beyond step `seen` is there, or the process has ended."""
+    while process.poll() is None and latest(run) <= seen:
+        time.sleep(0.002)
+
+
+def latest(run: Path) -> int:
+    return max(map(checkpoints.step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+
+
+def same(run: Path, other: Path) -> None:
+    """Equal weights, optimizer states and schedules bit for bit, the same best weights, the same metrics."""
+    for name in ("last", "best"):
+        one, two = (read_checkpoint(path / "checkpoints" / f"{name}.ckpt") for path in (run, other))
+        assert one["global_step"] == two["global_step"]
+        assert one["state_dict"].keys() == two["state_dict"].keys()
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, two["state_dict"][key]), key
+        states = [end["optimizer_states"][0]["state"] for end in (one, two)]
+        for index, state in states[0].items():
+            assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
+        assert one["lr_schedulers"] == two["lr_schedulers"]
+    assert rows(run) == rows(other)
+
+
+def test_killed_again_and_again_ends_with_the_very_same_weights(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    chance = random.Random(KILLS)
+    lives: list[int] = []
+    while len(lives) < KILLS:
+        place = ("--resume", run) if run.exists() else ("-o", run)
+        process = started(*WORDS, *place)
+        wait_for_progress(run, process, latest(run))
+        time.sleep(chance.uniform(0, 0.4))
+        process.kill()
+        _, error = process.communicate()
+        assert process.returncode == -signal.SIGKILL, error
+        lives.append(latest(run))
+    print(f"killed after steps {lives} of {STEPS}")
+    process = started("--resume", run)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    same(run, whole)
+    assert not list(run.rglob("*.part")) + list(run.glob("metrics.earlier.csv"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_saves_and_says_how_to_go_on(
+    number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = started(*WORDS, "trainer.checkpoint_every=1000", "-o", run)
+    assert process.stderr is not None
+    told = ""
+    while "Epoch 0" not in told:
+        told += process.stderr.read(1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, error
+    assert f"lrnnx train --resume {run}" in error.splitlines()[-1]
+    assert 0 < latest(run) < STEPS
+    process = started("--resume", run)
+    assert process.wait(120) == 0
+    same(run, whole)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\nfrom lrnnx_app.interrupts import Interrupts\n"
+        "with Interrupts():\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130
+    assert "once more" in done.stderr
+
+
+SHORT = ["trainer.max_epochs=2", "data.workers=0", "model.dropout=0"]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended after step 6, with checkpoints of steps 4, 5 and 6."""
+    run = tmp_path / "run"
+    step = Classify.training_step
+
+    def failing(self: Classify, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 7:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classify, "training_step", failing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            training.train(recipe.load(WORDS[0], [*WORDS[1:], *SHORT]), run)
+    assert [checkpoints.step_of(p) for p in checkpoints.candidates(run / "checkpoints")] == [7, 6, 5]
+    return run
+
+
+def test_damaged_newest_file_costs_the_steps_since_the_one_before(lrnnx, stopped: Path) -> None:
+    path = stopped / "checkpoints" / "step_00000007.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    result = lrnnx("train", "--resume", stopped)
+    assert result.code == 0, result.error
+    assert "last.ckpt: damaged" in result.error
+    assert "going on from step_00000006.ckpt" in result.error
+    assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["global_step"] == 8
+    steps = [row["step"] for row in rows(stopped) if row["train/loss"]]
+    assert steps == [str(step) for step in range(8)]
+
+
+def test_every_file_damaged_is_an_error(lrnnx, stopped: Path) -> None:
+    for path in checkpoints.candidates(stopped / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    result = lrnnx("train", "--resume", stopped)
+    assert result.code == 2
+    assert "no checkpoint in it is good" in result.error
+    assert result.error.count("\n") == 1
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Permission denied"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    checkpoints.write({"x": torch.ones(3)}, path)
+
+    def full(_: int) -> None:
+        raise OSError(28, reason)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=reason):
+        checkpoints.write({"x": torch.zeros(3)}, path)
+    checkpoints.verify(path)
+    assert torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_steps_without_finite_numbers_are_skipped_counted_and_end_the_training(
+    lrnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Classify.training_step
+    poisoned: set[int] = {1, 2, 5}
+    weights: dict[int, list[torch.Tensor]] = {}
+
+    def poisonous(self: Classify, batch: Batch, batch_idx: int) -> torch.Tensor:
+        weights[self.global_step] = [p.detach().clone() for p in self.parameters()]
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if self.global_step in poisoned else loss
+
+    monkeypatch.setattr(Classify, "training_step", poisonous)
+    words = [*WORDS[1:], *SHORT, "trainer.max_skipped=3"]
+    run, summary = training.train(recipe.load(WORDS[0], words), tmp_path / "run")
+    assert summary["steps"] == 8
+    assert summary["skipped_steps"] == 3
+    assert [row["step"] for row in rows(run) if row["skipped_steps"]] == ["1", "2", "5"]
+    same_after = {k: all(map(torch.equal, weights[k], weights[k + 1])) for k in range(7)}
+    assert same_after == {k: k in poisoned for k in range(7)}
+
+    poisoned |= set(range(3, 8))
+    with pytest.raises(TrainingError, match=r"step 3: 3 steps in a row .*recurren|step 3: 3 steps in a row"):
+        training.train(recipe.load(WORDS[0], words), tmp_path / "other")
+    report = json.loads((tmp_path / "other" / "trouble.json").read_text())
+    assert report["step"] == 3
+    assert len(report["batch"]) == 324
+    assert set(report["gradient_norms"].values()) == {"nan"}
+
+
+def test_the_sampler_begins_inside_an_epoch() -> None:
+    sampler = AddressSampler(10, 3, shuffle=True)
+    sampler.set_epoch(2)
+    second = list(sampler)
+    sampler.resume(2, 4)
+    assert list(sampler) == second[4:]
+    sampler.set_epoch(3)
+    assert len(list(sampler)) == 10
+
+
+def test_interrupted_names_the_command() -> None:
+    assert str(Interrupted(Path("runs/a"), 7)).endswith("lrnnx train --resume runs/a")
