@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
@@ -78,7 +78,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
 
     def __init__(self, recipe: str, spec: dict[str, Any]) -> None:
         super().__init__()
-        config = recipes.resolve(OmegaConf.create(recipe), OmegaConf.create(), "config.json", "")
+        given = OmegaConf.create(recipe)
+        assert isinstance(given, DictConfig)
+        config = recipes.resolve(given, OmegaConf.create(), "config.json", "")
         self.model = build_task(recipes.typed(config), DataSpec.read(spec)).model
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:

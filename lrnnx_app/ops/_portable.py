@@ -56,8 +56,8 @@ def _discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule):
     a, gain = discretized_scan.Discretized(z.to(dtype), dt.to(dtype), name).coefficients()
     real = v.shape[2] == 1
     numbers = (a, planar.mul(gain.expand_as(v), v.to(dtype)), h0)
-    flat: Any = (x if x is None or not real else x.squeeze(-2) for x in numbers)
-    states, last = _linear_scan(*flat, lengths, reset, reverse)
+    flat: Any = [x if x is None or not real else x.squeeze(-2) for x in numbers]
+    states, last = _linear_scan(flat[0], flat[1], flat[2], lengths, reset, reverse)
     return states.reshape(v.shape).to(v.dtype), last.reshape(v[:, 0].shape)
 
 

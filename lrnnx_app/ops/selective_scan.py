@@ -290,7 +290,8 @@ def _adjoint(grad, grad_last, *arguments):
         leaves = [
             x if x is None or (again and x.requires_grad) else x.detach().requires_grad_() for x in tensors
         ]
-        outputs = blocked(*leaves, *rest)
+        run: Any = blocked
+        outputs = run(*leaves, *rest)
         found = torch.autograd.grad(
             outputs,
             [x for x in leaves if x is not None],
