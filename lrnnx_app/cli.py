@@ -278,7 +278,9 @@ def _matrix(shipped: dict[str, Path]) -> None:
     table = Table("layer", *data)
     for layer in sorted({row for row, _ in cells}):
         table.add_row(layer, *("\n".join(cells.get((layer, column), [])) for column in data))
-    console.print(table, width=32 * (1 + len(data)), crop=False)  # names stay whole on a narrow terminal
+    for column in table.columns:
+        column.no_wrap = True  # names stay whole on a narrow terminal
+    Console(width=40 * (1 + len(data)), highlight=False, quiet=quiet).print(table)
 
 
 @app.command()
