@@ -171,7 +171,7 @@ class Checkpoints(Callback):
 
     A step's checkpoint is written when the next batch is about to start: what the step logged, and the
     validation that may follow it, are then done, and a resumed run neither repeats nor misses them. The state
-    of the loops is that from the end of the step, which Lightning knows to resume from.
+    of the loops is that from the end of the step or epoch, which Lightning knows to resume from.
 
     Args:
         folder: of the checkpoints.
@@ -188,6 +188,16 @@ class Checkpoints(Callback):
         self._loops: dict[str, Any] | None = None
         self._position = (0, 0)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._position = checkpoint["position"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interrupts.hold()
+        if self._position[1] == 0:  # with max_steps, Lightning would validate the epoch before once more
+            trainer.fit_loop.epoch_loop.restarting = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -197,12 +207,16 @@ class Checkpoints(Callback):
         self._step = step
         self._stop = self.interrupts.agreed(trainer)
         self._due = self._due or step % self.every == 0
-        ended = trainer.is_last_batch
-        if self._due or self._stop or ended or step == trainer.max_steps:
+        if self._due or self._stop or step == trainer.max_steps:
             self._loops = deepcopy(trainer.fit_loop.state_dict())
-            self._position = (
-                (trainer.current_epoch + 1, 0) if ended else (trainer.current_epoch, batch_idx + 1)
-            )
+            self._position = (trainer.current_epoch, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # and not the last step of the training inside an epoch
+            self._loops = deepcopy(trainer.fit_loop.state_dict())
+            for progress in self._loops["epoch_progress"].values():
+                progress["completed"] = progress["processed"]  # no hook of Lightning's comes between epochs
+            self._position = (trainer.current_epoch + 1, 0)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -76,6 +76,15 @@ class Throughput(Callback):
         return self.samples / self.seconds if self.seconds else 0.0
 
 
+class Lines(Callback):
+    """Where no progress bar can be drawn, a line on stderr after each validation."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = {key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key}
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        _say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {shown}")
+
+
 def train(
     config: DictConfig, out: Path | None = None, resume: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
@@ -232,7 +241,7 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
         save_on_train_epoch_end=False,  # after validations only
         enable_version_counter=False,
     )
-    bar = TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 100)
+    terminal = sys.stderr.isatty()
     return Trainer(
         max_steps=settings.max_steps,
         max_epochs=settings.max_epochs,
@@ -245,7 +254,8 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
         devices=settings.devices,
         strategy=settings.strategy,
         logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
-        callbacks=[*callbacks, best, bar],
+        callbacks=[*callbacks, best, TQDMProgressBar() if terminal else Lines()],
+        enable_progress_bar=terminal,
         plugins=[SealedIO()],
         num_sanity_val_steps=0,
         enable_model_summary=False,

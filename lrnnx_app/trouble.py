@@ -65,9 +65,10 @@ class Trouble(Callback):
         self.skipped += not good
         losses, names = self._losses, self._names
         self._losses, self._names = [], []
+        if self.skipped:
+            pl_module.log("skipped_steps", float(self.skipped), batch_size=1)
         if good:
             return
-        pl_module.log("skipped_steps", float(self.skipped), batch_size=1)
         if self.row >= self.patience:
             self._stop(trainer, pl_module, losses, names)
         optimizer.zero_grad(set_to_none=True)

@@ -96,8 +96,10 @@ def by_step(w: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    wanted: Any = torch.is_grad_enabled() and x.requires_grad
-    return _Turned.apply(x, order) if wanted else x.permute(order).contiguous()
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        return x.permute(order).contiguous()  # a compiler lays gradients out by itself
+    wanted: Any = _Turned.apply(x, order)
+    return wanted
 
 
 def _last(c: Chunks, v: Tensor, before: Tensor, lengths: Tensor | int) -> Tensor:
