@@ -41,6 +41,12 @@ def machine() -> dict[str, str]:
     return {"device": device, "torch": torch.__version__}
 
 
+def place() -> str:
+    """The machine, in words."""
+    found = machine()
+    return f"{found['device']} · torch {found['torch']}"
+
+
 def write_json(rows: Rows, path: Path) -> None:
     path.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
 

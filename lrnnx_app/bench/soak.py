@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrnnx_app.bench.report import machine
+from lrnnx_app.bench.report import place
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
 
@@ -77,7 +77,7 @@ def resident() -> float:
 
 def verdict(rows: list[dict[str, Any]]) -> tuple[bool, str]:
     """Whether nothing grew, drifted or became infinite, and that in words."""
-    settled = rows[len(rows) // 10 :]
+    settled = rows[max(1, len(rows) // 10) :]
     keys = [key for key in ("MiB", "GPU MiB") if key in settled[0]]
     growth = {key: settled[-1][key] - settled[0][key] for key in keys}
     error = max(row["error"] for row in rows)
@@ -107,5 +107,5 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         axes.set_xlabel("minutes of audio")
-    figure.suptitle(" · ".join(machine().values()), fontsize=9)
+    figure.suptitle(place(), fontsize=9)
     figure.savefig(path, dpi=150)
