@@ -36,7 +36,7 @@ def machine() -> dict[str, str]:
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads"
+        else f"CPU, threads: {torch.get_num_threads()}"
     )
     return {"device": device, "torch": torch.__version__}
 
