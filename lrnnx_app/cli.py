@@ -171,7 +171,7 @@ def infer(
         list[Path] | None, typer.Argument(metavar="INPUT…", help="Files, folders, or - for PCM on stdin.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Result file, folder, or - for raw PCM on stdout.")
+        Path | None, typer.Option("-o", "--output", help="Result file or folder, or - for stdout.")
     ] = None,
     chunk_ms: Annotated[float | None, typer.Option(help="Chunk in ms; the model's hop by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Chunk in steps, instead.")] = None,
@@ -187,6 +187,7 @@ def infer(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the first minute.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Of a CPU; 1 by default, or all if --offline.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text, or @FILE, that a model of text continues.")
     ] = None,
@@ -206,8 +207,6 @@ def infer(
         return sample.say(Run(run), sample.prompt_bytes(prompt), how)
     if not inputs:
         raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
-    if Run(run).recipe.task.name == "predict":
-        return sample.judge(Run(run), inputs, as_json)
     options = inference.Options(
         output,
         chunk_ms,
@@ -222,7 +221,12 @@ def infer(
         device,
         plot,
         as_json,
+        threads,
     )
+    if Run(run).recipe.task.name == "predict":
+        if options != inference.Options(as_json=as_json):
+            raise UserError("a run of the task predict is judged by whole files; expected --json or --prompt")
+        return sample.judge(Run(run), inputs, as_json)
     raise typer.Exit(inference.infer(run, inputs, options))
 
 

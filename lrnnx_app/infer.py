@@ -4,13 +4,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import torch
 from torch import Tensor
 
 from lrnnx_app.audio_io import find_audio, open_audio
@@ -23,6 +22,7 @@ from lrnnx_app.streaming import sources
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile, Pcm, Sink
 from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
+from lrnnx_app.streaming.threads import threads
 from lrnnx_app.streaming.tracks import AudioTrack, OutputTrack, Track, in_parts
 
 PIPE = Path("-")
@@ -48,6 +48,7 @@ class Options:
     device: str | None = None
     plot: Path | None = None
     as_json: bool = False
+    threads: int | None = None
 
 
 def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
@@ -58,12 +59,13 @@ def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
     """
     _check(inputs, options)
     job = Job(Run(run), inputs, options)
-    try:
-        timing = job.stream()
-    except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    costs = report(job.model, job.session, timing, job.rate, job.delay)
+    with threads(options.threads or (1 if job.session else None)):
+        try:
+            timing = job.stream()
+        except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        costs = report(job.model, job.session, timing, job.rate, job.delay)
     print(text(costs, options.as_json), file=job.aside, flush=True)
     job.recorder.draw(options.plot)
     return 130 if timing.interrupted else 0
@@ -73,7 +75,7 @@ class Job:
     """Tracks and a session for one call.
 
     Attributes:
-        aside: where the report goes: standard error if results go to standard output.
+        out: where classes go; aside: where the report goes, standard error if results go to standard output.
         delay: seconds that conversions of the rate add, the worst of all tracks.
     """
 
@@ -87,13 +89,26 @@ class Job:
         self.inputs = list(self._files(inputs))
         self.results = self._outputs() if self.denoises else {}
         self.piped = options.output == PIPE or (self.denoises and PIPE in inputs and options.output is None)
-        self.aside = sys.stderr if self.piped or not self.denoises else sys.stdout
+        shown = self.piped if self.denoises else options.output in (None, PIPE)
+        self.out, self.aside = sys.stdout, sys.stderr if shown else sys.stdout
         self.delay = 0.0
         self.recorder = Recorder(self.rate, self.names, options.plot is not None)
         self.session = None if options.offline else self._session()
 
     def stream(self) -> Timing:
         """Everything through the session, or file by file in one go."""
+        with self._words() as self.out:
+            return self._streamed()
+
+    def _words(self) -> AbstractContextManager[TextIO]:
+        output = self.options.output
+        if self.denoises or output is None or output == PIPE:
+            return nullcontext(sys.stdout)
+        if any(path.exists() and output.exists() and path.samefile(output) for path in self.inputs):
+            raise DataError(f"{output}: is the input; name another output")
+        return output.open("w", encoding="utf-8")
+
+    def _streamed(self) -> Timing:
         if self.session is None:
             total = Timing()
             for track in self._tracks():
@@ -102,10 +117,8 @@ class Job:
                 total.steps, total.compute = total.steps + one.steps, total.compute + one.compute
             return total
         pace = Pace(self.session.chunk / self.rate) if self.options.realtime else None
-        live = PIPE in self.inputs or self.options.realtime
-        with _one_thread() if live and self.session.batch == 1 else nullcontext():
-            self.session.warm_up()
-            return stream(self.session, self._tracks(), self._done, pace)
+        self.session.warm_up()
+        return stream(self.session, self._tracks(), self._done, pace)
 
     def _session(self) -> StreamingSession | None:
         """A session; None for a classifier that cannot stream and need not."""
@@ -211,12 +224,15 @@ class Job:
         ranked = sorted(zip(self.names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
         at = {"seconds" if self.rate else "time": round(time, 4)} if running else {}
         if self.options.as_json:
-            print(json.dumps({"file": name, **at, "classes": dict(ranked)}), flush=True)
+            self._print(json.dumps({"file": name, **at, "classes": dict(ranked)}))
         elif running:
-            print(f"{name}  {time:10.3f}  {ranked[0][0]}  {ranked[0][1]:.4f}", flush=True)
+            self._print(f"{name}  {time:10.3f}  {ranked[0][0]}  {ranked[0][1]:.4f}")
         else:
             rows: list[dict[str, Any]] = [{name: key, "probability": share} for key, share in ranked]
-            print(table(rows), flush=True)
+            self._print(table(rows))
+
+    def _print(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
 
     def _done(self, track: Track) -> None:
         if isinstance(track, AudioTrack) and not self.piped:
@@ -225,17 +241,6 @@ class Job:
                 text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s",
                 flush=True,
             )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other make a hop of one voice late as soon as anything else wants a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(inputs: Sequence[Path], options: Options) -> None:
@@ -249,6 +254,7 @@ def _check(inputs: Sequence[Path], options: Options) -> None:
         ("--rate", options.rate),
         ("--channels", options.channels),
         ("--slots", options.slots),
+        ("--threads", options.threads),
     ):
         if value is not None and value < 1:
             raise UserError(f"{name}: expected at least 1, not {value}")

@@ -26,19 +26,24 @@ def report(
         delay: seconds that conversions of the rate add.
     """
     costs: dict[str, Any] = {"steps": timing.steps, "compute_seconds": round(timing.compute, 3)}
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        costs["threads"] = torch.get_num_threads()
     if rate:
         costs["lookahead_ms"] = round(1000 * model.lookahead / rate, 2)
-        costs["real_time_factor"] = round(timing.compute / max(timing.steps / rate, 1e-9), 4)
+        if timing.steps:
+            costs["real_time_factor"] = round(timing.compute * rate / timing.steps, 4)
     if session is not None:
         if rate:
             costs["algorithmic_ms"] = round(1000 * (session.chunk / rate + delay), 2)
-        costs |= {f"chunk_p{share}_ms": round(timing.percentile(share), 3) for share in (50, 95, 99)}
+        costs |= timing.percentiles()
         if rate:
             costs["latency_ms"] = round(costs["algorithmic_ms"] + costs["chunk_p99_ms"], 2)
-        costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
+        if timing.paced:
+            costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
         costs["slots"] = session.batch
         costs["graph"] = session.graph_reason or "replayed"
-    return costs | memory(next(model.parameters()).device)
+    return costs | memory(device)
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -72,7 +77,9 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
         )
     if "real_time_factor" in costs:
         parts.append(f"real-time factor {costs['real_time_factor']}")
-    if costs.get("misses"):
+    if "threads" in costs:
+        parts.append(f"threads {costs['threads']}")
+    if "misses" in costs:
         parts.append(f"{costs['misses']} chunks late, at most {costs['late_ms']} ms")
     if "peak_mib" in costs:
         parts.append(f"memory {costs['peak_mib']:.0f} MiB")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from lrnnx_app.data import Batch
 from lrnnx_app.errors import DataError, RunError, UserError
+from lrnnx_app.infer_report import memory, text
 from lrnnx_app.run import Run, build_data
+from lrnnx_app.streaming.slots import Timing
+from lrnnx_app.streaming.threads import threads
 from lrnnx_app.tasks.predict import Predict
 
 
@@ -107,11 +111,19 @@ def prompt_bytes(prompt: str) -> bytes:
 
 
 def say(run: Run, prompt: bytes, how: Sampling) -> None:
-    """Write the prompt and what follows it to standard output, byte by byte as it comes."""
-    out = sys.stdout.buffer
-    out.write(prompt)
-    for token in continued(run, prompt, how):
-        out.write(bytes((token,)))
+    """Write the prompt and what follows it to standard output byte by byte, the cost to standard error."""
+    out, timing = sys.stdout.buffer, Timing()
+    with threads(1):
+        following = continued(run, prompt, how)
+        out.write(prompt)
+        started = time.perf_counter()
+        for token in following:
+            out.write(bytes((token,)))
+            out.flush()
+            now = time.perf_counter()
+            timing.chunks.append(now - started)
+            started = now
+        out.write(b"\n")
         out.flush()
-    out.write(b"\n")
-    out.flush()
+        costs = timing.percentiles() | {"threads": 1} | memory(torch.device("cpu"))
+        print(text(costs, False), file=sys.stderr)

@@ -1,24 +1,27 @@
 """Exported programs stream as the model does, for every causal layer; files, scripts and mistakes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from test_session import backbone, layer, unet
+from test_staged import staged
 
 from lrnnx_app import export
+from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import LrnnxError, RunError, StreamError
-from lrnnx_app.export import _chunk, huggingface, onnx
+from lrnnx_app.export import _chunk, _example, huggingface, onnx
 from lrnnx_app.export import torch as pt2
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
 from lrnnx_app.export._output import Options, whole
 from lrnnx_app.export.huggingface import HubModel
-from lrnnx_app.models.backbone import Backbone
+from lrnnx_app.models._base import Model
+from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
 
 
@@ -48,6 +51,13 @@ def test_a_unet_and_a_pool(tmp_path: Path) -> None:
     assert max(both(Chunk(pooled, 2), tmp_path)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_events_that_wait_for_their_group_are_state(ending: str, tmp_path: Path) -> None:
+    run, path = FakeRun(staged(pools=[4]).float()), tmp_path / f"events{ending}"
+    export.find(None, path)(run, path, Options(chunk=6, timed=True))  # type: ignore[arg-type]
+    assert len(script(path).stdout.strip("[ ]\n").split()) == 5, "one output for each class"
+
+
 def test_what_cannot_be_a_program_says_why() -> None:
     model = unet("lru")
     with pytest.raises(StreamError, match="multiple of the model's hop of 32"):
@@ -62,11 +72,21 @@ def test_what_cannot_be_a_program_says_why() -> None:
 class FakeRun:
     """What the formats ask of a run."""
 
-    def __init__(self, model: Backbone) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
 
     def task(self) -> "FakeRun":
         return self
+
+
+def script(path: Path, *words: Path) -> subprocess.CompletedProcess[str]:
+    """Run what was written beside a program, without lrnnx."""
+    file = _example.beside(path)
+    hidden = f"import sys; sys.modules['lrnnx_app'] = None; sys.argv = {['x', *map(str, words)]}"
+    code = f"{hidden}; __file__ = {str(file)!r}; exec(open(__file__).read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
@@ -75,15 +95,24 @@ def test_the_script_runs_where_lrnnx_is_not(ending: str, tmp_path: Path) -> None
     lines = export.find(None, path)(run, path, Options(chunk=4))
     assert "differs from the model by" in lines[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, f"model_{ending[1:]}.py"])
-    without = (
-        f"import sys; sys.modules['lrnnx_app'] = None; sys.argv = ['x']; __file__ = {str(tmp_path / 'x')!r};"
-    )
-    code = f"{without} exec(open({str(tmp_path / f'model_{ending[1:]}.py')!r}).read())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[") == 5  # four steps of three outputs
+    assert script(path).stdout.count("[") == 5  # four steps of three outputs
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path) -> None:
+    spec = DataSpec(1, 1, sample_rate=8000)
+    model = UNet(spec, UNet.Config(channels=[4, 4], strides=[8, 4], layer=layer("lru"))).eval()
+    run, path = FakeRun(model), tmp_path / f"model{ending}"
+    export.find(None, path)(run, path, Options())  # type: ignore[arg-type]
+    x = 0.1 * torch.randn(1000)
+    soundfile.write(tmp_path / "x.wav", x.numpy(), 8000, "PCM_16")
+    done = script(path, tmp_path / "x.wav", tmp_path / "y.wav")
+    assert "real-time factor 0." in done.stderr
+    heard, found = (torch.from_numpy(soundfile.read(tmp_path / f"{z}.wav", dtype="float32")[0]) for z in "xy")
+    with torch.inference_mode():
+        expected, _ = model(heard[None, :, None])
+    assert found.shape == (1000,)
+    assert float((found - expected[0, :, 0]).abs().max()) < 2 / 2**15
 
 
 def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:

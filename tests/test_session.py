@@ -70,8 +70,8 @@ def test_backbone_streams_as_offline(name: str, chunk: int, device: str) -> None
     x = torch.randn(1 if chunk == LONG else 2, time, 5, device=device)
     session = StreamingSession(model, len(x), chunk)
     assert relative(streamed(session, x), offline(model, x)) < TOLERANCE
-    if LAYERS[name].uses_dt and chunk < LONG:
-        dt = 2 * torch.rand(2, time, device=device)
+    if LAYERS[name].uses_dt:
+        dt = 2 * torch.rand(len(x), time, device=device)
         session.reset()
         assert relative(streamed(session, x, dt), offline(model, x, dt)) < TOLERANCE
 
@@ -141,13 +141,25 @@ def test_streams_of_a_batch_are_their_own(name: str, device: str) -> None:
 
 
 @each_device
-def test_a_reset_stream_equals_a_fresh_one_bit_for_bit(device: str) -> None:
-    model = unet("centaurus", device)
-    x = torch.randn(2, 96, 1, device=device)
-    used, fresh = StreamingSession(model, 2, 32), StreamingSession(model, 2, 32)
-    used.push(x[:, :32])
-    used.reset([False, True])
-    assert torch.equal(used.push(x[:, 32:64])[1], fresh.push(x[:, 32:64])[1])
+@each_layer
+def test_a_reset_stream_equals_a_fresh_one_bit_for_bit(name: str, device: str) -> None:
+    for model in (unet(name, device), backbone(name, device, pool="none")):
+        x = torch.randn(2, 64, model.spec.d_input, device=device)
+        used, fresh = StreamingSession(model, 2, 32), StreamingSession(model, 2, 32)
+        used.push(x[:, :32])
+        used.reset([False, True])
+        assert torch.equal(used.push(x[:, 32:])[1], fresh.push(x[:, 32:])[1])
+
+
+@each_device
+@each_layer
+def test_two_sessions_of_a_unet_in_turns(name: str, device: str) -> None:
+    model = unet(name, device)
+    signals = torch.randn(2, 1, 96, 1, device=device)
+    sessions = [StreamingSession(model, 1, 32) for _ in signals]
+    turns = [[s.push(x[:, i : i + 32]) for s, x in zip(sessions, signals, strict=True)] for i in (0, 32, 64)]
+    for x, parts in zip(signals, zip(*turns, strict=True), strict=True):
+        assert relative(torch.cat(parts, 1), offline(model, x)) < TOLERANCE
 
 
 @each_device
@@ -216,7 +228,7 @@ def test_saved_streams_go_on_in_another_process(tmp_path: Path) -> None:
 
 def saved_models() -> list[Model]:
     torch.manual_seed(3)
-    return [unet("rglru"), backbone("s6", pool="none")]
+    return [model for name in LAYERS for model in (unet(name), backbone(name, pool="none"))]
 
 
 def test_a_stream_moves_to_another_slot() -> None:

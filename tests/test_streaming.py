@@ -34,10 +34,13 @@ RATE = 16000
 RECIPES = {
     "denoiser": "{name: denoise}, model: {name: unet, channels: [8], strides: [256], layer: {name: s5}}",
     "classifier": "{name: classify}, model: {name: backbone, d_model: 8, depth: 1, layer: {name: lru}}",
+    "events": "{name: classify}, model: {name: staged, d_model: 8, pools: [2], layer: {name: event_ssm}}",
 }
+DATA = {"events": "event_stream"}
 SPECS = {
     "denoiser": DataSpec(1, 1, sample_rate=RATE),
     "classifier": DataSpec(1, 3, classes=("no", "yes", "else"), sample_rate=RATE),
+    "events": DataSpec(64, 10, tokens=True, classes=tuple("0123456789")),
 }
 
 
@@ -48,7 +51,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, recipe in RECIPES.items():
         made[name] = tmp_path_factory.mktemp(name)
-        (made[name] / "recipe.yaml").write_text(f"{{task: {recipe}, data: {{name: audio}}}}")
+        (made[name] / "recipe.yaml").write_text(
+            f"{{task: {recipe}, data: {{name: {DATA.get(name, 'audio')}}}}}"
+        )
         task = build_task(Run(made[name]).recipe, SPECS[name])
         checkpoint = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
@@ -155,6 +160,17 @@ def test_real_time_pace_and_its_misses(lrnnx, runs: dict[str, Path], tmp_path: P
     assert time.perf_counter() - start > 0.32
     monkeypatch.setattr(Pace, "late", lambda pace: 0.5)
     assert json.loads(lrnnx(*words)[1].splitlines()[-1])["misses"] == 20 + 1
+    assert "misses" not in json.loads(
+        lrnnx(*(word for word in words if word != "--realtime"))[1].splitlines()[-1]
+    )
+
+
+def test_an_empty_pipe_has_no_real_time_factor(lrnnx, runs, monkeypatch) -> None:
+    with Path(os.devnull).open() as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        code, out, error = lrnnx("infer", runs["denoiser"], "-", "--json")
+    report = json.loads(error)
+    assert (code, out, report["steps"], "real_time_factor" in report) == (0, "", 0, False)
 
 
 def test_running_classes_end_at_the_offline_ones(lrnnx, runs, tmp_path: Path, monkeypatch) -> None:
@@ -173,6 +189,33 @@ def test_running_classes_end_at_the_offline_ones(lrnnx, runs, tmp_path: Path, mo
     shares = torch.tensor([lines[-1]["classes"][name] for name in SPECS["classifier"].classes])
     assert relative(shares, logits[0].softmax(-1)) < 1e-5
     assert "real_time_factor" in json.loads(error)
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_files_of_events_in_slots_equal_each_in_one_go(lrnnx, runs: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder, found = tmp_path / "in", tmp_path / "classes.jsonl"
+    folder.mkdir()
+    for i, count in enumerate((40, 17, 32)):
+        columns = {"t": np.sort(rng.integers(0, 9000, count)), "x": rng.integers(0, 2, count)}
+        columns |= {"y": rng.integers(0, 16, count), "p": rng.integers(0, 2, count)}
+        if i:
+            np.savez(folder / f"{i}.npz", allow_pickle=False, **columns)
+        else:
+            rows = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+            (folder / f"{i}.csv").write_text("\n".join(["t,x,y,p", *rows]))
+    words = ("infer", runs["events"], folder, "--json", "-o", found, "--device", "cpu")
+    lines = {}
+    for more in (("--offline",), ("--slots", 2, "--steps", 10, "--running", "--plot", tmp_path / "p.png")):
+        code, out, error = lrnnx(*words, *more)
+        assert code == 0, error
+        assert "peak_mib" in json.loads(out)
+        lines[more[0]] = [json.loads(line) for line in found.read_text().splitlines()]
+    last = {line["file"]: line for line in lines["--slots"]}
+    assert len(lines["--slots"]) > len(last) == len(lines["--offline"]) == 3
+    for line in lines["--offline"]:
+        assert line["classes"] == pytest.approx(last[line["file"]]["classes"], abs=1e-5)
+        assert 0 < last[line["file"]]["time"] < 9
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 
@@ -287,6 +330,10 @@ def test_mistakes_of_streams_are_said(lrnnx, runs: dict[str, Path], tmp_path: Pa
         ((run, x, "-o", y, "--plot", tmp_path / "gone" / "p.png"), "gone"),
         ((run, x, x, "-o", "-"), "one input"),
         ((run, x, x, "-o", tmp_path), "is the input"),
+        ((runs["classifier"], x, "-o", x), "is the input"),
+        ((run, x, "-o", y, "--threads", "0"), "--threads"),
+        ((runs["events"], x, "--realtime"), "have no rate"),
+        ((runs["events"], "-"), "expected files"),
     ]:
         code, _, error = lrnnx("infer", *words)
         assert code == 2, (words, error)

@@ -13,6 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Time parts of the package on this 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write rows here.")]
 PlotFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot here.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Of a CPU.")]
 
 
 @app.command("ops")
@@ -86,24 +87,26 @@ def streaming_command(
     json_file: JsonFile = None,
     plot: PlotFile = None,
     device: Device = None,
+    cpu_threads: Threads = 1,
 ) -> None:
     """Time a live stream: latency and throughput over voices and chunks, with and without a CUDA graph."""
     from lrnnx_app.bench import report, streaming
+    from lrnnx_app.streaming.threads import threads
 
     check_targets(json_file, plot)
     model, device = streaming.load(run), chosen_device(device)
-    rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
-    print(report.table(rows), flush=True)
-    if largest:
-        print(
-            f"voices whose p99 stays under the hop: {streaming.largest(model, device, seconds)}", flush=True
-        )
-    more = streaming.step_rows(device) if steps else []
-    print(report.table(more) if more else "", end="\n" if more else "")
-    if json_file is not None:
-        report.write_json(rows + more, json_file)
-    if plot is not None:
-        streaming.write_plot(rows, plot)
+    with threads(cpu_threads):
+        rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
+        print(f"{report.table(rows)}\n{report.place()}", flush=True)
+        if largest:
+            most = streaming.largest(model, device, seconds)
+            print(f"voices whose p99 stays under the hop: {most}", flush=True)
+        more = streaming.step_rows(device) if steps else []
+        print(report.table(more) if more else "", end="\n" if more else "")
+        if json_file is not None:
+            report.write_json(rows + more, json_file)
+        if plot is not None:
+            streaming.write_plot(rows, plot)
 
 
 @app.command("soak")
@@ -113,22 +116,25 @@ def soak_command(
     json_file: JsonFile = None,
     plot: PlotFile = None,
     device: Device = None,
+    cpu_threads: Threads = 1,
 ) -> None:
     """Stream for hours: memory, speed and error to float64 must stay where they are; exit code 1 if not."""
     from lrnnx_app.bench import report, soak, streaming
+    from lrnnx_app.streaming.threads import threads
 
     check_targets(json_file, plot)
     rows = []
-    for row in soak.rows(streaming.load(run), chosen_device(device), seconds):
-        rows.append(row)
-        print(f"\r{report.line(row)}", end="", file=sys.stderr, flush=True)
-    ok, words = soak.verdict(rows)
-    print(file=sys.stderr)
-    print(words)
-    if json_file is not None:
-        report.write_json(rows, json_file)
-    if plot is not None:
-        soak.write_plot(rows, plot)
+    with threads(cpu_threads):
+        for row in soak.rows(streaming.load(run), chosen_device(device), seconds):
+            rows.append(row)
+            print(f"\r{report.line(row)}", end="", file=sys.stderr, flush=True)
+        ok, words = soak.verdict(rows)
+        print(file=sys.stderr)
+        print(words)
+        if json_file is not None:
+            report.write_json(rows, json_file)
+        if plot is not None:
+            soak.write_plot(rows, plot)
     raise typer.Exit(0 if ok else 1)
 
 

@@ -36,9 +36,15 @@ def machine() -> dict[str, str]:
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads"
+        else f"CPU, threads: {torch.get_num_threads()}"
     )
     return {"device": device, "torch": torch.__version__}
+
+
+def place() -> str:
+    """The machine, in words."""
+    found = machine()
+    return f"{found['device']} · torch {found['torch']}"
 
 
 def write_json(rows: Rows, path: Path) -> None:

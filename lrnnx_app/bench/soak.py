@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrnnx_app.bench.report import machine
+from lrnnx_app.bench.report import place
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
 
@@ -42,6 +42,7 @@ def rows(model: Model, device: str, seconds: float) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {
             "stream s": (segment + 1) * length / rate,
             "wall s": time.perf_counter() - started,
+            "chunk ms": 1000 * session.chunk / rate,
             "p50 ms": float(np.percentile(times, 50)),
             "p99 ms": float(np.percentile(times, 99)),
             "MiB": resident(),
@@ -77,7 +78,7 @@ def resident() -> float:
 
 def verdict(rows: list[dict[str, Any]]) -> tuple[bool, str]:
     """Whether nothing grew, drifted or became infinite, and that in words."""
-    settled = rows[len(rows) // 10 :]
+    settled = rows[max(1, len(rows) // 10) :]
     keys = [key for key in ("MiB", "GPU MiB") if key in settled[0]]
     growth = {key: settled[-1][key] - settled[0][key] for key in keys}
     error = max(row["error"] for row in rows)
@@ -97,15 +98,22 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), layout="constrained")
+    parts = {
+        "memory (MiB)": {"process": "MiB", "GPU": "GPU MiB"},
+        "a chunk (ms)": {"p50": "p50 ms", "p99": "p99 ms", "its length": "chunk ms"},
+        "relative error to float64": {"": "error"},
+    }
     minutes = [row["stream s"] / 60 for row in rows]
-    for axes, keys in zip(
-        figure.subplots(3, 1, sharex=True), (["MiB", "GPU MiB"], ["p50 ms", "p99 ms"], ["error"]), strict=True
-    ):
-        for key in (key for key in keys if key in rows[0]):
-            axes.plot(minutes, [row[key] for row in rows], label=key)
-        axes.set_ylim(bottom=0)
+    plots = figure.subplots(len(parts), 1, sharex=True)
+    for axes, (title, curves) in zip(plots, parts.items(), strict=True):
+        shown = {label: [row[key] for row in rows] for label, key in curves.items() if key in rows[0]}
+        for label, values in shown.items():
+            axes.plot(minutes, values, "k:" if label == "its length" else "-", label=label)
+        axes.set_ylim(0, 1.15 * max(map(max, shown.values())) or None)
+        axes.set_ylabel(title)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        axes.set_xlabel("minutes of audio")
-    figure.suptitle(" · ".join(machine().values()), fontsize=9)
+        if len(shown) > 1:
+            axes.legend(fontsize=8, ncols=len(shown))
+    plots[-1].set_xlabel("minutes of audio")
+    figure.suptitle(place(), fontsize=9)
     figure.savefig(path, dpi=150)

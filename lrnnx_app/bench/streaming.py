@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrnnx_app import recipe as recipes
-from lrnnx_app.bench.report import machine
+from lrnnx_app.bench.report import place
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import LrnnxError, StreamError
 from lrnnx_app.layers._base import Layer, frozen
@@ -221,7 +221,7 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
                 str(voices), (latency, throughput), fontsize=7, xytext=(3, 3), textcoords="offset points"
             )
     axes.set(xscale="log", yscale="log", xlabel="latency: chunk and p99 of its computation (ms)")
-    axes.set(ylabel="throughput (voices × real time)", title=" · ".join(machine().values()))
+    axes.set(ylabel="throughput (voices × real time)", title=place())
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -27,6 +27,7 @@ class State:
 
     name: str
     shape: tuple[int, ...]
+    dtype: str
     initial: Any
 
 
@@ -54,7 +55,7 @@ class Chunk(nn.Module):
         self.names = [name for name, _ in _named(fresh)]
         leaves, self.tree = tree_flatten(fresh)
         self.states = [
-            State(name, tuple(leaf.shape[1:]), _brief(leaf[0]))
+            State(name, tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch."), _brief(leaf[0]))
             for name, leaf in zip(self.names, leaves, strict=True)
         ]
         self.fresh = leaves

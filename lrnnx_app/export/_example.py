@@ -8,6 +8,7 @@ HEAD = '''"""Streams {what} through {file}, {chunk} samples at a time. Needs {ne
 
 import json
 import sys
+import time
 import wave
 from pathlib import Path
 
@@ -15,16 +16,19 @@ import numpy as np
 {imports}
 here = Path(__file__).parent
 {load}
-state = [np.full((1, *s["shape"]), s["initial"], np.float32) for s in about["states"]]
+state = [np.full((1, *s["shape"]), s["initial"], s["dtype"]) for s in about["states"]]
 {read}
 count, chunk = len(x), about["chunk"]
 x = np.pad(x, [(0, -count % chunk), *[(0, 0)] * (x.ndim - 1)])
-ys = []
+ys, times = [], []
 for start in range(0, len(x), chunk):
     inputs = [x[None, start : start + chunk], {dt}*state]
+    began = time.perf_counter()
     {run}
+    times.append(time.perf_counter() - began)
     ys.append(y[0])
 {write}
+print(f"median of a chunk: {{1000 * np.median(times):.2f}} ms{factor}", file=sys.stderr)
 '''
 WAV = """with wave.open(sys.argv[1]) as source:
     rate = source.getframerate()
@@ -41,12 +45,15 @@ with wave.open(sys.argv[2], "w") as target:
     target.writeframes((y * 32768).round().clip(-32768, 32767).astype(np.int16).tobytes())"""
 CLASS = 'print(about["classes"][int(np.reshape(ys[-1], (-1, len(about["classes"])))[-1].argmax())])'
 NUMBERS = "print(ys[-1])"
+FACTOR = ", real-time factor {np.median(times) * rate / chunk:.3f}"
 
 RUNTIMES = {
     "onnx": {
         "needs": "numpy and onnxruntime",
         "imports": "import onnxruntime\n",
-        "load": """session = onnxruntime.InferenceSession(here / "{file}")
+        "load": """options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(here / "{file}", options)
 about = json.loads(session.get_modelmeta().custom_metadata_map["lrnnx"])
 names = [i.name for i in session.get_inputs()]""",
         "run": "y, *state = session.run(None, dict(zip(names, inputs, strict=True)))",
@@ -54,7 +61,8 @@ names = [i.name for i in session.get_inputs()]""",
     "torch": {
         "needs": "torch and numpy",
         "imports": "import torch\n",
-        "load": """files = {{"lrnnx.json": ""}}
+        "load": """torch.set_num_threads(1)
+files = {{"lrnnx.json": ""}}
 program = torch.export.load(here / "{file}", extra_files=files).module()
 about = json.loads(files["lrnnx.json"])""",
         "run": """with torch.no_grad():
@@ -82,6 +90,7 @@ def write(target: Path, path: Path, runtime: str, chunk: Chunk) -> None:
         read=WAV if audio else TOKENS if spec.tokens else NOISE,
         dt="np.ones((1, chunk), np.float32), " if chunk.timed else "",
         run=words["run"],
+        factor=FACTOR if audio else "",
         write=CLASS if spec.classes else SOUND if audio else NUMBERS,
     )
-    target.write_text(text if audio else text.replace("import sys\nimport wave\n", ""), encoding="utf-8")
+    target.write_text(text if audio else text.replace("import wave\n", ""), encoding="utf-8")

@@ -40,7 +40,7 @@ class EventPool(nn.Module):
             Groups (B, T', d), the state, their dt (B, T') or None, and how many each row has (B,). T' follows
             from T; from a fresh start ⌈T / stride⌉, else one more may be needed for what has waited.
         """
-        batch, time, p = len(x), x.shape[1], self.stride
+        batch, time, p = x.shape[0], x.shape[1], self.stride
         if lengths is None:
             lengths = torch.full((batch,), time, device=x.device)
         gaps = x.new_zeros(batch, time) if dt is None else dt

@@ -1,7 +1,7 @@
 """The operators in plain real torch calls, functional and without a loop that data end: for other runtimes.
 
 An exported program first holds the operators themselves; `DECOMPOSITIONS` says what they become. Only what a
-stream needs is covered: no lengths, no packed sequences, forward in time, no gradients.
+stream needs is covered: no packed sequences, forward in time, no gradients.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,17 @@ from lrnnx_app.ops.linear_scan import state_dtype
 
 
 def _linear_scan(
-    a: Tensor, b: Tensor, h0: Tensor | None, lengths: None, reset: None, reverse: bool
+    a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """By doubling: after k rounds, every step has taken in the 2^k steps up to it."""
-    assert lengths is None
     assert reset is None
     assert not reverse
     real, time = b.ndim == 3, b.shape[1]
     a, h = (z.to(state_dtype(b.dtype)) for z in (a, b))
     a, h = (z.unsqueeze(-2) if real else z for z in (a, h))
+    if lengths is not None:
+        valid = (torch.arange(time, device=b.device) < lengths[:, None])[:, :, None, None]
+        a, h = torch.where(valid, a, planar.one(a)), torch.where(valid, h, 0)
     if h0 is not None:
         start = planar.mul(a[:, :1], (h0.unsqueeze(-2) if real else h0)[:, None])
         h = torch.cat((h[:, :1] + start, h[:, 1:]), 1)
