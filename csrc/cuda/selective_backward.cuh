@@ -1,0 +1,365 @@
+// The selective scan's backward pass: from the state kept before every 8 steps, which are walked forward into registers
+// and then back. Lanes as forward (selective_scan.cuh); 8 warps for 64 channels, and a row of 8 steps for each warp's
+// elementwise role. Sums over channels go to scratch memory by block, and are added in order by other kernels.
+#pragma once
+#include "memory.cuh"
+#include "selective_scan.cuh"
+#include "selective_sum.cuh"
+
+namespace lrnnx::cuda {
+
+constexpr int kBackThreads = 256;
+
+template <class E, int RULE>
+struct alignas(16) BackShared {
+  static constexpr bool STEP = RULE == kAsynchronousRule;
+  static constexpr int C = kBlockOf, T = kStepsKept, SUM = T * C + 8;
+  float B[T * kSlice], C_[T * kSlice];
+  float2 x[T * C];                                // span, drive
+  float dy[T * C], step[STEP ? T * C : 4];
+  float weights[8 * 2 * ChannelSums<E>::SIZE];    // sums of C, B by warp
+  float sums[(STEP ? 4 : 3) * kParts * SUM];      // y, of u, of the span, of the step: by part, step and channel
+  float h[2][kSlice][C + 8];                      // kept states, in rows j · 4 + part: no bank conflicts
+  E raw[2][4][T][C];                              // u, delta, grad, z
+};
+
+template <class E, int PL, int RULE>
+struct SelectiveBackward {
+  using R = Rates<PL, RULE>;
+  using X = typename R::X;
+  using Sums = ChannelSums<E>;
+  using Shared = BackShared<E, RULE>;
+  static constexpr int C = kBlockOf, T = kStepsKept, NT = kBackThreads, SUM = Shared::SUM, V = kHeld / PL;
+  static constexpr bool STEP = Shared::STEP;
+
+  const Selective& p;
+  Shared& sm;
+  const int tid, lane, warp, part, ch, b, segment, begin;
+  const Home<C> home;
+  const int64_t d;
+  int end, first_chunk, last_chunk;
+  R rates;
+  X r, dA;                       // gradient of the state, and of A
+  const Couple couple;           // the elementwise role: these channels at the chunk's step `warp`
+  float2 bias, skip, d_skip, d_bias;
+  float elapsed;
+  bool fresh;
+  Quad<E> quad;
+
+  DEVICE SelectiveBackward(const Selective& p, Shared& sm)
+      : p(p), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8), ch(warp * 8 + lane % 8),
+        b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), d(home.channel(ch)), r{}, dA{},
+        couple(home, lane * 2), d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
+    const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
+    end = min(int(length), begin + p.length);
+    first_chunk = begin / T;
+    last_chunk = (end + T - 1) / T - 1;
+    bias = couple.of(p.bias);
+    skip = couple.of(p.D);
+  }
+
+  // ---- what a slice keeps between chunks, in registers if there is one only ----
+  DEVICE float* channel_sum(int number) const {
+    const int64_t row = int64_t(b) * p.segments + segment;
+    return p.part_channel + (row * (p.slices * kSlice + 2) + number) * p.padded + home.padded;
+  }
+  DEVICE float* carried(int slice) const {
+    const int64_t row = int64_t(b) * p.segments + segment;
+    return p.carry + ((row * p.slices + slice) * kSlice + part * kHeld) * p.padded + home.padded + ch;
+  }
+  DEVICE void start(int slice) {
+    const StateAt<PL> at(p, slice, part);
+    rates.init(at.load(p.A, d));
+    if (ch < home.width) r = at.load(p.grad_last, b * int64_t(p.channels) + d);
+    for (int s = p.segments - 1; s > segment; s--) {
+      const float* const from = p.behind + int64_t(part * kHeld) * p.padded + home.padded + ch;
+      if (ch < home.width)
+        r = mad(load_column<PL>(from + segment_row(p, b, s, slice, 0), p.padded), r,
+                load_column<PL>(from + segment_row(p, b, s, slice, 1), p.padded));
+    }
+  }
+  DEVICE void take(int slice) {
+    if (p.slices == 1) return;
+    rates.init(StateAt<PL>(p, slice, part).load(p.A, d));
+    r = load_column<PL>(carried(slice), p.padded);
+    dA = load_column<PL>(channel_sum(slice * kSlice + part * kHeld) + ch, p.padded);
+  }
+  DEVICE void leave(int slice) const {
+    if (p.slices == 1) return;
+    store_column<PL>(carried(slice), p.padded, r);
+    store_column<PL>(channel_sum(slice * kSlice + part * kHeld) + ch, p.padded, dA);
+  }
+
+  // ---- reading ahead ----
+  DEVICE void stage_elements(int chunk) {
+    constexpr int VE = 16 / sizeof(E), TURNS = 4 * T * C / VE / NT;
+    E* const to = &sm.raw[chunk & 1][0][0][0];
+    UNROLL for (int i = 0; i < TURNS; i++) {
+      const int e = (tid + i * NT) * VE, which = e / (T * C), t = min(chunk * T + e / C % T, end - 1), c = e % C;
+      const Along& from = which == 0 ? p.u : which == 1 ? p.delta : which == 2 ? p.grad : p.z;
+      if (!from.data) continue;
+      const E* const row = row_of<E>(from, b, t) + home.from;
+      if (p.vectors) {
+        copy16(shared_address(to + e), row + min(c, home.width - VE), true);
+      } else {
+        UNROLL for (int k = 0; k < VE; k++) to[e + k] = row[min(c + k, home.width - 1)];
+      }
+    }
+    elapsed = p.dt ? p.dt[int64_t(b) * p.time + min(chunk * T + warp, end - 1)] : 1.f;
+    const int t = chunk * T + lane % T;
+    fresh = p.reset && t < end && p.reset[int64_t(b) * p.time + t];
+  }
+  DEVICE void stage_slice(int chunk, int slice, int buffer) {
+    const int row = tid / 16, c = tid % 16 * 4;
+    const int64_t kept = (int64_t(b) * ((p.time + T - 1) / T) + chunk) * p.slices + slice;
+    copy16(shared_address(&sm.h[buffer][row % 4 * 4 + row / 4][c]), p.saved + (kept * kSlice + row) * p.padded + home.padded + c, true);
+    if (tid >= 2 * T * kParts) return;
+    const Along& from = tid < T * kParts ? p.B : p.C;
+    const int t = min(chunk * T + tid / kParts % T, end - 1);
+    load_quad<E, PL>(quad, row_of<E>(from, b, t) + home.group * PL * p.states, p, slice, tid % kParts);
+  }
+  DEVICE void put_weights() {
+    const int half = T * kParts;
+    if (tid < half)
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.B + tid * 4, quad, false);
+    else if (tid < 2 * half)
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.C_ + (tid - half) * 4, quad, true);
+  }
+
+  // ---- elementwise work before and after the recurrence ----
+  DEVICE float2 raw(int chunk, int which) const {
+    Pair<E> pair;
+    pair.load(&sm.raw[chunk & 1][which][warp][lane * 2]);
+    return pair.get();
+  }
+  DEVICE float2 step_of(float2 raw) const { return p.softplus ? make_float2(soft_plus(raw.x), soft_plus(raw.y)) : raw; }
+  DEVICE float2 delta_of(int chunk) const {
+    const float2 delta = raw(chunk, 1);
+    return make_float2(delta.x + bias.x, delta.y + bias.y);
+  }
+  DEVICE void before(int chunk, float dt) {
+    const float2 step = step_of(delta_of(chunk)), u = raw(chunk, 0);
+    float2 dy = raw(chunk, 2), span = make_float2(step.x * dt, step.y * dt);
+    if (p.z.data) dy = SelectiveScan<E, PL, RULE, kOutput>::gated(dy, raw(chunk, 3));
+    float2 drive = RULE == kEuler ? make_float2(u.x * span.x, u.y * span.y) : u;
+    const bool in_time = chunk * T + warp < end, one = in_time && couple.inside, two = in_time && couple.both;
+    const int to = warp * C + lane * 2;
+    *reinterpret_cast<float4*>(&sm.x[to]) =
+        make_float4(one ? span.x : 0, one ? drive.x : 0, two ? span.y : 0, two ? drive.y : 0);
+    *reinterpret_cast<float2*>(&sm.dy[to]) = make_float2(one ? dy.x : 0, two ? dy.y : 0);
+    if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = make_float2(one ? step.x : 0, two ? step.y : 0);
+  }
+  DEVICE float2 sum_of(int which) const {
+    float2 sum = make_float2(0, 0);
+    UNROLL for (int k = 0; k < kParts; k++) {
+      const float2 x = *reinterpret_cast<const float2*>(&sm.sums[(which * kParts + k) * SUM + warp * C + lane * 2]);
+      sum = make_float2(sum.x + x.x, sum.y + x.y);
+    }
+    return sum;
+  }
+  // Gradients of a channel at a step, from the sums over its states.
+  struct Element {
+    float du, ddelta, dz, ddt;
+  };
+  DEVICE Element element(float u, float delta, float grad, float z, float dy, float span, float dt, float skip, float y,
+                         float input, float along, float step) const {
+    Element r{};
+    if (p.z.data) {
+      const float s = sigmoid(z);
+      r.dz = grad * fmaf(skip, u, y) * s * fmaf(z, 1 - s, 1.f);
+    }
+    r.du = fmaf(skip, dy, RULE == kEuler ? span * input : input);
+    if constexpr (RULE == kEuler) along = fmaf(u, input, along);
+    r.ddelta = fmaf(along, dt, STEP ? step : 0.f) * (p.softplus ? sigmoid(delta) : 1.f);
+    if (p.dt) r.ddt = along * (p.softplus ? soft_plus(delta) : delta);
+    return r;
+  }
+  DEVICE void after(int chunk, float dt) {
+    const int t = chunk * T + warp, at = warp * C + lane * 2;
+    if (t >= end) return;  // all of a warp
+    const float2 u = raw(chunk, 0), delta = delta_of(chunk), grad = raw(chunk, 2), z = p.z.data ? raw(chunk, 3) : u;
+    const float2 dy = *reinterpret_cast<const float2*>(&sm.dy[at]), y = sum_of(0), input = sum_of(1), along = sum_of(2);
+    const float2 step = STEP ? sum_of(STEP ? 3 : 0) : make_float2(0, 0);
+    const float4 x = *reinterpret_cast<const float4*>(&sm.x[at]);
+    const Element e = element(u.x, delta.x, grad.x, z.x, dy.x, x.x, dt, skip.x, y.x, input.x, along.x, step.x);
+    const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, skip.y, y.y, input.y, along.y, step.y);
+    d_skip = make_float2(fmaf(dy.x, u.x, d_skip.x), fmaf(dy.y, u.y, d_skip.y));
+    d_bias = make_float2(d_bias.x + e.ddelta, d_bias.y + f.ddelta);
+    const int64_t row = int64_t(b) * p.time + t;
+    couple.template store<E>(p.pairs, p.du, row, p.channels, make_float2(e.du, f.du));
+    couple.template store<E>(p.pairs, p.ddelta, row, p.channels, make_float2(e.ddelta, f.ddelta));
+    if (p.z.data) couple.template store<E>(p.pairs, p.dz, row, p.channels, make_float2(e.dz, f.dz));
+    if (!p.dt) return;
+    float sum = (couple.inside ? e.ddt : 0.f) + (couple.both ? f.ddt : 0.f);
+    for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+    if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
+  }
+  // The eight warps' sums of B and C at a step.
+  DEVICE void sum_weights(int chunk, int slice, int tid) const {
+    const int n = tid % kSlice, which = tid / kSlice % 2, t = tid / 32, at = chunk * T + t;
+    float sum = 0;
+    UNROLL for (int k = 0; k < 8; k++)
+      sum += sm.weights[(k * 2 + which) * Sums::SIZE + Sums::place(t, n / kHeld, n % kHeld)];
+    float* const to = weight_sum(which, at) + slice * kSlice + n;
+    if ((which ? p.B : p.C).time) {
+      if (at < end) *to = sum;
+    } else {
+      *to = chunk == last_chunk ? sum : *to + sum;  // the same thread's at every chunk
+    }
+  }
+  // The row of a step, or the one of its place in a chunk where weights are the same everywhere.
+  DEVICE float* weight_sum(int which, int t) const {
+    const bool varies = (which ? p.B : p.C).time;
+    const int rows = varies ? p.time : p.segments * T, row = varies ? t : segment * T + t % T;
+    return (which ? p.part_B : p.part_C) + ((int64_t(blockIdx.x) * p.batch + b) * rows + row) * p.slices * kSlice;
+  }
+
+  // ---- the recurrence over a chunk ----
+  DEVICE static void numbers(float (&to)[kHeld], const X& x) {
+    UNROLL for (int j = 0; j < kHeld; j++) to[j] = x.v[j / V][j % V];
+  }
+  DEVICE Handed handed(int t) const {
+    const float2 x = sm.x[t * C + ch];
+    return {x.x, x.y, STEP ? sm.step[STEP ? t * C + ch : 0] : 0.f};
+  }
+  DEVICE void put_sum(int which, int t, int slice, float x) const {
+    float& to = sm.sums[(which * kParts + part) * SUM + t * C + ch];
+    to = slice ? to + x : x;
+  }
+
+  DEVICE void walk(int slice, int buffer, uint32_t cuts) {
+    X a[T], h[T + 1];
+    UNROLL for (int j = 0; j < kHeld; j++)
+      h[0].v[j / V][j % V] = ch < home.width ? sm.h[buffer][j * 4 + part][ch] : 0.f;
+    float v[kHeld];
+    {
+      Sums sums;
+      UNROLL for (int t = 0; t < T; t++) {  // forward: states, y, sums for C
+        const Handed x = handed(t);
+        const float dy = sm.dy[t * C + ch];
+        a[t] = rates.decay(x.span);
+        X in = scale(x.drive, load_four<PL>(sm.B + t * kSlice + part * kHeld));
+        if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.decay(x.step) : a[t]), in);
+        a[t] = unless(cuts >> t & 1, a[t]);
+        h[t + 1] = mad(a[t], h[t], in);
+        put_sum(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
+        numbers(v, scale(dy, h[t + 1]));
+        sums.add(v, t, lane);
+      }
+      sums.store(sm.weights + warp * 2 * Sums::SIZE, lane);
+    }
+    if (cuts) UNROLL for (int t = 0; t < T; t++) h[t] = unless(cuts >> t & 1, h[t]);
+    asm volatile("" ::: "memory");  // load B, C, x and dy again: keeping them would take 88 registers
+    {
+      Sums sums;
+      UNROLL for (int t = T - 1; t >= 0; t--) {  // back
+        const Handed x = handed(t);
+        const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
+        const X g = mad(sm.dy[t * C + ch], load_four<PL>(sm.C_ + t * kSlice + part * kHeld), r);
+        const Pulled<PL, RULE> pulled(rates, x, a[t], h[t], B, g, dA);
+        r = pulled.before;
+        put_sum(1, t, slice, pulled.input);
+        put_sum(2, t, slice, pulled.along);
+        if constexpr (STEP) put_sum(3, t, slice, pulled.step);
+        numbers(v, pulled.weight);
+        sums.add(v, t, lane);
+      }
+      sums.store(sm.weights + (warp * 2 + 1) * Sums::SIZE, lane);
+    }
+  }
+
+  DEVICE void run() {
+    for (int slice = 0; slice < p.slices; slice++) {
+      start(slice);
+      leave(slice);
+    }
+    if (last_chunk >= first_chunk) run_chunks();
+    finish();
+    if (last_chunk < first_chunk) clear_constant();
+    clear();
+  }
+
+  DEVICE void run_chunks() {
+    stage_elements(last_chunk);
+    stage_slice(last_chunk, 0, 0);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+    int buffer = 0;
+#pragma unroll 1
+    for (int chunk = last_chunk; chunk >= first_chunk; chunk--) {
+      const float dt = elapsed;
+      const uint32_t cuts = __ballot_sync(~0u, fresh) & ((1u << T) - 1);
+      const bool more = chunk > first_chunk;
+      before(chunk, dt);
+#pragma unroll 1
+      for (int slice = 0; slice < p.slices; slice++, buffer ^= 1) {
+        const bool next = slice + 1 < p.slices;
+        put_weights();
+        __syncthreads();
+        // What is read ahead goes where all threads had done with before this barrier.
+        if (slice == 0 && more) stage_elements(chunk - 1);
+        if (next || more) stage_slice(next ? chunk : chunk - 1, next ? slice + 1 : 0, buffer ^ 1);
+        commit_copies();
+        take(slice);
+        walk(slice, buffer, cuts);
+        leave(slice);
+        wait_copies<0>();
+        __syncthreads();
+        sum_weights(chunk, slice, tid);
+      }
+      after(chunk, dt);
+    }
+  }
+
+  DEVICE void finish() {
+    for (int slice = 0; slice < p.slices; slice++) {
+      take(slice);
+      if (ch >= home.width) continue;
+      if (p.slices == 1) store_column<PL>(channel_sum(part * kHeld) + ch, p.padded, dA);
+      if (segment == 0) StateAt<PL>(p, slice, part).store(p.dfirst, b * int64_t(p.channels) + d, r);
+    }
+    __syncthreads();
+    float4* const each = reinterpret_cast<float4*>(sm.sums);
+    each[tid] = make_float4(d_skip.x, d_skip.y, d_bias.x, d_bias.y);
+    __syncthreads();
+    if (warp > 0) return;
+    float4 sum = each[lane];
+    for (int k = 1; k < 8; k++) {
+      const float4 x = each[lane + k * 32];
+      sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+    }
+    const int at = lane * 2;
+    float *const of_skip = channel_sum(p.slices * kSlice) + at, *const of_bias = channel_sum(p.slices * kSlice + 1) + at;
+    if (couple.inside) of_skip[0] = sum.x, of_bias[0] = sum.z;
+    if (couple.both) of_skip[1] = sum.y, of_bias[1] = sum.w;
+  }
+
+  // ---- zeros: beyond the length of a sequence, and for sums of a segment without steps ----
+  DEVICE void clear() const {
+    const float2 zero = make_float2(0, 0);
+    for (int t = max(begin, end) + warp; t < min(p.time, begin + p.length); t += 8) {
+      const int64_t row = int64_t(b) * p.time + t;
+      couple.template store<E>(p.pairs, p.du, row, p.channels, zero);
+      couple.template store<E>(p.pairs, p.ddelta, row, p.channels, zero);
+      if (p.z.data) couple.template store<E>(p.pairs, p.dz, row, p.channels, zero);
+      if (p.dt && lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = 0;
+      for (int which = 0; which < 2; which++)
+        if ((which ? p.B : p.C).time)
+          for (int n = lane; n < p.slices * kSlice; n += 32) weight_sum(which, t)[n] = 0;
+    }
+  }
+  DEVICE void clear_constant() const {
+    for (int which = 0; which < 2; which++)
+      if (!(which ? p.B : p.C).time)
+        for (int n = tid; n < T * p.slices * kSlice; n += NT) weight_sum(which, 0)[n] = 0;
+  }
+};
+
+template <class E, int PL, int RULE>
+__global__ void __launch_bounds__(kBackThreads, 2) selective_backward_kernel(const Selective p) {
+  using Backward = SelectiveBackward<E, PL, RULE>;
+  Backward(p, *reinterpret_cast<typename Backward::Shared*>(selective_memory)).run();
+}
+
+}  // namespace lrnnx::cuda
