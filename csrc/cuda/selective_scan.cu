@@ -27,7 +27,8 @@ Tensor rows_whole(const Tensor& x, ScalarType dtype, int64_t inner) {
 struct Problem {
   Tensor u, delta, A, B, C;
   Optional D, z, bias, dt, first, lengths, reset;
-  ScalarType dtype, wide = ScalarType::Float;
+  static constexpr ScalarType wide = ScalarType::Float;
+  ScalarType dtype;
   int planes;
   cudaStream_t stream;
   Selective p{};
