@@ -21,6 +21,12 @@ struct alignas(16) BackShared {
   float sums[(STEP ? 4 : 3) * kParts * SUM];      // y, of u, of the span, of the step: by part, step and channel
   float h[2][kSlice][C + 8];                      // kept states, in rows j · 4 + part: no bank conflicts
   E raw[2][4][T][C];                              // u, delta, grad, z
+  Quad<E> quads[2 * T * kParts];                  // B and C, as they were read ahead
+  float4 constants[C / 2];                        // bias and D of pairs of channels
+  struct alignas(16) Source {
+    const E* data;
+    int time;
+  } sources[4 * T * C * sizeof(E) / 16];          // where each 16 bytes of raw come from
 };
 
 template <class E, int PL, int RULE>
@@ -29,34 +35,41 @@ struct SelectiveBackward {
   using X = typename R::X;
   using Sums = ChannelSums<E>;
   using Shared = BackShared<E, RULE>;
-  static constexpr int C = kBlockOf, T = kStepsKept, NT = kBackThreads, SUM = Shared::SUM, V = kHeld / PL;
+  static constexpr int C = kBlockOf, T = kStepsKept, NT = kBackThreads, SUM = Shared::SUM, V = kHeld / PL,
+                       VE = 16 / sizeof(E), TURNS = 4 * T * C / VE / NT;
   static constexpr bool STEP = Shared::STEP;
 
-  const Selective& p;
+  const Selective p;  // a copy, whose fields the compiler knows not to change
   Shared& sm;
-  const int tid, lane, warp, part, ch, b, segment, begin;
+  const unsigned tid, lane, warp, part, ch;
+  const int b, segment, begin;
   const Home<C> home;
-  const int64_t d;
   int end, first_chunk, last_chunk;
   R rates;
-  X r, dA;                       // gradient of the state, and of A
-  const Couple couple;           // the elementwise role: these channels at the chunk's step `warp`
-  float2 bias, skip, d_skip, d_bias;
+  X r, dA;                // gradient of the state, and of A
+  float2 d_skip, d_bias;  // of the elementwise role: a pair of channels at the chunk's step `warp`
   float elapsed;
   bool fresh;
-  Quad<E> quad;
 
   DEVICE SelectiveBackward(const Selective& p, Shared& sm)
       : p(p), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8), ch(warp * 8 + lane % 8),
-        b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), d(home.channel(ch)), r{}, dA{},
-        couple(home, lane * 2), d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
+        b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{}, d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     first_chunk = begin / T;
     last_chunk = (end + T - 1) / T - 1;
-    bias = couple.of(p.bias);
-    skip = couple.of(p.D);
+    const float2 bias = couple().of(p.bias), skip = couple().of(p.D);
+    if (warp == 0) sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
+    for (int i = tid; i < 4 * T * C / VE; i += NT) {
+      const Along from = tensor(i * VE);
+      sm.sources[i] = {!from.data ? nullptr : row_of<E>(from, b, 0) + home.from + min(i * VE % C, home.width - VE), int(from.time)};
+    }
+    __syncthreads();
   }
+
+  // Made again where they are used, since registers are what there is least of.
+  DEVICE int64_t channel() const { return home.channel(ch); }
+  DEVICE Couple couple() const { return Couple(home, lane * 2); }
 
   // ---- what a slice keeps between chunks, in registers if there is one only ----
   DEVICE float* channel_sum(int number) const {
@@ -69,8 +82,8 @@ struct SelectiveBackward {
   }
   DEVICE void start(int slice) {
     const StateAt<PL> at(p, slice, part);
-    rates.init(at.load(p.A, d));
-    if (ch < home.width) r = at.load(p.grad_last, b * int64_t(p.channels) + d);
+    rates.init(at.load(p.A, channel()));
+    if (ch < home.width) r = at.load(p.grad_last, b * int64_t(p.channels) + channel());
     for (int s = p.segments - 1; s > segment; s--) {
       const float* const from = p.behind + int64_t(part * kHeld) * p.padded + home.padded + ch;
       if (ch < home.width)
@@ -80,7 +93,7 @@ struct SelectiveBackward {
   }
   DEVICE void take(int slice) {
     if (p.slices == 1) return;
-    rates.init(StateAt<PL>(p, slice, part).load(p.A, d));
+    rates.init(StateAt<PL>(p, slice, part).load(p.A, channel()));
     r = load_column<PL>(carried(slice), p.padded);
     dA = load_column<PL>(channel_sum(slice * kSlice + part * kHeld) + ch, p.padded);
   }
@@ -91,18 +104,24 @@ struct SelectiveBackward {
   }
 
   // ---- reading ahead ----
+  DEVICE Along tensor(int element) const {
+    const int which = element / (T * C);
+    return which == 0 ? p.u : which == 1 ? p.delta : which == 2 ? p.grad : p.z;
+  }
   DEVICE void stage_elements(int chunk) {
-    constexpr int VE = 16 / sizeof(E), TURNS = 4 * T * C / VE / NT;
     E* const to = &sm.raw[chunk & 1][0][0][0];
-    UNROLL for (int i = 0; i < TURNS; i++) {
-      const int e = (tid + i * NT) * VE, which = e / (T * C), t = min(chunk * T + e / C % T, end - 1), c = e % C;
-      const Along& from = which == 0 ? p.u : which == 1 ? p.delta : which == 2 ? p.grad : p.z;
-      if (!from.data) continue;
-      const E* const row = row_of<E>(from, b, t) + home.from;
-      if (p.vectors) {
-        copy16(shared_address(to + e), row + min(c, home.width - VE), true);
-      } else {
-        UNROLL for (int k = 0; k < VE; k++) to[e + k] = row[min(c + k, home.width - 1)];
+    if (p.vectors) {
+      UNROLL for (int turn = 0; turn < TURNS; turn++) {
+        const unsigned i = tid + turn * NT;
+        const auto from = sm.sources[i];
+        const int t = min(int(chunk * T + i * VE / C % T), end - 1);
+        if (from.data) copy16(shared_address(to + i * VE), from.data + int64_t(t) * from.time, true);
+      }
+    } else {
+#pragma unroll 1
+      for (int e = tid; e < 4 * T * C; e += NT) {
+        const Along from = tensor(e);
+        if (from.data) to[e] = row_of<E>(from, b, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
       }
     }
     elapsed = p.dt ? p.dt[int64_t(b) * p.time + min(chunk * T + warp, end - 1)] : 1.f;
@@ -110,20 +129,30 @@ struct SelectiveBackward {
     fresh = p.reset && t < end && p.reset[int64_t(b) * p.time + t];
   }
   DEVICE void stage_slice(int chunk, int slice, int buffer) {
-    const int row = tid / 16, c = tid % 16 * 4;
+    const int number = tid / 16, c = tid % 16 * 4;
     const int64_t kept = (int64_t(b) * ((p.time + T - 1) / T) + chunk) * p.slices + slice;
-    copy16(shared_address(&sm.h[buffer][row % 4 * 4 + row / 4][c]), p.saved + (kept * kSlice + row) * p.padded + home.padded + c, true);
+    copy16(shared_address(&sm.h[buffer][number % 4 * 4 + number / 4][c]), p.saved + (kept * kSlice + number) * p.padded + home.padded + c, true);
     if (tid >= 2 * T * kParts) return;
-    const Along& from = tid < T * kParts ? p.B : p.C;
-    const int t = min(chunk * T + tid / kParts % T, end - 1);
-    load_quad<E, PL>(quad, row_of<E>(from, b, t) + home.group * PL * p.states, p, slice, tid % kParts);
+    const Along from = tid < T * kParts ? p.B : p.C;
+    const int t = min(chunk * T + tid / kParts % T, end - 1), n = (slice * kParts + tid % kParts) * kHeld;
+    const E* const row = row_of<E>(from, b, t) + home.group * PL * p.states;
+    if (PL == 1 && p.quads)
+      copy_quad(&sm.quads[tid], row + min(n, p.states - 4), n < p.states);
+    else
+      load_quad<E, PL>(sm.quads[tid], row, p, slice, tid % kParts);
+  }
+  DEVICE static void copy_quad(Quad<E>* to, const E* from, bool ok) {
+    if constexpr (sizeof(E) == 4)
+      copy16(shared_address(to), from, ok);
+    else
+      copy_one(reinterpret_cast<uint2*>(to), reinterpret_cast<const uint2*>(from), ok);
   }
   DEVICE void put_weights() {
     const int half = T * kParts;
     if (tid < half)
-      SelectiveScan<E, PL, RULE, kOutput>::put(sm.B + tid * 4, quad, false);
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.B + tid * 4, sm.quads[tid], false);
     else if (tid < 2 * half)
-      SelectiveScan<E, PL, RULE, kOutput>::put(sm.C_ + (tid - half) * 4, quad, true);
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.C_ + (tid - half) * 4, sm.quads[tid], true);
   }
 
   // ---- elementwise work before and after the recurrence ----
@@ -134,7 +163,7 @@ struct SelectiveBackward {
   }
   DEVICE float2 step_of(float2 raw) const { return p.softplus ? make_float2(soft_plus(raw.x), soft_plus(raw.y)) : raw; }
   DEVICE float2 delta_of(int chunk) const {
-    const float2 delta = raw(chunk, 1);
+    const float2 delta = raw(chunk, 1), bias = *reinterpret_cast<const float2*>(&sm.constants[lane]);
     return make_float2(delta.x + bias.x, delta.y + bias.y);
   }
   DEVICE void before(int chunk, float dt) {
@@ -142,7 +171,7 @@ struct SelectiveBackward {
     float2 dy = raw(chunk, 2), span = make_float2(step.x * dt, step.y * dt);
     if (p.z.data) dy = SelectiveScan<E, PL, RULE, kOutput>::gated(dy, raw(chunk, 3));
     float2 drive = RULE == kEuler ? make_float2(u.x * span.x, u.y * span.y) : u;
-    const bool in_time = chunk * T + warp < end, one = in_time && couple.inside, two = in_time && couple.both;
+    const bool in_time = chunk * T + warp < end, one = in_time && couple().inside, two = in_time && couple().both;
     const int to = warp * C + lane * 2;
     *reinterpret_cast<float4*>(&sm.x[to]) =
         make_float4(one ? span.x : 0, one ? drive.x : 0, two ? span.y : 0, two ? drive.y : 0);
@@ -180,23 +209,23 @@ struct SelectiveBackward {
     const float2 u = raw(chunk, 0), delta = delta_of(chunk), grad = raw(chunk, 2), z = p.z.data ? raw(chunk, 3) : u;
     const float2 dy = *reinterpret_cast<const float2*>(&sm.dy[at]), y = sum_of(0), input = sum_of(1), along = sum_of(2);
     const float2 step = STEP ? sum_of(STEP ? 3 : 0) : make_float2(0, 0);
-    const float4 x = *reinterpret_cast<const float4*>(&sm.x[at]);
-    const Element e = element(u.x, delta.x, grad.x, z.x, dy.x, x.x, dt, skip.x, y.x, input.x, along.x, step.x);
-    const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, skip.y, y.y, input.y, along.y, step.y);
+    const float4 x = *reinterpret_cast<const float4*>(&sm.x[at]), constant = sm.constants[lane];
+    const Element e = element(u.x, delta.x, grad.x, z.x, dy.x, x.x, dt, constant.z, y.x, input.x, along.x, step.x);
+    const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, constant.w, y.y, input.y, along.y, step.y);
     d_skip = make_float2(fmaf(dy.x, u.x, d_skip.x), fmaf(dy.y, u.y, d_skip.y));
     d_bias = make_float2(d_bias.x + e.ddelta, d_bias.y + f.ddelta);
     const int64_t row = int64_t(b) * p.time + t;
-    couple.template store<E>(p.pairs, p.du, row, p.channels, make_float2(e.du, f.du));
-    couple.template store<E>(p.pairs, p.ddelta, row, p.channels, make_float2(e.ddelta, f.ddelta));
-    if (p.z.data) couple.template store<E>(p.pairs, p.dz, row, p.channels, make_float2(e.dz, f.dz));
+    couple().template store<E>(p.pairs, p.du, row, p.channels, make_float2(e.du, f.du));
+    couple().template store<E>(p.pairs, p.ddelta, row, p.channels, make_float2(e.ddelta, f.ddelta));
+    if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, make_float2(e.dz, f.dz));
     if (!p.dt) return;
-    float sum = (couple.inside ? e.ddt : 0.f) + (couple.both ? f.ddt : 0.f);
+    float sum = (couple().inside ? e.ddt : 0.f) + (couple().both ? f.ddt : 0.f);
     for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
     if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
   }
   // The eight warps' sums of B and C at a step.
-  DEVICE void sum_weights(int chunk, int slice, int tid) const {
-    const int n = tid % kSlice, which = tid / kSlice % 2, t = tid / 32, at = chunk * T + t;
+  DEVICE void sum_weights(int chunk, int slice) const {
+    const int n = tid % kSlice, which = tid / kSlice % 2, t = warp, at = chunk * T + t;
     float sum = 0;
     UNROLL for (int k = 0; k < 8; k++)
       sum += sm.weights[(k * 2 + which) * Sums::SIZE + Sums::place(t, n / kHeld, n % kHeld)];
@@ -222,15 +251,17 @@ struct SelectiveBackward {
     const float2 x = sm.x[t * C + ch];
     return {x.x, x.y, STEP ? sm.step[STEP ? t * C + ch : 0] : 0.f};
   }
+  template <bool RARE>
   DEVICE void put_sum(int which, int t, int slice, float x) const {
     float& to = sm.sums[(which * kParts + part) * SUM + t * C + ch];
-    to = slice ? to + x : x;
+    to = RARE && slice ? to + x : x;
   }
 
+  // RARE: there are several slices, or a sequence starts.
+  template <bool RARE>
   DEVICE void walk(int slice, int buffer, uint32_t cuts) {
     X a[T], h[T + 1];
-    UNROLL for (int j = 0; j < kHeld; j++)
-      h[0].v[j / V][j % V] = ch < home.width ? sm.h[buffer][j * 4 + part][ch] : 0.f;
+    UNROLL for (int j = 0; j < kHeld; j++) h[0].v[j / V][j % V] = sm.h[buffer][j * 4 + part][ch];
     float v[kHeld];
     {
       Sums sums;
@@ -240,15 +271,15 @@ struct SelectiveBackward {
         a[t] = rates.decay(x.span);
         X in = scale(x.drive, load_four<PL>(sm.B + t * kSlice + part * kHeld));
         if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.decay(x.step) : a[t]), in);
-        a[t] = unless(cuts >> t & 1, a[t]);
+        a[t] = unless(RARE && cuts >> t & 1, a[t]);
         h[t + 1] = mad(a[t], h[t], in);
-        put_sum(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
+        put_sum<RARE>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
         numbers(v, scale(dy, h[t + 1]));
         sums.add(v, t, lane);
       }
       sums.store(sm.weights + warp * 2 * Sums::SIZE, lane);
     }
-    if (cuts) UNROLL for (int t = 0; t < T; t++) h[t] = unless(cuts >> t & 1, h[t]);
+    if (RARE && cuts) UNROLL for (int t = 0; t < T; t++) h[t] = unless(cuts >> t & 1, h[t]);
     asm volatile("" ::: "memory");  // load B, C, x and dy again: keeping them would take 88 registers
     {
       Sums sums;
@@ -258,9 +289,9 @@ struct SelectiveBackward {
         const X g = mad(sm.dy[t * C + ch], load_four<PL>(sm.C_ + t * kSlice + part * kHeld), r);
         const Pulled<PL, RULE> pulled(rates, x, a[t], h[t], B, g, dA);
         r = pulled.before;
-        put_sum(1, t, slice, pulled.input);
-        put_sum(2, t, slice, pulled.along);
-        if constexpr (STEP) put_sum(3, t, slice, pulled.step);
+        put_sum<RARE>(1, t, slice, pulled.input);
+        put_sum<RARE>(2, t, slice, pulled.along);
+        if constexpr (STEP) put_sum<RARE>(3, t, slice, pulled.step);
         numbers(v, pulled.weight);
         sums.add(v, t, lane);
       }
@@ -302,11 +333,11 @@ struct SelectiveBackward {
         if (next || more) stage_slice(next ? chunk : chunk - 1, next ? slice + 1 : 0, buffer ^ 1);
         commit_copies();
         take(slice);
-        walk(slice, buffer, cuts);
+        cuts || p.slices > 1 ? walk<true>(slice, buffer, cuts) : walk<false>(slice, buffer, 0);
         leave(slice);
         wait_copies<0>();
         __syncthreads();
-        sum_weights(chunk, slice, tid);
+        sum_weights(chunk, slice);
       }
       after(chunk, dt);
     }
@@ -317,7 +348,7 @@ struct SelectiveBackward {
       take(slice);
       if (ch >= home.width) continue;
       if (p.slices == 1) store_column<PL>(channel_sum(part * kHeld) + ch, p.padded, dA);
-      if (segment == 0) StateAt<PL>(p, slice, part).store(p.dfirst, b * int64_t(p.channels) + d, r);
+      if (segment == 0) StateAt<PL>(p, slice, part).store(p.dfirst, b * int64_t(p.channels) + channel(), r);
     }
     __syncthreads();
     float4* const each = reinterpret_cast<float4*>(sm.sums);
@@ -331,8 +362,8 @@ struct SelectiveBackward {
     }
     const int at = lane * 2;
     float *const of_skip = channel_sum(p.slices * kSlice) + at, *const of_bias = channel_sum(p.slices * kSlice + 1) + at;
-    if (couple.inside) of_skip[0] = sum.x, of_bias[0] = sum.z;
-    if (couple.both) of_skip[1] = sum.y, of_bias[1] = sum.w;
+    if (couple().inside) of_skip[0] = sum.x, of_bias[0] = sum.z;
+    if (couple().both) of_skip[1] = sum.y, of_bias[1] = sum.w;
   }
 
   // ---- zeros: beyond the length of a sequence, and for sums of a segment without steps ----
@@ -340,9 +371,9 @@ struct SelectiveBackward {
     const float2 zero = make_float2(0, 0);
     for (int t = max(begin, end) + warp; t < min(p.time, begin + p.length); t += 8) {
       const int64_t row = int64_t(b) * p.time + t;
-      couple.template store<E>(p.pairs, p.du, row, p.channels, zero);
-      couple.template store<E>(p.pairs, p.ddelta, row, p.channels, zero);
-      if (p.z.data) couple.template store<E>(p.pairs, p.dz, row, p.channels, zero);
+      couple().template store<E>(p.pairs, p.du, row, p.channels, zero);
+      couple().template store<E>(p.pairs, p.ddelta, row, p.channels, zero);
+      if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, zero);
       if (p.dt && lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = 0;
       for (int which = 0; which < 2; which++)
         if ((which ? p.B : p.C).time)

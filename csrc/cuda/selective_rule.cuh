@@ -34,8 +34,7 @@ struct Rates {
   DEVICE void init(const X& z) {
     lambda = z;
     if constexpr (SHAPED && !BILINEAR) over = invert(z);
-    if constexpr (BILINEAR) return;
-    UNROLL for (int i = 0; i < V; i++) {
+    if constexpr (!BILINEAR) UNROLL for (int i = 0; i < V; i++) {
       lambda.v[0][i] *= LOG2E;
       if constexpr (PL == 2) {  // 1 / pi in two parts
         const float im = z.v[1][i], turns = im * 0.318309873f;

@@ -35,9 +35,10 @@ struct SelectiveScan {
     float step[STEP ? TILE * SelectiveScan::C : 4], y[OUT ? TILE * YS : 4];
   };
 
-  const Selective& p;
+  const Selective p;  // a copy, whose fields the compiler knows not to change
   Shared& sm;
-  const int tid, part, ch, b, segment, begin;
+  const unsigned tid, part, ch;
+  const int b, segment, begin;
   const Home<C> home;
   const bool inside;
   const int64_t d;
@@ -48,7 +49,7 @@ struct SelectiveScan {
   bool alive;        // no sequence started
   // The elementwise role: channels, row, and what was loaded for the next tile
   const Couple couple;
-  const int er;
+  const unsigned er;
   Pair<E> xu[PS], xd[PS], xz[PS];
   float elapsed[PS];
   bool fresh;
@@ -82,7 +83,7 @@ struct SelectiveScan {
       return;
     }
     h = at.load(p.first, b * int64_t(p.channels) + d);
-    for (int s = 0; s < segment; s++)
+    for (int s = 0; inside && s < segment; s++)
       h = mad(load_column<PL>(segment_place(s, slice, 0), p.padded), h, load_column<PL>(segment_place(s, slice, 1), p.padded));
   }
   DEVICE void take(int slice) {
@@ -167,7 +168,7 @@ struct SelectiveScan {
       const int t = t0 + t1 + q;
       const bool cut = CUT && (cuts >> t & 1);
       if constexpr (MODE == kStates)
-        if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && inside && s0 + t < steps) keep(s0 + t, slice);
+        if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps) keep(s0 + t, slice);
       const float2 x = sm.x[t * C + ch];
       const X B = load_four<PL>(sm.B[k] + t * kSlice + part * kHeld);
       X a = rates.decay(x.x);
@@ -200,6 +201,7 @@ struct SelectiveScan {
       to = slice ? to + y[0] : y[0];
     }
   }
+  // Also for places beyond the last channel, so that what the backward pass reads there is finite.
   DEVICE void keep(int s, int slice) const {
     const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s) / kStepsKept;
     store_column<PL>(p.saved + ((chunk * p.slices + slice) * kSlice + part * kHeld) * p.padded + home.padded + ch, p.padded, h);

@@ -50,7 +50,7 @@ DEVICE void store_pair(E* p, float2 v) {
 }
 
 template <class E>
-struct Quad {
+struct alignas(4 * sizeof(E)) Quad {
   Pair<E> a, b;
   DEVICE void load(const E* p) {
     if constexpr (sizeof(E) == 4) {
@@ -87,7 +87,7 @@ DEVICE void load_quad(Quad<E>& to, const E* row, const Selective& p, int slice, 
 // The channels of a block, C at most, all of a group; places beyond them read the last.
 template <int C>
 struct Home {
-  int group, from, width, padded;  // width: how many; padded: place of the first in scratch memory
+  int group, from, width, padded;  // width: how many, below 1 where tiles only fill the padding; padded: place of the first in scratch memory
 
   DEVICE explicit Home(const Selective& p) {
     const int tiles = gridDim.x / p.groups, tile = blockIdx.x % tiles;
