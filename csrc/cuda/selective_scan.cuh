@@ -57,7 +57,7 @@ struct SelectiveScan {
 
   DEVICE SelectiveScan(const Selective& p, Shared& sm)
       : p(p), sm(sm), tid(threadIdx.x), part(tid % 32 / 8), ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
-        segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(ch < home.width), d(home.channel(ch)),
+        segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
         product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
