@@ -10,10 +10,11 @@ constexpr int kSlice = 16;       // numbers of a channel that are walked at once
 constexpr int kBlockOf = 64;     // channels are padded to this many within a group, in scratch memory
 constexpr int kStepsKept = 8;    // the backward pass starts from a state kept every so many steps
 
-// A tensor that is read along time, by strides in elements: 0 where it is the same at all steps.
+// A tensor that is read along time, by strides in bytes: 0 where it is the same at all steps.
 struct Along {
-  const void* data;
-  int64_t batch, time;
+  const char* data;
+  int64_t batch;
+  int time;
 };
 
 struct Selective {

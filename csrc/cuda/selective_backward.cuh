@@ -27,7 +27,11 @@ struct alignas(16) BackShared {
     const E* data;
     int time;
   } sources[4 * T * C * sizeof(E) / 16];          // where each 16 bytes of raw come from
+  const float* kept[kBackThreads];                // likewise of h, at chunk 0
+  float* weight_sums[2];                          // where the sums of C and B go, at the first row
 };
+
+static_assert(sizeof(BackShared<float, kAsynchronousRule>) <= 99 << 10, "every GPU has as much");
 
 template <class E, int PL, int RULE>
 struct SelectiveBackward {
@@ -51,8 +55,8 @@ struct SelectiveBackward {
   float elapsed;
   bool fresh;
 
-  DEVICE SelectiveBackward(const Selective& p, Shared& sm)
-      : p(p), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8), ch(warp * 8 + lane % 8),
+  DEVICE SelectiveBackward(const Selective& given, Shared& sm)
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8), ch(warp * 8 + lane % 8),
         b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{}, d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
@@ -62,8 +66,11 @@ struct SelectiveBackward {
     if (warp == 0) sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
     for (int i = tid; i < 4 * T * C / VE; i += NT) {
       const Along from = tensor(i * VE);
-      sm.sources[i] = {!from.data ? nullptr : row_of<E>(from, b, 0) + home.from + min(i * VE % C, home.width - VE), int(from.time)};
+      sm.sources[i] = {!from.data ? nullptr : row_of<E>(from, 0) + home.from + min(i * VE % C, home.width - VE), from.time};
     }
+    const int64_t chunks = int64_t(b) * ((p.time + T - 1) / T);
+    sm.kept[tid] = p.saved + (chunks * p.slices * kSlice + tid / 16) * p.padded + home.padded + tid % 16 * 4;
+    if (tid < 2) sm.weight_sums[tid] = weight_sum(tid, varies(tid) ? 0 : segment * T);
     __syncthreads();
   }
 
@@ -115,13 +122,13 @@ struct SelectiveBackward {
         const unsigned i = tid + turn * NT;
         const auto from = sm.sources[i];
         const int t = min(int(chunk * T + i * VE / C % T), end - 1);
-        if (from.data) copy16(shared_address(to + i * VE), from.data + int64_t(t) * from.time, true);
+        if (from.data) copy16(shared_address(to + i * VE), row_of<E>({reinterpret_cast<const char*>(from.data), 0, from.time}, t), true);
       }
     } else {
 #pragma unroll 1
       for (int e = tid; e < 4 * T * C; e += NT) {
         const Along from = tensor(e);
-        if (from.data) to[e] = row_of<E>(from, b, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
+        if (from.data) to[e] = row_of<E>(from, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
       }
     }
     elapsed = p.dt ? p.dt[int64_t(b) * p.time + min(chunk * T + warp, end - 1)] : 1.f;
@@ -129,13 +136,13 @@ struct SelectiveBackward {
     fresh = p.reset && t < end && p.reset[int64_t(b) * p.time + t];
   }
   DEVICE void stage_slice(int chunk, int slice, int buffer) {
-    const int number = tid / 16, c = tid % 16 * 4;
-    const int64_t kept = (int64_t(b) * ((p.time + T - 1) / T) + chunk) * p.slices + slice;
-    copy16(shared_address(&sm.h[buffer][number % 4 * 4 + number / 4][c]), p.saved + (kept * kSlice + number) * p.padded + home.padded + c, true);
+    const unsigned number = tid / 16;
+    copy16(shared_address(&sm.h[buffer][number % 4 * 4 + number / 4][tid % 16 * 4]),
+           sm.kept[tid] + int64_t(chunk * p.slices + slice) * (kSlice * p.padded), true);
     if (tid >= 2 * T * kParts) return;
     const Along from = tid < T * kParts ? p.B : p.C;
     const int t = min(chunk * T + tid / kParts % T, end - 1), n = (slice * kParts + tid % kParts) * kHeld;
-    const E* const row = row_of<E>(from, b, t) + home.group * PL * p.states;
+    const E* const row = row_of<E>(from, t) + home.group * PL * p.states;
     if (PL == 1 && p.quads)
       copy_quad(&sm.quads[tid], row + min(n, p.states - 4), n < p.states);
     else
@@ -229,17 +236,18 @@ struct SelectiveBackward {
     float sum = 0;
     UNROLL for (int k = 0; k < 8; k++)
       sum += sm.weights[(k * 2 + which) * Sums::SIZE + Sums::place(t, n / kHeld, n % kHeld)];
-    float* const to = weight_sum(which, at) + slice * kSlice + n;
-    if ((which ? p.B : p.C).time) {
+    const bool along_time = varies(which);
+    float* const to = sm.weight_sums[which] + int64_t(along_time ? at : t) * (p.slices * kSlice) + slice * kSlice + n;
+    if (along_time) {
       if (at < end) *to = sum;
     } else {
       *to = chunk == last_chunk ? sum : *to + sum;  // the same thread's at every chunk
     }
   }
+  DEVICE bool varies(int which) const { return (which ? p.B : p.C).time; }
   // The row of a step, or the one of its place in a chunk where weights are the same everywhere.
-  DEVICE float* weight_sum(int which, int t) const {
-    const bool varies = (which ? p.B : p.C).time;
-    const int rows = varies ? p.time : p.segments * T, row = varies ? t : segment * T + t % T;
+  DEVICE float* weight_sum(int which, int row) const {
+    const int rows = varies(which) ? p.time : p.segments * T;
     return (which ? p.part_B : p.part_C) + ((int64_t(blockIdx.x) * p.batch + b) * rows + row) * p.slices * kSlice;
   }
 
@@ -376,14 +384,14 @@ struct SelectiveBackward {
       if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, zero);
       if (p.dt && lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = 0;
       for (int which = 0; which < 2; which++)
-        if ((which ? p.B : p.C).time)
+        if (varies(which))
           for (int n = lane; n < p.slices * kSlice; n += 32) weight_sum(which, t)[n] = 0;
     }
   }
   DEVICE void clear_constant() const {
     for (int which = 0; which < 2; which++)
-      if (!(which ? p.B : p.C).time)
-        for (int n = tid; n < T * p.slices * kSlice; n += NT) weight_sum(which, 0)[n] = 0;
+      if (!varies(which))
+        for (int n = tid; n < T * p.slices * kSlice; n += NT) weight_sum(which, segment * T)[n] = 0;
   }
 };
 

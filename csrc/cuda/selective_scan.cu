@@ -20,7 +20,7 @@ Tensor rows_whole(const Tensor& x, ScalarType dtype, int64_t inner) {
     expected *= x.size(d);
   }
   whole &= x.size(1) == 1 || x.stride(1) > 0;  // 0 says that all steps are the same
-  whole &= x.stride(0) >= 0 && x.stride(1) < (int64_t(1) << 31);
+  whole &= x.stride(0) >= 0 && x.stride(1) * x.element_size() < (int64_t(1) << 31);
   return whole ? x : dense(x, dtype);
 }
 
@@ -89,21 +89,22 @@ struct Problem {
   }
   Along along(const Tensor& x) {
     const bool same = constant(x, u);
-    const Along r{x.data_ptr(), same ? 0 : x.stride(0), same ? 0 : (x.size(1) == 1 ? 1 : x.stride(1))};
-    p.quads &= whole(x, r, 4) || same;
-    if (same) p.quads &= reinterpret_cast<uintptr_t>(r.data) % (4 * x.element_size()) == 0;
+    const Along r = same ? Along{static_cast<const char*>(x.data_ptr()), 0, 0} : along_time(x);
+    p.quads &= whole(r, 4 * x.element_size());
     return r;
   }
-  // Whether `count` elements can be read at once, from places that are multiples of that.
-  bool whole(const Tensor& x, const Along& r, int64_t count) const {
-    const bool one_step = x.size(1) == 1;
-    return reinterpret_cast<uintptr_t>(r.data) % (count * x.element_size()) == 0 && r.batch % count == 0 &&
-           (one_step || r.time % count == 0);
+  static Along along_time(const Tensor& x) {  // of a single step, any stride but 0 will do
+    const int64_t size = x.element_size(), time = x.size(1) == 1 ? 16 : size * x.stride(1);
+    return {static_cast<const char*>(x.data_ptr()), size * x.stride(0), static_cast<int>(time)};
+  }
+  // Whether so many bytes can be read at once, from places that are multiples of that.
+  static bool whole(const Along& r, int64_t bytes) {
+    return reinterpret_cast<uintptr_t>(r.data) % bytes == 0 && r.batch % bytes == 0 && r.time % bytes == 0;
   }
   Along elements(const Tensor& x) {
-    const Along r{x.data_ptr(), x.stride(0), x.size(1) == 1 ? 1 : x.stride(1)};
-    p.pairs &= whole(x, r, 2);
-    p.vectors &= whole(x, r, 16 / x.element_size());
+    const Along r = along_time(x);
+    p.pairs &= whole(r, 2 * x.element_size());
+    p.vectors &= whole(r, 16);
     return r;
   }
 

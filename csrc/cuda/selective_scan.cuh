@@ -55,8 +55,8 @@ struct SelectiveScan {
   bool fresh;
   Quad<E> qb, qc;
 
-  DEVICE SelectiveScan(const Selective& p, Shared& sm)
-      : p(p), sm(sm), tid(threadIdx.x), part(tid % 32 / 8), ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
+  DEVICE SelectiveScan(const Selective& given, Shared& sm)
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8), ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
         segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
         product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
@@ -113,8 +113,8 @@ struct SelectiveScan {
   // ---- loading, a tile ahead ----
   DEVICE void load_weights(int s0, int slice) {
     const int t = at(s0 + tid / kParts), states = home.group * PL * p.states;
-    load_quad<E, PL>(qb, row_of<E>(BACK ? p.C : p.B, b, t) + states, p, slice, tid % kParts);
-    if constexpr (OUT) load_quad<E, PL>(qc, row_of<E>(p.C, b, t) + states, p, slice, tid % kParts);
+    load_quad<E, PL>(qb, row_of<E>(BACK ? p.C : p.B, t) + states, p, slice, tid % kParts);
+    if constexpr (OUT) load_quad<E, PL>(qc, row_of<E>(p.C, t) + states, p, slice, tid % kParts);
   }
   DEVICE static void put(float* to, Quad<E> q, bool conjugate) {
     float4 v = q.get();
@@ -125,17 +125,20 @@ struct SelectiveScan {
     put(sm.B[k] + tid * 4, qb, BACK);
     if constexpr (OUT) put(sm.C[k] + tid * 4, qc, true);
   }
+  template <class F>
+  DEVICE void load_pairs(int s0, const F& load) {
+    UNROLL for (int i = 0; i < PS; i++) {
+      const int t = at(s0 + er + i * ROWS), c = couple.first;
+      load(xu[i], row_of<E>(BACK ? p.grad : p.u, t) + c);
+      load(xd[i], row_of<E>(p.delta, t) + c);
+      if (MODE != kStates && p.z.data) load(xz[i], row_of<E>(p.z, t) + c);
+    }
+  }
   DEVICE void load_elements(int s0) {
-    const int c = couple.first, next = couple.next;
+    p.pairs ? load_pairs(s0, [](Pair<E>& to, const E* from) { to.load(from); })
+            : load_pairs(s0, [this](Pair<E>& to, const E* from) { to.load(from, couple.next); });
     UNROLL for (int i = 0; i < PS; i++) {
       const int t = at(s0 + er + i * ROWS);
-      const E *const u = row_of<E>(BACK ? p.grad : p.u, b, t) + c, *const delta = row_of<E>(p.delta, b, t) + c;
-      p.pairs ? xu[i].load(u) : xu[i].load(u, next);
-      p.pairs ? xd[i].load(delta) : xd[i].load(delta, next);
-      if (MODE != kStates && p.z.data) {
-        const E* const z = row_of<E>(p.z, b, t) + c;
-        p.pairs ? xz[i].load(z) : xz[i].load(z, next);
-      }
       elapsed[i] = p.dt ? p.dt[int64_t(b) * p.time + t] : 1.f;
     }
     const int s = s0 + tid % 32;

@@ -110,7 +110,7 @@ struct Couple {
   DEVICE float2 of(const float* x) const { return x ? make_float2(x[first], x[first + next]) : make_float2(0, 0); }
   template <class E>
   DEVICE void store(bool pairs, void* to, int64_t row, int channels, float2 v) const {
-    E* const p = static_cast<E*>(to) + row * channels + first;
+    E* const p = static_cast<E*>(to) + (row * channels + first);
     if (pairs && both) {
       store_pair(p, v);
     } else {
@@ -121,8 +121,14 @@ struct Couple {
 };
 
 template <class E>
-DEVICE const E* row_of(const Along& x, int b, int t) {
-  return static_cast<const E*>(x.data) + b * x.batch + t * x.time;
+DEVICE const E* row_of(const Along& x, int t) {  // of the sequence that `of_sequence` chose
+  return reinterpret_cast<const E*>(x.data + int64_t(t) * x.time);
+}
+// The problem with what is read along time at its b-th sequence.
+DEVICE Selective of_sequence(Selective p, int b) {
+  for (Along* x : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.grad})
+    if (x->data) x->data += b * x->batch;
+  return p;
 }
 
 // A number of the state (B, D, P, N), or of A (D, P, N): of `row` and of a lane's j-th place; 0 beyond the last state.
