@@ -68,7 +68,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Selective:
-    """A selective scan with 16 states a channel."""
+    """A selective scan with 16 states a channel, softplus and bias inside; no gate."""
 
     batch: int
     time: int
@@ -80,6 +80,9 @@ class Selective:
 
 RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
+# Without kernels torch code runs them: two are enough.
+SELECTIVE_SHAPES = (*SHAPES, (8, 2049, 2048)) if selective_scan.CUDA_KERNELS else SHAPES[:1]
+SELECTIVE_RULES = tuple(CODES_OF_STEPS) if selective_scan.CUDA_KERNELS else ()
 CASES = {
     "cuda": [
         *(Case(*shape, dtype=dtype) for dtype in DTYPES for shape in SHAPES),
@@ -88,7 +91,9 @@ CASES = {
         Case(1, 65536, 64),
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
         *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
-        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv, Selective) for dtype in DTYPES),
+        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv) for dtype in DTYPES),
+        *(Selective(*shape, dtype=dtype) for dtype in DTYPES for shape in SELECTIVE_SHAPES),
+        *(Selective(*SHAPES[0], rule, planes) for planes in (1, 2) for rule in SELECTIVE_RULES),
     ],
     "cpu": [
         *(
