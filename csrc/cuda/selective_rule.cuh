@@ -24,6 +24,7 @@ struct Rates {
   static constexpr bool POWERS = !BILINEAR && PL == 1;               // decays of many steps are those of their sum
   static constexpr float LOG2E = 1.44269504f;
   static constexpr float UNIT = BILINEAR ? 1.f : 0.693147181f;       // what `along` is to be multiplied by
+  static constexpr float IN_SERIES = PL == 1 ? UNIT : 1.f;           // so many of `exponent`'s units are one of w
   static constexpr int TERMS = PL == 2 ? 6 : 5;
   using X = Val<float, PL, V>;
 
@@ -46,7 +47,20 @@ struct Rates {
   }
 
   DEVICE static X one() { return real_number<float, PL, V>(1); }
-  DEVICE X lower(float span) const { return invert(mad(-0.5f * span, lambda, one())); }  // of bilinear, 1 / (1 − w/2)
+  DEVICE X lower(float span) const {  // of bilinear, 1 / (1 − w/2)
+    X r = conj(mad(-0.5f * span, lambda, one()));
+    UNROLL for (int i = 0; i < V; i++) {
+      const float re = r.v[0][i], im = r.v[PL - 1][i];
+      if constexpr (PL == 1) {
+        r.v[0][i] = reciprocal(re);
+      } else {
+        const float size = reciprocal(fmaf(re, re, im * im));
+        r.v[0][i] = re * size;
+        r.v[1][i] = im * size;
+      }
+    }
+    return r;
+  }
 
   DEVICE X decay(float span) const {
     X r;
@@ -60,13 +74,29 @@ struct Rates {
     return r;
   }
 
-  // w = λ · span, and whether that is so small that e^w − 1 would cancel
+  // w = λ · span (real: w log2 e), and whether that is so small that e^w − 1 would cancel
   DEVICE X exponent(float span) const {
     X w = scale(span, lambda);
-    UNROLL for (int i = 0; i < V; i++) w.v[0][i] *= UNIT;
+    if constexpr (PL == 2) UNROLL for (int i = 0; i < V; i++) w.v[0][i] *= UNIT;
     return w;
   }
-  DEVICE static bool small(const X& w, int i) { return fabsf(w.v[0][i]) < 0.25f && fabsf(w.v[PL - 1][i]) < 0.25f; }
+  DEVICE static bool small(const X& w, int i) {
+    const bool re = fabsf(w.v[0][i]) < 0.25f / IN_SERIES;
+    return PL == 1 ? re : re && fabsf(w.v[PL - 1][i]) < 0.25f;
+  }
+  // Σ w^k / (k + 1)!, or its derivative Σ (k + 1) w^k / (k + 2)!
+  template <bool SLOPE>
+  DEVICE static X series(const X& w) {
+    X sum = {};
+    UNROLL for (int k = TERMS; k >= 0; k--) {
+      double c = SLOPE ? k + 1 : 1;
+      UNROLL for (int i = 1; i <= k; i++) c *= IN_SERIES;
+      UNROLL for (int i = 2; i <= k + 1 + SLOPE; i++) c /= i;
+      const X term = real_number<float, PL, V>(static_cast<float>(c));
+      sum = k == TERMS ? term : mad(w, sum, term);
+    }
+    return sum;
+  }
   DEVICE static X choose(const X& w, const X& near, const X& far) {
     X r;
     UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = small(w, e % V) ? near.v[e / V][e % V] : far.v[e / V][e % V];
@@ -77,16 +107,12 @@ struct Rates {
   DEVICE X gain(float span, const X& e) const {
     if constexpr (BILINEAR) return scale(span, lower(span));
     const X w = exponent(span);
-    X series = one();
-    UNROLL for (int k = TERMS; k > 0; k--) series = mad(scale(1.f / (k + 1), w), series, one());
-    return choose(w, scale(span, series), mul(over, mad(-1.f, one(), e)));
+    return choose(w, scale(span, series<false>(w)), mad(over, e, scale(-1.f, over)));
   }
   // Its derivative along λ: (span · e − gain) / λ, or the series span² Σ (k + 1) w^k / (k + 2)!
   DEVICE X slope(float span, const X& e, const X& gain) const {
     const X w = exponent(span);
-    X series = one();
-    UNROLL for (int k = TERMS; k > 0; k--) series = mad(scale((k + 1.f) / (k * (k + 2.f)), w), series, one());
-    return choose(w, scale(0.5f * span * span, series), mul(over, mad(span, e, scale(-1.f, gain))));
+    return choose(w, scale(span * span, series<true>(w)), mul(over, mad(span, e, scale(-1.f, gain))));
   }
 
   // Re Σ λ conj(q), to be multiplied by UNIT

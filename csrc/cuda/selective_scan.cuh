@@ -27,7 +27,7 @@ struct SelectiveScan {
   static constexpr int C = kScanChannels, NT = kScanThreads, TILE = kTileSteps;
   static constexpr int ROWS = NT / (C / 2), PS = TILE / ROWS;             // of the elementwise role: rows at once, and turns
   static constexpr int YS = C + C / kParts;                               // a row of y, without bank conflicts
-  static constexpr int UNROLLED = PL == 1 && !R::SHAPED ? 16 : 4;         // longer code does not stay in the instruction cache
+  static constexpr int UNROLLED = PL == 2 ? 4 : R::SHAPED ? 8 : 16;       // longer code does not stay in the instruction cache
 
   struct Shared {
     float B[2][TILE * kSlice], C[OUT ? 2 : 1][OUT ? TILE * kSlice : 4];
@@ -68,11 +68,13 @@ struct SelectiveScan {
     s = min(s, steps - 1);
     return BACK ? end - 1 - s : begin + s;
   }
-  DEVICE bool folds() const { return OUT || (!BACK && p.saved); }
-  DEVICE float4& held(int slice, bool second) const { return selective_memory[(slice * 2 + second) * NT + tid]; }
-  DEVICE const float* segment_place(int s, int slice, int which) const {
-    return p.ahead + segment_row(p, b, s, slice, which) + int64_t(part * kHeld) * p.padded + home.padded + ch;
+  DEVICE bool folds() const { return OUT || (!BACK && p.saved); }  // else it finds what a segment does
+  DEVICE float4& held(int slice) const { return selective_memory[slice * NT + tid]; }
+  DEVICE float* place(float* of_segments, int s, int slice, int which) const {
+    return of_segments + segment_row(p, b, s, slice, which) + int64_t(part * kHeld) * p.padded + home.padded + ch;
   }
+  // Where a segment's decay (0) and end state (1) go; decays of several slices also wait there.
+  DEVICE float* result(int slice, int which) const { return place(BACK ? p.behind : p.ahead, segment, slice, which); }
 
   // ---- a slice of the state, in registers or waiting ----
   DEVICE void start(int slice) {
@@ -84,29 +86,31 @@ struct SelectiveScan {
     }
     h = at.load(p.first, b * int64_t(p.channels) + d);
     for (int s = 0; inside && s < segment; s++)
-      h = mad(load_column<PL>(segment_place(s, slice, 0), p.padded), h, load_column<PL>(segment_place(s, slice, 1), p.padded));
+      h = mad(load_column<PL>(place(p.ahead, s, slice, 0), p.padded), h,
+              load_column<PL>(place(p.ahead, s, slice, 1), p.padded));
   }
   DEVICE void take(int slice) {
     if (p.slices == 1) return;
     rates.init(StateAt<PL>(p, slice, part).load(p.A, d));
-    h = load_four<PL>(&held(slice, false).x);
-    if constexpr (!OUT) product = load_four<PL>(&held(slice, true).x);
+    h = load_four<PL>(&held(slice).x);
+    if constexpr (!R::POWERS)
+      if (!folds()) product = load_column<PL>(result(slice, 0), p.padded);
   }
   DEVICE void leave(int slice) {
     if (p.slices == 1) return;
-    held(slice, false) = as_four<PL>(h);
-    if constexpr (!OUT) held(slice, true) = as_four<PL>(product);
+    held(slice) = as_four<PL>(h);
+    if constexpr (!R::POWERS)
+      if (!folds()) store_column<PL>(result(slice, 0), p.padded, product);
   }
   DEVICE void finish(int slice) {
     if (!inside) return;
     if constexpr (OUT) {
       if (segment == p.segments - 1) StateAt<PL>(p, slice, part).store(p.last, b * int64_t(p.channels) + d, h);
-    } else if (BACK || !p.saved) {
-      float* const to = (BACK ? p.behind : p.ahead) + int64_t(part * kHeld) * p.padded + home.padded + ch;
+    } else if (!folds()) {
       X decay = product;
       if constexpr (R::POWERS) decay = rates.decay(sum);
-      store_column<PL>(to + segment_row(p, b, segment, slice, 0), p.padded, unless(!alive, decay));
-      store_column<PL>(to + segment_row(p, b, segment, slice, 1), p.padded, h);
+      store_column<PL>(result(slice, 0), p.padded, unless(!alive, decay));
+      store_column<PL>(result(slice, 1), p.padded, h);
     }
   }
 

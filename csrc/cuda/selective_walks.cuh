@@ -11,7 +11,7 @@ void start_scan(const Selective& p, int segments, cudaStream_t stream) {
   const bool pads = MODE == kStates && p.saved;
   const int tiles = pads ? tiles_of(p, kBlockOf) * (kBlockOf / kScanChannels) : tiles_of(p, kScanChannels);
   const dim3 grid(p.groups * tiles, p.batch, segments);
-  const int64_t waiting = p.slices > 1 ? int64_t(p.slices) * 2 * kScanThreads * sizeof(float4) : 0;
+  const int64_t waiting = p.slices > 1 ? int64_t(p.slices) * kScanThreads * sizeof(float4) : 0;
   start(selective_scan_kernel<E, PL, RULE, MODE>, grid, kScanThreads, waiting, stream, p);
 }
 
