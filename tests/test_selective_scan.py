@@ -185,7 +185,13 @@ def test_rows_that_are_not_aligned(device):
         given |= {"B": parts[3].unsqueeze(2), "C": parts[4].unsqueeze(2)}
         small = {k: x if x.dtype == torch.half else x.float() for k, x in given.items()}
         moved = {k: x.to(device) for k, x in small.items()}
-        moved |= dict(zip(("u", "z", "delta"), wide.to(device)[..., offset:].split((channels,) * 3 + (16,), -1), strict=False))
+        moved |= dict(
+            zip(
+                ("u", "z", "delta"),
+                wide.to(device)[..., offset:].split((channels,) * 3 + (16,), -1),
+                strict=False,
+            )
+        )
         y, last = selective_scan(**moved, softplus=True)
         wanted = reference(**{k: x.double() for k, x in small.items()}, softplus=True)
         for a, b in zip((y, last), wanted, strict=True):

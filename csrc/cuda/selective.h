@@ -25,11 +25,11 @@ struct Selective {
   void *y, *du, *ddelta, *dz, *dB, *dC;
   float *last, *dA, *dD, *dbias, *ddt, *dfirst;
   float* saved;                // states before steps 0, 8, …: (B, ⌈T/8⌉, slices, 16, padded)
-  float *ahead, *behind;       // decay and end state of a segment, forward and back: (B, segments, slices, 2, 16, padded)
+  float *ahead, *behind;       // decay and end state of segments, forward and back: (B, segments, slices, 2, 16, padded)
   float *part_B, *part_C;      // sums over the channels of a block: (blocks, B, rows, slices · 16)
   float* part_dt;              // likewise (blocks, B, T)
   float* part_channel;         // sums over a segment: (B · segments, slices · 16 + 2, padded)
-  float* carry;                // of several slices, the gradient of the state between chunks: (B · segments, slices · 16, padded)
+  float* carry;                // of several slices, the state's gradient: (B · segments, slices · 16, padded)
   int batch, time, channels, groups, states, slices;
   int share, padded;           // channels of a group; of all groups, each padded
   int segments, length;        // time is cut into segments of this many steps, a multiple of 32

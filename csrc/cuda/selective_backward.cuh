@@ -3,35 +3,10 @@
 // elementwise role. Sums over channels go to scratch memory by block, and are added in order by other kernels.
 #pragma once
 #include "memory.cuh"
+#include "selective_memory.cuh"
 #include "selective_scan.cuh"
-#include "selective_sum.cuh"
 
 namespace lrnnx::cuda {
-
-constexpr int kBackThreads = 256;
-
-template <class E, int RULE>
-struct alignas(16) BackShared {
-  static constexpr bool STEP = RULE == kAsynchronousRule;
-  static constexpr int C = kBlockOf, T = kStepsKept, SUM = T * C + 8;
-  float B[T * kSlice], C_[T * kSlice];
-  float2 x[T * C];                                // span, drive
-  float dy[T * C], step[STEP ? T * C : 4];
-  float weights[8 * 2 * ChannelSums<E>::SIZE];    // sums of C, B by warp
-  float sums[(STEP ? 4 : 3) * kParts * SUM];      // y, of u, of the span, of the step: by part, step and channel
-  float h[2][kSlice][C + 8];                      // kept states, in rows j · 4 + part: no bank conflicts
-  E raw[2][4][T][C];                              // u, delta, grad, z
-  Quad<E> quads[2 * T * kParts];                  // B and C, as they were read ahead
-  float4 constants[C / 2];                        // bias and D of pairs of channels
-  struct alignas(16) Source {
-    const E* data;
-    int time;
-  } sources[4 * T * C * sizeof(E) / 16];          // where each 16 bytes of raw come from
-  const float* kept[kBackThreads];                // likewise of h, at chunk 0
-  float* weight_sums[2];                          // where the sums of C and B go, at the first row
-};
-
-static_assert(sizeof(BackShared<float, kAsynchronousRule>) <= 99 << 10, "every GPU has as much");
 
 template <class E, int PL, int RULE>
 struct SelectiveBackward {
@@ -56,8 +31,9 @@ struct SelectiveBackward {
   bool fresh;
 
   DEVICE SelectiveBackward(const Selective& given, Shared& sm)
-      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8), ch(warp * 8 + lane % 8),
-        b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{}, d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8),
+        ch(warp * 8 + lane % 8), b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{},
+        d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     first_chunk = begin / T;
@@ -66,7 +42,8 @@ struct SelectiveBackward {
     if (warp == 0) sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
     for (int i = tid; i < 4 * T * C / VE; i += NT) {
       const Along from = tensor(i * VE);
-      sm.sources[i] = {!from.data ? nullptr : row_of<E>(from, 0) + home.from + min(i * VE % C, home.width - VE), from.time};
+      const int c = home.from + min(i * VE % C, home.width - VE);
+      sm.sources[i] = {from.data ? from.data + c * int(sizeof(E)) : nullptr, from.time};
     }
     const int64_t chunks = int64_t(b) * ((p.time + T - 1) / T);
     sm.kept[tid] = p.saved + (chunks * p.slices * kSlice + tid / 16) * p.padded + home.padded + tid % 16 * 4;
@@ -122,7 +99,7 @@ struct SelectiveBackward {
         const unsigned i = tid + turn * NT;
         const auto from = sm.sources[i];
         const int t = min(int(chunk * T + i * VE / C % T), end - 1);
-        if (from.data) copy16(shared_address(to + i * VE), row_of<E>({reinterpret_cast<const char*>(from.data), 0, from.time}, t), true);
+        if (from.data) copy16(shared_address(to + i * VE), from.data + int64_t(t) * from.time, true);
       }
     } else {
 #pragma unroll 1

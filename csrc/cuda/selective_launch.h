@@ -23,7 +23,8 @@ void start(Kernel kernel, dim3 grid, int threads, int64_t bytes, cudaStream_t st
   config.blockDim = threads;
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
-  if (bytes > 0) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  if (bytes > 0) check(cudaFuncSetAttribute(kernel, most, static_cast<int>(bytes)));
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 

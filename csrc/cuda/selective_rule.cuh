@@ -99,7 +99,8 @@ struct Rates {
   }
   DEVICE static X choose(const X& w, const X& near, const X& far) {
     X r;
-    UNROLL for (int e = 0; e < PL * V; e++) r.v[e / V][e % V] = small(w, e % V) ? near.v[e / V][e % V] : far.v[e / V][e % V];
+    UNROLL for (int e = 0; e < PL * V; e++)
+      r.v[e / V][e % V] = small(w, e % V) ? near.v[e / V][e % V] : far.v[e / V][e % V];
     return r;
   }
 

@@ -25,9 +25,9 @@ struct SelectiveScan {
   using X = typename R::X;
   static constexpr bool OUT = MODE == kOutput, BACK = MODE == kReverse, STEP = R::SPLIT && !BACK;
   static constexpr int C = kScanChannels, NT = kScanThreads, TILE = kTileSteps;
-  static constexpr int ROWS = NT / (C / 2), PS = TILE / ROWS;             // of the elementwise role: rows at once, and turns
+  static constexpr int ROWS = NT / (C / 2), PS = TILE / ROWS;             // of the elementwise role: rows at once, turns
   static constexpr int YS = C + C / kParts;                               // a row of y, without bank conflicts
-  static constexpr int UNROLLED = PL == 2 ? 4 : R::SHAPED ? 8 : 16;       // longer code does not stay in the instruction cache
+  static constexpr int UNROLLED = PL == 2 ? 4 : R::SHAPED ? 8 : 16;       // more would not fit the instruction cache
 
   struct Shared {
     float B[2][TILE * kSlice], C[OUT ? 2 : 1][OUT ? TILE * kSlice : 4];
@@ -56,7 +56,8 @@ struct SelectiveScan {
   Quad<E> qb, qc;
 
   DEVICE SelectiveScan(const Selective& given, Shared& sm)
-      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8), ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8),
+        ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
         segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
         product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
@@ -149,7 +150,9 @@ struct SelectiveScan {
     fresh = p.reset && s < steps && p.reset[int64_t(b) * p.time + at(s)];
   }
   DEVICE float step_of(float raw) const { return p.softplus ? soft_plus(raw) : raw; }
-  DEVICE static float2 gated(float2 x, float2 z) { return make_float2(x.x * z.x * sigmoid(z.x), x.y * z.y * sigmoid(z.y)); }
+  DEVICE static float2 gated(float2 x, float2 z) {
+    return make_float2(x.x * z.x * sigmoid(z.x), x.y * z.y * sigmoid(z.y));
+  }
 
   // {span, drive} of two channels at a row; zeros hold the state after the last step.
   DEVICE void hand_over(int s0, int i, float2 bias) {
@@ -175,7 +178,8 @@ struct SelectiveScan {
       const int t = t0 + t1 + q;
       const bool cut = CUT && (cuts >> t & 1);
       if constexpr (MODE == kStates)
-        if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps) keep(s0 + t, slice);
+        if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps)
+          keep(s0 + t, slice);
       const float2 x = sm.x[t * C + ch];
       const X B = load_four<PL>(sm.B[k] + t * kSlice + part * kHeld);
       X a = rates.decay(x.x);
@@ -211,7 +215,8 @@ struct SelectiveScan {
   // Also for places beyond the last channel, so that what the backward pass reads there is finite.
   DEVICE void keep(int s, int slice) const {
     const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s) / kStepsKept;
-    store_column<PL>(p.saved + ((chunk * p.slices + slice) * kSlice + part * kHeld) * p.padded + home.padded + ch, p.padded, h);
+    const int64_t row = (chunk * p.slices + slice) * kSlice + part * kHeld;
+    store_column<PL>(p.saved + row * p.padded + home.padded + ch, p.padded, h);
   }
   DEVICE void walk_tile(int s0, int k, int slice, uint32_t cuts) {
 #pragma unroll 1
@@ -231,7 +236,8 @@ struct SelectiveScan {
       const float2 y = *reinterpret_cast<const float2*>(&sm.y[row * YS + tid % (C / 2) * 2]), x = u[i].get();
       float2 out = make_float2(fmaf(skip.x, x.x, y.x), fmaf(skip.y, x.y, y.y));
       if (p.z.data) out = gated(out, z[i].get());
-      if (s0 + row < steps) couple.template store<E>(p.pairs, p.y, int64_t(b) * p.time + begin + s0 + row, p.channels, out);
+      const int64_t t = int64_t(b) * p.time + begin + s0 + row;
+      if (s0 + row < steps) couple.template store<E>(p.pairs, p.y, t, p.channels, out);
     }
   }
 

@@ -81,13 +81,16 @@ DEVICE void load_quad(Quad<E>& to, const E* row, const Selective& p, int slice, 
     if (n < p.states) to.load(row + n);
     return;
   }
-  UNROLL for (int j = 0; j < kHeld; j++) to.set(j, n + j % V < p.states ? row[j / V * p.states + n + j % V] : E(0.f));
+  UNROLL for (int j = 0; j < kHeld; j++)
+    to.set(j, n + j % V < p.states ? row[j / V * p.states + n + j % V] : E(0.f));
 }
 
 // The channels of a block, C at most, all of a group; places beyond them read the last.
 template <int C>
 struct Home {
-  int group, from, width, padded;  // width: how many, below 1 where tiles only fill the padding; padded: place of the first in scratch memory
+  int group, from;
+  int width;   // how many; below 1 where a tile only fills the padding
+  int padded;  // place of the first in scratch memory
 
   DEVICE explicit Home(const Selective& p) {
     const int tiles = gridDim.x / p.groups, tile = blockIdx.x % tiles;

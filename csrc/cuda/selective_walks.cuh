@@ -42,7 +42,11 @@ void walk_back(const Selective& p, int rule, cudaStream_t stream) {
     start(selective_backward_kernel<E, PL, RULE>, dim3(blocks, p.batch, p.segments), kBackThreads,
           sizeof(BackShared<E, RULE>), stream, p);
   });
-  WeightSums sums{{p.part_B, p.part_C}, {p.dB, p.dC}, {p.B.time == 0, p.C.time == 0}, {}, blocks / p.groups, p.groups, p.slices, p.states};
+  WeightSums sums{{p.part_B, p.part_C}, {p.dB, p.dC}, {p.B.time == 0, p.C.time == 0}, {}};
+  sums.tiles = blocks / p.groups;
+  sums.groups = p.groups;
+  sums.slices = p.slices;
+  sums.states = p.states;
   int64_t most = 0;
   for (int which = 0; which < 2; which++) {
     sums.rows[which] = int64_t(p.batch) * (sums.everywhere[which] ? p.segments * kStepsKept : p.time);
@@ -53,7 +57,8 @@ void walk_back(const Selective& p, int rule, cudaStream_t stream) {
   start(finish_weights<E, PL>, grid, 256, 0, stream, sums);
   start(finish_channels<PL>, threads_for(int64_t(p.slices * kSlice + 2) * p.channels), 256, 0, stream, p);
   const int64_t elements = int64_t(p.batch) * p.time;
-  if (p.dt) start(finish_elapsed<float>, threads_for(elements), 256, 0, stream, static_cast<const float*>(p.part_dt), p.ddt, elements, blocks);
+  const float* const part = p.part_dt;
+  if (p.dt) start(finish_elapsed<float>, threads_for(elements), 256, 0, stream, part, p.ddt, elements, blocks);
 }
 
 }  // namespace lrnnx::cuda

@@ -20,8 +20,8 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.step import CODES, NAMES
 
-# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but were never run so far: only
-# where LRNNX_SELECTIVE_CUDA=1. Nothing else decides it.
+# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but have never run so far:
+# only where LRNNX_SELECTIVE_CUDA=1. Nothing else decides it.
 CUDA_KERNELS = os.environ.get("LRNNX_SELECTIVE_CUDA") == "1"
 MOST_STATES = 256  # of a channel, that these take
 
@@ -304,10 +304,7 @@ def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
 def _taken(u: Tensor, A: Tensor) -> bool:
     """Whether the CUDA kernels are wanted, take this and are there."""
     return (
-        CUDA_KERNELS
-        and u.dtype != torch.float64
-        and A.shape[-1] <= MOST_STATES
-        and _extension.load("cuda")
+        CUDA_KERNELS and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES and _extension.load("cuda")
     )
 
 
