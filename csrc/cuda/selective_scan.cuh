@@ -45,7 +45,7 @@ struct SelectiveScan {
   int end, steps;
   R rates;
   X h, product;      // product of decays, unless their sum does
-  float sum;         // of spans
+  float sum;         // of spans, once for each slice
   bool alive;        // no sequence started
   // The elementwise role: channels, row, and what was loaded for the next tile
   const Couple couple;
@@ -109,7 +109,7 @@ struct SelectiveScan {
       if (segment == p.segments - 1) StateAt<PL>(p, slice, part).store(p.last, b * int64_t(p.channels) + d, h);
     } else if (!folds()) {
       X decay = product;
-      if constexpr (R::POWERS) decay = rates.decay(sum);
+      if constexpr (R::POWERS) decay = rates.decay(sum / p.slices);
       store_column<PL>(result(slice, 0), p.padded, unless(!alive, decay));
       store_column<PL>(result(slice, 1), p.padded, h);
     }
@@ -197,7 +197,7 @@ struct SelectiveScan {
         h = mad(a, unless(cut, h), in);
       }
       if constexpr (!OUT && !R::POWERS) product = mul(product, a);
-      if constexpr (!OUT && R::POWERS) sum += slice == 0 ? x.x : 0.f;
+      if constexpr (!OUT && R::POWERS) sum += x.x;
       if constexpr (OUT) y[q] = dot(load_four<PL>(sm.C[k] + t * kSlice + part * kHeld), h);
     }
     if constexpr (OUT) {

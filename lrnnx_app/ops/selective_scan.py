@@ -20,7 +20,7 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.step import CODES, NAMES
 
-# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but have never run so far:
+# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but have not run so far:
 # only where LRNNX_SELECTIVE_CUDA=1. Nothing else decides it.
 CUDA_KERNELS = os.environ.get("LRNNX_SELECTIVE_CUDA") == "1"
 MOST_STATES = 256  # of a channel, that these take
