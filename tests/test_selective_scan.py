@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -71,9 +73,10 @@ def test_optional_arguments():
 
 
 @pytest.fixture(params=DEVICES)
-def device(request):
-    """A device whose kernels are loaded, if this machine can build them."""
+def device(request, monkeypatch):
+    """A device whose kernels are loaded, if this machine can build them, and are taken, if they can be."""
     _extension.load(request.param)
+    monkeypatch.setattr(module, "CUDA_KERNELS", True)
     return request.param
 
 
@@ -146,6 +149,55 @@ def test_strided_inputs(device):
         torch.testing.assert_close(a.cpu(), b)
 
 
+@pytest.mark.parametrize(
+    ("time", "channels", "n"),
+    [(1, 9, 16), (2, 40, 1), (3, 72, 3), (31, 6, 64), (33, 64, 16), (127, 66, 17), (500, 8, 4), (40, 4, 256)],
+)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_shapes_around_those_of_blocks(device, planes, time, channels, n):
+    masks = {"lengths": torch.tensor([time, time * 2 // 3]), "reset": torch.rand(2, time) < 0.05}
+    for groups in (1, 2) if channels % 2 == 0 else (1, 3):
+        given = case(planes, time, 2, channels, groups, n)
+        compare(given, torch.float32, device, softplus=True, **masks)
+        fewer = {k: x for k, x in given.items() if k not in ("dt", "z", "h0")}
+        compare(fewer, torch.bfloat16, device, softplus=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_sequences_cut_into_segments(device, planes, rule):
+    """Long and few: kernels for GPUs cut time, and put together what was found of each segment."""
+    masks = {"lengths": torch.tensor([1500, 700]), "reset": torch.rand(2, 1500) < 0.002}
+    given = case(planes, 1500, 2, 6, 1, 3)
+    with torch.no_grad():
+        given["bias"].sub_(4)
+    compare(given, torch.float32, device, rule=rule, softplus=True)
+    compare(given, torch.float32, device, rule=rule, softplus=True, **masks)
+
+
+def test_rows_that_are_not_aligned(device):
+    """Views that begin anywhere and rows of any length, in a storage type of two bytes."""
+    for channels, offset in ((64, 0), (64, 1), (10, 2), (9, 0), (16, 4)):
+        given = {k: x.detach() for k, x in case(1, 70, 2, channels, 1, 8).items()}
+        wide = torch.randn(2, 70, offset + 3 * channels + 16).half()
+        parts = wide[..., offset:].split((channels,) * 3 + (8, 8), -1)
+        given |= dict(zip(("u", "z", "delta"), parts, strict=False))
+        given |= {"B": parts[3].unsqueeze(2), "C": parts[4].unsqueeze(2)}
+        small = {k: x if x.dtype == torch.half else x.float() for k, x in given.items()}
+        moved = {k: x.to(device) for k, x in small.items()}
+        moved |= dict(
+            zip(
+                ("u", "z", "delta"),
+                wide.to(device)[..., offset:].split((channels,) * 3 + (16,), -1),
+                strict=False,
+            )
+        )
+        y, last = selective_scan(**moved, softplus=True)
+        wanted = reference(**{k: x.double() for k, x in small.items()}, softplus=True)
+        for a, b in zip((y, last), wanted, strict=True):
+            assert (a.cpu() - b).norm() <= TOLERANCE[torch.float16] * b.norm()
+
+
 def test_padding_is_not_read(device):
     given = {k: x.detach().float() for k, x in case(2, 40, 2).items()}
     for name in ("u", "delta", "B", "C", "z", "dt"):
@@ -171,7 +223,8 @@ def test_second_derivatives(device):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # raised inside opcheck itself
 def test_opcheck(device):
-    c = {k: x.detach().to(device).requires_grad_() for k, x in case(2, 7, 2, 4, 2, 3).items()}
+    dtype = torch.float32 if device == "cuda" else None  # the kernels there take no float64
+    c = {k: x.detach().to(device, dtype).requires_grad_() for k, x in case(2, 7, 2, 4, 2, 3).items()}
     order = ("u", "delta", "A", "B", "C", "D", "z", "bias", "dt", "h0")
     args = (*(c[k] for k in order), LENGTHS[:2].to(device), None, True, 1)
     torch.library.opcheck(torch.ops.lrnnx.selective_scan.default, args)
@@ -197,6 +250,10 @@ def test_memory_kept_for_the_backward_has_no_states(monkeypatch):
     states = 1024 * 8 * 32 * 8
     assert sum(kept.values()) < states / 2
     y.sum().backward()
+
+
+def test_the_kernels_for_gpus_are_taken_only_where_asked_for():
+    assert (os.environ.get("LRNNX_SELECTIVE_CUDA") == "1") == module.CUDA_KERNELS
 
 
 def test_half_precision_keeps_a_float32_state():

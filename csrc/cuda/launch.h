@@ -9,13 +9,6 @@
 
 namespace lrnnx::cuda {
 
-inline int attribute(cudaDeviceAttr which) {
-  int device, value;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
 inline int ceil_div(int64_t x, int64_t y) { return static_cast<int>((x + y - 1) / y); }
 
 template <class G>

@@ -36,6 +36,13 @@ inline void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
+inline int attribute(cudaDeviceAttr which) {
+  int device, value;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
 template <class E, bool BWD>
 Optional run_with(Request& request) {
   const bool real = request.planes == 1;

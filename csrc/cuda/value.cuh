@@ -22,6 +22,11 @@ DEVICE float power_of_two(float x) {
   return r;
 }
 DEVICE double power_of_two(double x) { return exp2(x); }
+DEVICE float reciprocal(float x) {  // one instruction, where `quotient` looks after denormal numbers
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 DEVICE float exponential(float x) { return power_of_two(x * 1.44269504f); }
 DEVICE double exponential(double x) { return exp(x); }
 // exp(x) - 1, without cancellation where a decay is near 1.

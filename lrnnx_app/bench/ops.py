@@ -68,7 +68,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Selective:
-    """A selective scan with 16 states a channel."""
+    """A selective scan with 16 states a channel, softplus and bias inside, and the gate if asked for."""
 
     batch: int
     time: int
@@ -76,10 +76,16 @@ class Selective:
     rule: str = "euler"
     planes: int = 1
     dtype: str = "fp32"
+    gated: bool = False
 
 
 RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
+SELECTIVE = [  # where kernels run them; torch code would take long
+    *(Selective(*shape, dtype=dtype, gated=True) for dtype in DTYPES for shape in (*SHAPES, (8, 2049, 2048))),
+    *(Selective(8, 2048, 2048, rule) for rule in RULES),
+    *(Selective(8, 2048, 2048, rule, 2) for rule in ("euler", *RULES)),
+]
 CASES = {
     "cuda": [
         *(Case(*shape, dtype=dtype) for dtype in DTYPES for shape in SHAPES),
@@ -88,7 +94,9 @@ CASES = {
         Case(1, 65536, 64),
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
         *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
-        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv, Selective) for dtype in DTYPES),
+        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv) for dtype in DTYPES),
+        *(Selective(8, 2048, 2048, dtype=dtype) for dtype in DTYPES),
+        *(SELECTIVE if selective_scan.CUDA_KERNELS else ()),
     ],
     "cpu": [
         *(
@@ -189,11 +197,17 @@ def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]
     (A if case.planes == 1 else A[:, 0]).abs_().neg_()
     B, C = torch.randn(2, *shape[:2], 1, *number, device=device).to(u.dtype)
     bias = torch.full((case.channels,), -4.0, device=device)  # steps of about 0.02
-    args = (u, delta, A, B, C, bias, None, bias, None, None, None, None, True, CODES_OF_STEPS[case.rule])
+    z = torch.randn_like(u) if case.gated else None
+    args = (u, delta, A, B, C, bias, z, bias, None, None, None, None, True, CODES_OF_STEPS[case.rule])
     y, last = torch.ops.lrnnx.selective_scan(*args)
     back = (torch.randn_like(y), torch.zeros_like(last), *args)
-    sizes = (3 * u.nbytes + 2 * B.nbytes, 5 * u.nbytes + 4 * B.nbytes)
-    name = f"selective_scan {('real', 'complex')[case.planes - 1]} {case.rule}"
+    sizes = (
+        (3 + case.gated) * u.nbytes + 2 * B.nbytes,
+        (5 + 2 * case.gated) * u.nbytes + 4 * B.nbytes,
+    )
+    name = (
+        f"selective_scan {('real', 'complex')[case.planes - 1]} {case.rule}{' gated' if case.gated else ''}"
+    )
     row = _row(case, name, "selective_scan", args, back, sizes, device, bandwidth)
     if device == "cpu":
         times = {"torch": lambda: selective_scan.blocked(*args), "steps": lambda: _by_steps(case.rule, *args)}

@@ -7,6 +7,7 @@ for each channel, with (a, gain) = rule(A, Δ, δ) and Δ = softplus(delta + bia
 without kernels cuts time into chunks, each of which is computed again unless keeping its states is cheaper.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from lrnnx_app.ops import _extension, planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.step import CODES, NAMES
+
+# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but have not run so far:
+# only where LRNNX_SELECTIVE_CUDA=1. Nothing else decides it.
+CUDA_KERNELS = os.environ.get("LRNNX_SELECTIVE_CUDA") == "1"
+MOST_STATES = 256  # of a channel, that these take
 
 SHORTEST = 16  # steps of a chunk at least
 ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
@@ -267,18 +273,39 @@ _library.define(
     f"selective_scan_backward(Tensor grad, Tensor grad_last, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+# The kernels for CUDA, beside the operators and not in their place, since they take no float64.
+_library.define(f"selective_scan_kernel({_ARGUMENTS}) -> (Tensor, Tensor)")
+_library.define(
+    f"selective_scan_kernel_backward(Tensor grad, Tensor grad_last, {_ARGUMENTS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 @torch.library.impl(_library, "selective_scan", "CompositeExplicitAutograd")
-def _forward_anywhere(u, *rest):
-    run = torch.ops.lrnnx.selective_scan if _extension.first_use(u.device.type) else blocked
-    return run(u, *rest)
+def _forward_anywhere(u, delta, A, *rest):
+    run: Any = blocked
+    if u.device.type == "cuda":
+        run = torch.ops.lrnnx.selective_scan_kernel if _taken(u, A) else run
+    elif _extension.first_use(u.device.type):
+        run = torch.ops.lrnnx.selective_scan
+    return run(u, delta, A, *rest)
 
 
 @torch.library.impl(_library, "selective_scan_backward", "CompositeExplicitAutograd")
-def _backward_anywhere(grad, *rest):
-    run = torch.ops.lrnnx.selective_scan_backward if _extension.first_use(grad.device.type) else _adjoint
-    return run(grad, *rest)
+def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
+    run: Any = _adjoint
+    if u.device.type == "cuda":
+        run = torch.ops.lrnnx.selective_scan_kernel_backward if _taken(u, A) else run
+    elif _extension.first_use(u.device.type):
+        run = torch.ops.lrnnx.selective_scan_backward
+    return run(grad, grad_last, u, delta, A, *rest)
+
+
+def _taken(u: Tensor, A: Tensor) -> bool:
+    """Whether the CUDA kernels are wanted, take this and are there."""
+    return (
+        CUDA_KERNELS and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES and _extension.load("cuda")
+    )
 
 
 def _adjoint(grad, grad_last, *arguments):

@@ -1,0 +1,381 @@
+// The selective scan's backward pass: from the state kept before every 8 steps, which are walked forward into registers
+// and then back. Lanes as forward (selective_scan.cuh); 8 warps for 64 channels, and a row of 8 steps for each warp's
+// elementwise role. Sums over channels go to scratch memory by block, and are added in order by other kernels.
+#pragma once
+#include "memory.cuh"
+#include "selective_memory.cuh"
+#include "selective_scan.cuh"
+
+namespace lrnnx::cuda {
+
+template <class E, int PL, int RULE>
+struct SelectiveBackward {
+  using R = Rates<PL, RULE>;
+  using X = typename R::X;
+  using Sums = ChannelSums<E>;
+  using Shared = BackShared<E, RULE>;
+  static constexpr int C = kBlockOf, T = kStepsKept, NT = kBackThreads, SUM = Shared::SUM, V = kHeld / PL,
+                       VE = 16 / sizeof(E), TURNS = 4 * T * C / VE / NT;
+  static constexpr bool STEP = Shared::STEP;
+
+  const Selective p;  // a copy, whose fields the compiler knows not to change
+  Shared& sm;
+  const unsigned tid, lane, warp, part, ch;
+  const int b, segment, begin;
+  const Home<C> home;
+  int end, first_chunk, last_chunk;
+  R rates;
+  X r, dA;                // gradient of the state, and of A
+  float2 d_skip, d_bias;  // of the elementwise role: a pair of channels at the chunk's step `warp`
+  float elapsed;
+  bool fresh;
+
+  DEVICE SelectiveBackward(const Selective& given, Shared& sm)
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8),
+        ch(warp * 8 + lane % 8), b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{},
+        d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
+    const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
+    end = min(int(length), begin + p.length);
+    first_chunk = begin / T;
+    last_chunk = (end + T - 1) / T - 1;
+    const float2 bias = couple().of(p.bias), skip = couple().of(p.D);
+    if (warp == 0) sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
+    for (int i = tid; i < 4 * T * C / VE; i += NT) {
+      const Along from = tensor(i * VE);
+      const int c = home.from + min(i * VE % C, home.width - VE);
+      sm.sources[i] = {from.data ? from.data + c * int(sizeof(E)) : nullptr, from.time};
+    }
+    const int64_t chunks = int64_t(b) * ((p.time + T - 1) / T);
+    sm.kept[tid] = p.saved + (chunks * p.slices * kSlice + tid / 16) * p.padded + home.padded + tid % 16 * 4;
+    if (tid < 2) sm.weight_sums[tid] = weight_sum(tid, varies(tid) ? 0 : segment * T);
+    __syncthreads();
+  }
+
+  // Made again where they are used, since registers are what there is least of.
+  DEVICE int64_t channel() const { return home.channel(ch); }
+  DEVICE Couple couple() const { return Couple(home, lane * 2); }
+
+  // ---- what a slice keeps between chunks, in registers if there is one only ----
+  DEVICE float* channel_sum(int number) const {
+    const int64_t row = int64_t(b) * p.segments + segment;
+    return p.part_channel + (row * (p.slices * kSlice + 2) + number) * p.padded + home.padded;
+  }
+  DEVICE float* carried(int slice) const {
+    const int64_t row = int64_t(b) * p.segments + segment;
+    return p.carry + ((row * p.slices + slice) * kSlice + part * kHeld) * p.padded + home.padded + ch;
+  }
+  DEVICE void start(int slice) {
+    const StateAt<PL> at(p, slice, part);
+    rates.init(at.load(p.A, channel()));
+    if (ch < home.width) r = at.load(p.grad_last, b * int64_t(p.channels) + channel());
+    for (int s = p.segments - 1; s > segment; s--) {
+      const float* const from = p.behind + int64_t(part * kHeld) * p.padded + home.padded + ch;
+      if (ch < home.width)
+        r = mad(load_column<PL>(from + segment_row(p, b, s, slice, 0), p.padded), r,
+                load_column<PL>(from + segment_row(p, b, s, slice, 1), p.padded));
+    }
+  }
+  DEVICE void take(int slice) {
+    if (p.slices == 1) return;
+    rates.init(StateAt<PL>(p, slice, part).load(p.A, channel()));
+    r = load_column<PL>(carried(slice), p.padded);
+    dA = load_column<PL>(channel_sum(slice * kSlice + part * kHeld) + ch, p.padded);
+  }
+  DEVICE void leave(int slice) const {
+    if (p.slices == 1) return;
+    store_column<PL>(carried(slice), p.padded, r);
+    store_column<PL>(channel_sum(slice * kSlice + part * kHeld) + ch, p.padded, dA);
+  }
+
+  // ---- reading ahead ----
+  DEVICE Along tensor(int element) const {
+    const int which = element / (T * C);
+    return which == 0 ? p.u : which == 1 ? p.delta : which == 2 ? p.grad : p.z;
+  }
+  DEVICE void stage_elements(int chunk) {
+    E* const to = &sm.raw[chunk & 1][0][0][0];
+    if (p.vectors) {
+      UNROLL for (int turn = 0; turn < TURNS; turn++) {
+        const unsigned i = tid + turn * NT;
+        const auto from = sm.sources[i];
+        const int t = min(int(chunk * T + i * VE / C % T), end - 1);
+        if (from.data) copy16(shared_address(to + i * VE), from.data + int64_t(t) * from.time, true);
+      }
+    } else {
+#pragma unroll 1
+      for (int e = tid; e < 4 * T * C; e += NT) {
+        const Along from = tensor(e);
+        if (from.data) to[e] = row_of<E>(from, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
+      }
+    }
+    elapsed = p.dt ? p.dt[int64_t(b) * p.time + min(chunk * T + warp, end - 1)] : 1.f;
+    const int t = chunk * T + lane % T;
+    fresh = p.reset && t < end && p.reset[int64_t(b) * p.time + t];
+  }
+  DEVICE void stage_slice(int chunk, int slice, int buffer) {
+    const unsigned number = tid / 16;
+    copy16(shared_address(&sm.h[buffer][number % 4 * 4 + number / 4][tid % 16 * 4]),
+           sm.kept[tid] + int64_t(chunk * p.slices + slice) * (kSlice * p.padded), true);
+    if (tid >= 2 * T * kParts) return;
+    const Along from = tid < T * kParts ? p.B : p.C;
+    const int t = min(chunk * T + tid / kParts % T, end - 1), n = (slice * kParts + tid % kParts) * kHeld;
+    const E* const row = row_of<E>(from, t) + home.group * PL * p.states;
+    if (PL == 1 && p.quads)
+      copy_quad(&sm.quads[tid], row + min(n, p.states - 4), n < p.states);
+    else
+      load_quad<E, PL>(sm.quads[tid], row, p, slice, tid % kParts);
+  }
+  DEVICE static void copy_quad(Quad<E>* to, const E* from, bool ok) {
+    if constexpr (sizeof(E) == 4)
+      copy16(shared_address(to), from, ok);
+    else
+      copy_one(reinterpret_cast<uint2*>(to), reinterpret_cast<const uint2*>(from), ok);
+  }
+  DEVICE void put_weights() {
+    const int half = T * kParts;
+    if (tid < half)
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.B + tid * 4, sm.quads[tid], false);
+    else if (tid < 2 * half)
+      SelectiveScan<E, PL, RULE, kOutput>::put(sm.C_ + (tid - half) * 4, sm.quads[tid], true);
+  }
+
+  // ---- elementwise work before and after the recurrence ----
+  DEVICE float2 raw(int chunk, int which) const {
+    Pair<E> pair;
+    pair.load(&sm.raw[chunk & 1][which][warp][lane * 2]);
+    return pair.get();
+  }
+  DEVICE float2 step_of(float2 raw) const { return p.softplus ? make_float2(soft_plus(raw.x), soft_plus(raw.y)) : raw; }
+  DEVICE float2 delta_of(int chunk) const {
+    const float2 delta = raw(chunk, 1), bias = *reinterpret_cast<const float2*>(&sm.constants[lane]);
+    return make_float2(delta.x + bias.x, delta.y + bias.y);
+  }
+  DEVICE void before(int chunk, float dt) {
+    const float2 step = step_of(delta_of(chunk)), u = raw(chunk, 0);
+    float2 dy = raw(chunk, 2), span = make_float2(step.x * dt, step.y * dt);
+    if (p.z.data) dy = SelectiveScan<E, PL, RULE, kOutput>::gated(dy, raw(chunk, 3));
+    float2 drive = RULE == kEuler ? make_float2(u.x * span.x, u.y * span.y) : u;
+    const bool in_time = chunk * T + warp < end, one = in_time && couple().inside, two = in_time && couple().both;
+    const int to = warp * C + lane * 2;
+    *reinterpret_cast<float4*>(&sm.x[to]) =
+        make_float4(one ? span.x : 0, one ? drive.x : 0, two ? span.y : 0, two ? drive.y : 0);
+    *reinterpret_cast<float2*>(&sm.dy[to]) = make_float2(one ? dy.x : 0, two ? dy.y : 0);
+    if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = make_float2(one ? step.x : 0, two ? step.y : 0);
+  }
+  DEVICE float2 sum_of(int which) const {
+    float2 sum = make_float2(0, 0);
+    UNROLL for (int k = 0; k < kParts; k++) {
+      const float2 x = *reinterpret_cast<const float2*>(&sm.sums[(which * kParts + k) * SUM + warp * C + lane * 2]);
+      sum = make_float2(sum.x + x.x, sum.y + x.y);
+    }
+    return sum;
+  }
+  // Gradients of a channel at a step, from the sums over its states.
+  struct Element {
+    float du, ddelta, dz, ddt;
+  };
+  DEVICE Element element(float u, float delta, float grad, float z, float dy, float span, float dt, float skip, float y,
+                         float input, float along, float step) const {
+    Element r{};
+    if (p.z.data) {
+      const float s = sigmoid(z);
+      r.dz = grad * fmaf(skip, u, y) * s * fmaf(z, 1 - s, 1.f);
+    }
+    r.du = fmaf(skip, dy, RULE == kEuler ? span * input : input);
+    if constexpr (RULE == kEuler) along = fmaf(u, input, along);
+    r.ddelta = fmaf(along, dt, STEP ? step : 0.f) * (p.softplus ? sigmoid(delta) : 1.f);
+    if (p.dt) r.ddt = along * (p.softplus ? soft_plus(delta) : delta);
+    return r;
+  }
+  DEVICE void after(int chunk, float dt) {
+    const int t = chunk * T + warp, at = warp * C + lane * 2;
+    if (t >= end) return;  // all of a warp
+    const float2 u = raw(chunk, 0), delta = delta_of(chunk), grad = raw(chunk, 2), z = p.z.data ? raw(chunk, 3) : u;
+    const float2 dy = *reinterpret_cast<const float2*>(&sm.dy[at]), y = sum_of(0), input = sum_of(1), along = sum_of(2);
+    const float2 step = STEP ? sum_of(STEP ? 3 : 0) : make_float2(0, 0);
+    const float4 x = *reinterpret_cast<const float4*>(&sm.x[at]), constant = sm.constants[lane];
+    const Element e = element(u.x, delta.x, grad.x, z.x, dy.x, x.x, dt, constant.z, y.x, input.x, along.x, step.x);
+    const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, constant.w, y.y, input.y, along.y, step.y);
+    d_skip = make_float2(fmaf(dy.x, u.x, d_skip.x), fmaf(dy.y, u.y, d_skip.y));
+    d_bias = make_float2(d_bias.x + e.ddelta, d_bias.y + f.ddelta);
+    const int64_t row = int64_t(b) * p.time + t;
+    couple().template store<E>(p.pairs, p.du, row, p.channels, make_float2(e.du, f.du));
+    couple().template store<E>(p.pairs, p.ddelta, row, p.channels, make_float2(e.ddelta, f.ddelta));
+    if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, make_float2(e.dz, f.dz));
+    if (!p.dt) return;
+    float sum = (couple().inside ? e.ddt : 0.f) + (couple().both ? f.ddt : 0.f);
+    for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+    if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
+  }
+  // The eight warps' sums of B and C at a step.
+  DEVICE void sum_weights(int chunk, int slice) const {
+    const int n = tid % kSlice, which = tid / kSlice % 2, t = warp, at = chunk * T + t;
+    float sum = 0;
+    UNROLL for (int k = 0; k < 8; k++)
+      sum += sm.weights[(k * 2 + which) * Sums::SIZE + Sums::place(t, n / kHeld, n % kHeld)];
+    const bool along_time = varies(which);
+    float* const to = sm.weight_sums[which] + int64_t(along_time ? at : t) * (p.slices * kSlice) + slice * kSlice + n;
+    if (along_time) {
+      if (at < end) *to = sum;
+    } else {
+      *to = chunk == last_chunk ? sum : *to + sum;  // the same thread's at every chunk
+    }
+  }
+  DEVICE bool varies(int which) const { return (which ? p.B : p.C).time; }
+  // The row of a step, or the one of its place in a chunk where weights are the same everywhere.
+  DEVICE float* weight_sum(int which, int row) const {
+    const int rows = varies(which) ? p.time : p.segments * T;
+    return (which ? p.part_B : p.part_C) + ((int64_t(blockIdx.x) * p.batch + b) * rows + row) * p.slices * kSlice;
+  }
+
+  // ---- the recurrence over a chunk ----
+  DEVICE static void numbers(float (&to)[kHeld], const X& x) {
+    UNROLL for (int j = 0; j < kHeld; j++) to[j] = x.v[j / V][j % V];
+  }
+  DEVICE Handed handed(int t) const {
+    const float2 x = sm.x[t * C + ch];
+    return {x.x, x.y, STEP ? sm.step[STEP ? t * C + ch : 0] : 0.f};
+  }
+  template <bool RARE>
+  DEVICE void put_sum(int which, int t, int slice, float x) const {
+    float& to = sm.sums[(which * kParts + part) * SUM + t * C + ch];
+    to = RARE && slice ? to + x : x;
+  }
+
+  // RARE: there are several slices, or a sequence starts.
+  template <bool RARE>
+  DEVICE void walk(int slice, int buffer, uint32_t cuts) {
+    X a[T], h[T + 1];
+    UNROLL for (int j = 0; j < kHeld; j++) h[0].v[j / V][j % V] = sm.h[buffer][j * 4 + part][ch];
+    float v[kHeld];
+    {
+      Sums sums;
+      UNROLL for (int t = 0; t < T; t++) {  // forward: states, y, sums for C
+        const Handed x = handed(t);
+        const float dy = sm.dy[t * C + ch];
+        a[t] = rates.decay(x.span);
+        X in = scale(x.drive, load_four<PL>(sm.B + t * kSlice + part * kHeld));
+        if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.decay(x.step) : a[t]), in);
+        a[t] = unless(RARE && cuts >> t & 1, a[t]);
+        h[t + 1] = mad(a[t], h[t], in);
+        put_sum<RARE>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
+        numbers(v, scale(dy, h[t + 1]));
+        sums.add(v, t, lane);
+      }
+      sums.store(sm.weights + warp * 2 * Sums::SIZE, lane);
+    }
+    if (RARE && cuts) UNROLL for (int t = 0; t < T; t++) h[t] = unless(cuts >> t & 1, h[t]);
+    asm volatile("" ::: "memory");  // load B, C, x and dy again: keeping them would take 88 registers
+    {
+      Sums sums;
+      UNROLL for (int t = T - 1; t >= 0; t--) {  // back
+        const Handed x = handed(t);
+        const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
+        const X g = mad(sm.dy[t * C + ch], load_four<PL>(sm.C_ + t * kSlice + part * kHeld), r);
+        const Pulled<PL, RULE> pulled(rates, x, a[t], h[t], B, g, dA);
+        r = pulled.before;
+        put_sum<RARE>(1, t, slice, pulled.input);
+        put_sum<RARE>(2, t, slice, pulled.along);
+        if constexpr (STEP) put_sum<RARE>(3, t, slice, pulled.step);
+        numbers(v, pulled.weight);
+        sums.add(v, t, lane);
+      }
+      sums.store(sm.weights + (warp * 2 + 1) * Sums::SIZE, lane);
+    }
+  }
+
+  DEVICE void run() {
+    for (int slice = 0; slice < p.slices; slice++) {
+      start(slice);
+      leave(slice);
+    }
+    if (last_chunk >= first_chunk) run_chunks();
+    finish();
+    if (last_chunk < first_chunk) clear_constant();
+    clear();
+  }
+
+  DEVICE void run_chunks() {
+    stage_elements(last_chunk);
+    stage_slice(last_chunk, 0, 0);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+    int buffer = 0;
+#pragma unroll 1
+    for (int chunk = last_chunk; chunk >= first_chunk; chunk--) {
+      const float dt = elapsed;
+      const uint32_t cuts = __ballot_sync(~0u, fresh) & ((1u << T) - 1);
+      const bool more = chunk > first_chunk;
+      before(chunk, dt);
+#pragma unroll 1
+      for (int slice = 0; slice < p.slices; slice++, buffer ^= 1) {
+        const bool next = slice + 1 < p.slices;
+        put_weights();
+        __syncthreads();
+        // What is read ahead goes where all threads had done with before this barrier.
+        if (slice == 0 && more) stage_elements(chunk - 1);
+        if (next || more) stage_slice(next ? chunk : chunk - 1, next ? slice + 1 : 0, buffer ^ 1);
+        commit_copies();
+        take(slice);
+        cuts || p.slices > 1 ? walk<true>(slice, buffer, cuts) : walk<false>(slice, buffer, 0);
+        leave(slice);
+        wait_copies<0>();
+        __syncthreads();
+        sum_weights(chunk, slice);
+      }
+      after(chunk, dt);
+    }
+  }
+
+  DEVICE void finish() {
+    for (int slice = 0; slice < p.slices; slice++) {
+      take(slice);
+      if (ch >= home.width) continue;
+      if (p.slices == 1) store_column<PL>(channel_sum(part * kHeld) + ch, p.padded, dA);
+      if (segment == 0) StateAt<PL>(p, slice, part).store(p.dfirst, b * int64_t(p.channels) + channel(), r);
+    }
+    __syncthreads();
+    float4* const each = reinterpret_cast<float4*>(sm.sums);
+    each[tid] = make_float4(d_skip.x, d_skip.y, d_bias.x, d_bias.y);
+    __syncthreads();
+    if (warp > 0) return;
+    float4 sum = each[lane];
+    for (int k = 1; k < 8; k++) {
+      const float4 x = each[lane + k * 32];
+      sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+    }
+    const int at = lane * 2;
+    float *const of_skip = channel_sum(p.slices * kSlice) + at, *const of_bias = channel_sum(p.slices * kSlice + 1) + at;
+    if (couple().inside) of_skip[0] = sum.x, of_bias[0] = sum.z;
+    if (couple().both) of_skip[1] = sum.y, of_bias[1] = sum.w;
+  }
+
+  // ---- zeros: beyond the length of a sequence, and for sums of a segment without steps ----
+  DEVICE void clear() const {
+    const float2 zero = make_float2(0, 0);
+    for (int t = max(begin, end) + warp; t < min(p.time, begin + p.length); t += 8) {
+      const int64_t row = int64_t(b) * p.time + t;
+      couple().template store<E>(p.pairs, p.du, row, p.channels, zero);
+      couple().template store<E>(p.pairs, p.ddelta, row, p.channels, zero);
+      if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, zero);
+      if (p.dt && lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = 0;
+      for (int which = 0; which < 2; which++)
+        if (varies(which))
+          for (int n = lane; n < p.slices * kSlice; n += 32) weight_sum(which, t)[n] = 0;
+    }
+  }
+  DEVICE void clear_constant() const {
+    for (int which = 0; which < 2; which++)
+      if (!varies(which))
+        for (int n = tid; n < T * p.slices * kSlice; n += NT) weight_sum(which, segment * T)[n] = 0;
+  }
+};
+
+template <class E, int PL, int RULE>
+__global__ void __launch_bounds__(kBackThreads, 2) selective_backward_kernel(const Selective p) {
+  using Backward = SelectiveBackward<E, PL, RULE>;
+  Backward(p, *reinterpret_cast<typename Backward::Shared*>(selective_memory)).run();
+}
+
+}  // namespace lrnnx::cuda

@@ -1,0 +1,187 @@
+// What a lane of the selective scan makes of its eigenvalues at a step, for one rule, and the derivatives of that.
+#pragma once
+#include "discretize.cuh"
+#include "selective.h"
+
+namespace lrnnx::cuda {
+
+constexpr int kAsynchronousRule = 4;  // besides those of discretize.cuh, as step.py numbers them
+
+// Re Σ a conj(b)
+template <class S, int PL, int V>
+DEVICE S dot(const Val<S, PL, V>& a, const Val<S, PL, V>& b, S sum = 0) {
+  UNROLL for (int e = 0; e < PL * V; e++) sum = fma(a.v[e / V][e % V], b.v[e / V][e % V], sum);
+  return sum;
+}
+
+// Real decays are 2^(span · λ log2 e), one multiplication and one exponential, which are most of the work; that of the
+// hardware errs to one side by some 1e-8, and a memory of n steps adds n of them up.
+template <int PL, int RULE>
+struct Rates {
+  static constexpr int V = kHeld / PL;
+  static constexpr bool BILINEAR = RULE == kBilinear, SPLIT = RULE == kAsynchronousRule;
+  static constexpr bool SHAPED = RULE == kZoh || BILINEAR || SPLIT;  // the gain differs from state to state
+  static constexpr bool POWERS = !BILINEAR && PL == 1;               // decays of many steps are those of their sum
+  static constexpr float LOG2E = 1.44269504f;
+  static constexpr float UNIT = BILINEAR ? 1.f : 0.693147181f;       // what `along` is to be multiplied by
+  static constexpr float IN_SERIES = PL == 1 ? UNIT : 1.f;           // so many of `exponent`'s units are one of w
+  static constexpr int TERMS = PL == 2 ? 6 : 5;
+  using X = Val<float, PL, V>;
+
+  X lambda;                              // of exponential rules the real part is multiplied by log2 e
+  X over;                                // 1 / λ, for gains
+  Exponential<float, 2, PL == 2 ? V : 1> turning;
+
+  DEVICE void init(const X& z) {
+    lambda = z;
+    if constexpr (SHAPED && !BILINEAR) over = invert(z);
+    if constexpr (!BILINEAR) UNROLL for (int i = 0; i < V; i++) {
+      lambda.v[0][i] *= LOG2E;
+      if constexpr (PL == 2) {  // 1 / pi in two parts
+        const float im = z.v[1][i], turns = im * 0.318309873f;
+        turning.re[i] = lambda.v[0][i];
+        turning.turns[i] = turns;
+        turning.rest[i] = fmaf(im, 0.318309873f, -turns) + im * 1.28412764e-8f;
+      }
+    }
+  }
+
+  DEVICE static X one() { return real_number<float, PL, V>(1); }
+  DEVICE X lower(float span) const {  // of bilinear, 1 / (1 − w/2)
+    X r = conj(mad(-0.5f * span, lambda, one()));
+    UNROLL for (int i = 0; i < V; i++) {
+      const float re = r.v[0][i], im = r.v[PL - 1][i];
+      if constexpr (PL == 1) {
+        r.v[0][i] = reciprocal(re);
+      } else {
+        const float size = reciprocal(fmaf(re, re, im * im));
+        r.v[0][i] = re * size;
+        r.v[1][i] = im * size;
+      }
+    }
+    return r;
+  }
+
+  DEVICE X decay(float span) const {
+    X r;
+    if constexpr (BILINEAR) {
+      r = mad(scale(span, lambda), lower(span), one());
+    } else if constexpr (PL == 2) {
+      r = turning.at(span);
+    } else {
+      UNROLL for (int i = 0; i < V; i++) r.v[0][i] = power_of_two(span * lambda.v[0][i]);
+    }
+    return r;
+  }
+
+  // w = λ · span (real: w log2 e), and whether that is so small that e^w − 1 would cancel
+  DEVICE X exponent(float span) const {
+    X w = scale(span, lambda);
+    if constexpr (PL == 2) UNROLL for (int i = 0; i < V; i++) w.v[0][i] *= UNIT;
+    return w;
+  }
+  DEVICE static bool small(const X& w, int i) {
+    const bool re = fabsf(w.v[0][i]) < 0.25f / IN_SERIES;
+    return PL == 1 ? re : re && fabsf(w.v[PL - 1][i]) < 0.25f;
+  }
+  // Σ w^k / (k + 1)!, or its derivative Σ (k + 1) w^k / (k + 2)!
+  template <bool SLOPE>
+  DEVICE static X series(const X& w) {
+    X sum = {};
+    UNROLL for (int k = TERMS; k >= 0; k--) {
+      double c = SLOPE ? k + 1 : 1;
+      UNROLL for (int i = 1; i <= k; i++) c *= IN_SERIES;
+      UNROLL for (int i = 2; i <= k + 1 + SLOPE; i++) c /= i;
+      const X term = real_number<float, PL, V>(static_cast<float>(c));
+      sum = k == TERMS ? term : mad(w, sum, term);
+    }
+    return sum;
+  }
+  DEVICE static X choose(const X& w, const X& near, const X& far) {
+    X r;
+    UNROLL for (int e = 0; e < PL * V; e++)
+      r.v[e / V][e % V] = small(w, e % V) ? near.v[e / V][e % V] : far.v[e / V][e % V];
+    return r;
+  }
+
+  // The factor of u·B over a span of the step, e being the decay over that: (e − 1) / λ, or its series.
+  DEVICE X gain(float span, const X& e) const {
+    if constexpr (BILINEAR) return scale(span, lower(span));
+    const X w = exponent(span);
+    return choose(w, scale(span, series<false>(w)), mad(over, e, scale(-1.f, over)));
+  }
+  // Its derivative along λ: (span · e − gain) / λ, or the series span² Σ (k + 1) w^k / (k + 2)!
+  DEVICE X slope(float span, const X& e, const X& gain) const {
+    const X w = exponent(span);
+    return choose(w, scale(span * span, series<true>(w)), mul(over, mad(span, e, scale(-1.f, gain))));
+  }
+
+  // Re Σ λ conj(q), to be multiplied by UNIT
+  DEVICE float along(const X& q) const {
+    if constexpr (PL == 1 || BILINEAR) return dot(lambda, q);
+    float re = 0, im = 0;
+    UNROLL for (int i = 0; i < V; i++) {
+      re = fmaf(lambda.v[0][i], q.v[0][i], re);
+      im = fmaf(lambda.v[PL - 1][i], q.v[PL - 1][i], im);
+    }
+    return fmaf(im, LOG2E, re);
+  }
+};
+
+// What a step hands to the lanes of a channel: `span` of the decay; `drive`, which is u times the part of the gain that
+// all states share; and Δ alone, where the gain has another span than the decay.
+struct Handed {
+  float span, drive, step;
+};
+
+// Gradients at a step. `g` is that of the state after it.
+template <int PL, int RULE>
+struct Pulled {
+  using R = Rates<PL, RULE>;
+  using X = typename R::X;
+  X before, weight;       // of the state before, and of B
+  float input, along;     // of `drive`'s u, and of the span or, where the gain has another, of the decay's alone
+  float step;             // in that case, of the gain's
+
+  // a is 0 and h, the state before, is zero where a sequence starts.
+  DEVICE Pulled(const R& rates, const Handed& x, const X& a, const X& h, const X& B, const X& g, X& d_lambda) {
+    before = mul(conj(a), g);
+    step = 0;
+    if constexpr (!R::SHAPED) {
+      const X q = mul(conj(h), before);
+      input = dot(B, g);
+      along = R::UNIT * rates.along(q);
+      d_lambda = mad(x.span, q, d_lambda);
+      weight = scale(x.drive, g);
+    } else {
+      shaped(rates, x, h, B, g, d_lambda);
+    }
+  }
+
+ private:
+  DEVICE void shaped(const R& rates, const Handed& x, const X& h, const X& B, const X& g, X& d_lambda) {
+    const float span = R::SPLIT ? x.step : x.span;  // the gain's
+    const X of_gain = scale(x.drive, mul(conj(B), g));
+    X slope, by_span, q, gain;
+    if constexpr (R::BILINEAR) {
+      const X m = rates.lower(span), square = mul(m, m);
+      gain = scale(span, m);
+      slope = scale(0.5f * span * span, square);
+      by_span = square;
+      q = mul(conj(square), mul(conj(h), g));
+    } else {
+      by_span = rates.decay(span);  // again, since `a` may have been cut to 0
+      gain = rates.gain(span, by_span);
+      slope = rates.slope(span, by_span, gain);
+      q = mul(conj(h), before);
+    }
+    const X of_input = mul(conj(gain), g);
+    input = dot(B, of_input);
+    weight = scale(x.drive, of_input);
+    d_lambda = mad(conj(slope), of_gain, mad(x.span, q, d_lambda));
+    along = R::UNIT * rates.along(q);
+    (R::SPLIT ? step : along) += dot(by_span, of_gain);
+  }
+};
+
+}  // namespace lrnnx::cuda

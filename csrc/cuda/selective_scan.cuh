@@ -1,0 +1,300 @@
+// The selective scan forward, and the walks before its backward pass.
+//
+// Four lanes share a channel, with four numbers of its state each, so that a batch of usual size fills a GPU without
+// cutting time. What is done once an element (softplus, gate, conversion, memory) is done by other lanes than the
+// recurrence: each has two adjacent channels at some steps, and hands {span, drive} over in shared memory. Where there
+// are few channels, time is cut into segments: a walk before finds what each does to the state that it is given, and
+// the main walk folds the earlier segments in. More than 16 numbers of a state are walked slice after slice, over 32
+// steps at a time, while the state of the other slices waits in shared memory.
+#pragma once
+#include "selective_tile.cuh"
+
+namespace lrnnx::cuda {
+
+// kOutput: y. kStates: h alone, to be kept every 8 steps, or only what a segment does to it. kReverse: what a segment
+// does to the gradient of the state, r[t−1] = conj(a[t])·(r[t] + dy[t]·conj(C[t])): the same recurrence, time mirrored.
+enum Pass { kOutput, kStates, kReverse };
+
+constexpr int kScanThreads = 128, kScanChannels = 32, kTileSteps = 32;
+
+extern __shared__ float4 selective_memory[];
+
+template <class E, int PL, int RULE, int MODE>
+struct SelectiveScan {
+  using R = Rates<PL, RULE>;
+  using X = typename R::X;
+  static constexpr bool OUT = MODE == kOutput, BACK = MODE == kReverse, STEP = R::SPLIT && !BACK;
+  static constexpr int C = kScanChannels, NT = kScanThreads, TILE = kTileSteps;
+  static constexpr int ROWS = NT / (C / 2), PS = TILE / ROWS;             // of the elementwise role: rows at once, turns
+  static constexpr int YS = C + C / kParts;                               // a row of y, without bank conflicts
+  static constexpr int UNROLLED = PL == 2 ? 4 : R::SHAPED ? 8 : 16;       // more would not fit the instruction cache
+
+  struct Shared {
+    float B[2][TILE * kSlice], C[OUT ? 2 : 1][OUT ? TILE * kSlice : 4];
+    float2 x[TILE * SelectiveScan::C];                                    // span, drive
+    float step[STEP ? TILE * SelectiveScan::C : 4], y[OUT ? TILE * YS : 4];
+  };
+
+  const Selective p;  // a copy, whose fields the compiler knows not to change
+  Shared& sm;
+  const unsigned tid, part, ch;
+  const int b, segment, begin;
+  const Home<C> home;
+  const bool inside;
+  const int64_t d;
+  int end, steps;
+  R rates;
+  X h, product;      // product of decays, unless their sum does
+  float sum;         // of spans, once for each slice
+  bool alive;        // no sequence started
+  // The elementwise role: channels, row, and what was loaded for the next tile
+  const Couple couple;
+  const unsigned er;
+  Pair<E> xu[PS], xd[PS], xz[PS];
+  float elapsed[PS];
+  bool fresh;
+  Quad<E> qb, qc;
+
+  DEVICE SelectiveScan(const Selective& given, Shared& sm)
+      : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8),
+        ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
+        segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
+        product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)) {
+    const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
+    end = min(int(length), begin + p.length);
+    steps = end - begin;
+  }
+
+  DEVICE int at(int s) const {  // step of the walk -> time
+    s = min(s, steps - 1);
+    return BACK ? end - 1 - s : begin + s;
+  }
+  DEVICE bool folds() const { return OUT || (!BACK && p.saved); }  // else it finds what a segment does
+  DEVICE float4& held(int slice) const { return selective_memory[slice * NT + tid]; }
+  DEVICE float* place(float* of_segments, int s, int slice, int which) const {
+    return of_segments + segment_row(p, b, s, slice, which) + int64_t(part * kHeld) * p.padded + home.padded + ch;
+  }
+  // Where a segment's decay (0) and end state (1) go; decays of several slices also wait there.
+  DEVICE float* result(int slice, int which) const { return place(BACK ? p.behind : p.ahead, segment, slice, which); }
+
+  // ---- a slice of the state, in registers or waiting ----
+  DEVICE void start(int slice) {
+    const StateAt<PL> at(p, slice, part);
+    rates.init(at.load(p.A, d));
+    if (!folds()) {
+      h = {};
+      return;
+    }
+    h = at.load(p.first, b * int64_t(p.channels) + d);
+    for (int s = 0; inside && s < segment; s++)
+      h = mad(load_column<PL>(place(p.ahead, s, slice, 0), p.padded), h,
+              load_column<PL>(place(p.ahead, s, slice, 1), p.padded));
+  }
+  DEVICE void take(int slice) {
+    if (p.slices == 1) return;
+    rates.init(StateAt<PL>(p, slice, part).load(p.A, d));
+    h = load_four<PL>(&held(slice).x);
+    if constexpr (!R::POWERS)
+      if (!folds()) product = load_column<PL>(result(slice, 0), p.padded);
+  }
+  DEVICE void leave(int slice) {
+    if (p.slices == 1) return;
+    held(slice) = as_four<PL>(h);
+    if constexpr (!R::POWERS)
+      if (!folds()) store_column<PL>(result(slice, 0), p.padded, product);
+  }
+  DEVICE void finish(int slice) {
+    if (!inside) return;
+    if constexpr (OUT) {
+      if (segment == p.segments - 1) StateAt<PL>(p, slice, part).store(p.last, b * int64_t(p.channels) + d, h);
+    } else if (!folds()) {
+      X decay = product;
+      if constexpr (R::POWERS) decay = rates.decay(sum / p.slices);
+      store_column<PL>(result(slice, 0), p.padded, unless(!alive, decay));
+      store_column<PL>(result(slice, 1), p.padded, h);
+    }
+  }
+
+  // ---- loading, a tile ahead ----
+  DEVICE void load_weights(int s0, int slice) {
+    const int t = at(s0 + tid / kParts), states = home.group * PL * p.states;
+    load_quad<E, PL>(qb, row_of<E>(BACK ? p.C : p.B, t) + states, p, slice, tid % kParts);
+    if constexpr (OUT) load_quad<E, PL>(qc, row_of<E>(p.C, t) + states, p, slice, tid % kParts);
+  }
+  DEVICE static void put(float* to, Quad<E> q, bool conjugate) {
+    float4 v = q.get();
+    if (PL == 2 && conjugate) v = make_float4(v.x, v.y, -v.z, -v.w);
+    *reinterpret_cast<float4*>(to) = v;
+  }
+  DEVICE void store_weights(int k) {
+    put(sm.B[k] + tid * 4, qb, BACK);
+    if constexpr (OUT) put(sm.C[k] + tid * 4, qc, true);
+  }
+  template <class F>
+  DEVICE void load_pairs(int s0, const F& load) {
+    UNROLL for (int i = 0; i < PS; i++) {
+      const int t = at(s0 + er + i * ROWS), c = couple.first;
+      load(xu[i], row_of<E>(BACK ? p.grad : p.u, t) + c);
+      load(xd[i], row_of<E>(p.delta, t) + c);
+      if (MODE != kStates && p.z.data) load(xz[i], row_of<E>(p.z, t) + c);
+    }
+  }
+  DEVICE void load_elements(int s0) {
+    p.pairs ? load_pairs(s0, [](Pair<E>& to, const E* from) { to.load(from); })
+            : load_pairs(s0, [this](Pair<E>& to, const E* from) { to.load(from, couple.next); });
+    UNROLL for (int i = 0; i < PS; i++) {
+      const int t = at(s0 + er + i * ROWS);
+      elapsed[i] = p.dt ? p.dt[int64_t(b) * p.time + t] : 1.f;
+    }
+    const int s = s0 + tid % 32;
+    fresh = p.reset && s < steps && p.reset[int64_t(b) * p.time + at(s)];
+  }
+  DEVICE float step_of(float raw) const { return p.softplus ? soft_plus(raw) : raw; }
+  DEVICE static float2 gated(float2 x, float2 z) {
+    return make_float2(x.x * z.x * sigmoid(z.x), x.y * z.y * sigmoid(z.y));
+  }
+
+  // {span, drive} of two channels at a row; zeros hold the state after the last step.
+  DEVICE void hand_over(int s0, int i, float2 bias) {
+    const int row = er + i * ROWS, to = row * C + tid % (C / 2) * 2;
+    float2 x = xu[i].get(), step = xd[i].get();
+    step = make_float2(step_of(step.x + bias.x), step_of(step.y + bias.y));
+    float2 span = make_float2(step.x * elapsed[i], step.y * elapsed[i]);
+    if constexpr (BACK) {
+      if (p.z.data) x = gated(x, xz[i].get());
+    } else if constexpr (RULE == kEuler) {
+      x = make_float2(x.x * span.x, x.y * span.y);
+    }
+    if (s0 + row >= steps) x = span = step = make_float2(0, 0);
+    *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x.x, span.y, x.y);
+    if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step;
+  }
+
+  // ---- the recurrence over four steps, the sums of whose four lanes for y are exchanged at the end ----
+  template <bool CUT>
+  DEVICE void walk(int s0, int t0, int t1, int k, int slice, uint32_t cuts) {
+    float y[kParts];
+    UNROLL for (int q = 0; q < kParts; q++) {
+      const int t = t0 + t1 + q;
+      const bool cut = CUT && (cuts >> t & 1);
+      if constexpr (MODE == kStates)
+        if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps)
+          keep(s0 + t, slice);
+      const float2 x = sm.x[t * C + ch];
+      const X B = load_four<PL>(sm.B[k] + t * kSlice + part * kHeld);
+      X a = rates.decay(x.x);
+      if constexpr (BACK) {
+        a = conj(a);
+        h = unless(cut, mul(a, mad(x.y, B, h)));
+      } else {
+        X in = scale(x.y, B);
+        if constexpr (R::SPLIT) {
+          const float step = sm.step[t * C + ch];
+          in = mul(rates.gain(step, rates.decay(step)), in);
+        } else if constexpr (R::SHAPED) {
+          in = mul(rates.gain(x.x, a), in);
+        }
+        h = mad(a, unless(cut, h), in);
+      }
+      if constexpr (!OUT && !R::POWERS) product = mul(product, a);
+      if constexpr (!OUT && R::POWERS) sum += x.x;
+      if constexpr (OUT) y[q] = dot(load_four<PL>(sm.C[k] + t * kSlice + part * kHeld), h);
+    }
+    if constexpr (OUT) {
+      UNROLL for (int o = kParts / 2; o; o /= 2) {
+        const bool up = part & o;
+        UNROLL for (int i = 0; i < o; i++) {
+          const float keeps = up ? y[i + o] : y[i], sends = up ? y[i] : y[i + o];
+          y[i] = keeps + __shfl_xor_sync(~0u, sends, o * 8);
+        }
+      }
+      float& to = sm.y[(t0 + t1 + part) * YS + ch];
+      to = slice ? to + y[0] : y[0];
+    }
+  }
+  // Also for places beyond the last channel, so that what the backward pass reads there is finite.
+  DEVICE void keep(int s, int slice) const {
+    const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s) / kStepsKept;
+    const int64_t row = (chunk * p.slices + slice) * kSlice + part * kHeld;
+    store_column<PL>(p.saved + row * p.padded + home.padded + ch, p.padded, h);
+  }
+  DEVICE void walk_tile(int s0, int k, int slice, uint32_t cuts) {
+#pragma unroll 1
+    for (int t0 = 0; t0 < TILE; t0 += UNROLLED) {
+      if (cuts) {  // as if a sequence started, by short code
+#pragma unroll 1
+        for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<true>(s0, t0, t1, k, slice, cuts);
+      } else {
+        UNROLL for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<false>(s0, t0, t1, k, slice, 0);
+      }
+    }
+  }
+
+  DEVICE void write(int s0, const Pair<E> (&u)[PS], const Pair<E> (&z)[PS], float2 skip) const {
+    UNROLL for (int i = 0; i < PS; i++) {
+      const int row = er + i * ROWS;
+      const float2 y = *reinterpret_cast<const float2*>(&sm.y[row * YS + tid % (C / 2) * 2]), x = u[i].get();
+      float2 out = make_float2(fmaf(skip.x, x.x, y.x), fmaf(skip.y, x.y, y.y));
+      if (p.z.data) out = gated(out, z[i].get());
+      const int64_t t = int64_t(b) * p.time + begin + s0 + row;
+      if (s0 + row < steps) couple.template store<E>(p.pairs, p.y, t, p.channels, out);
+    }
+  }
+
+  DEVICE void run() {
+    for (int slice = 0; slice < p.slices; slice++) {
+      start(slice);
+      leave(slice);
+    }
+    if (steps > 0) run_tiles();
+    for (int slice = 0; slice < p.slices; slice++) {
+      take(slice);
+      finish(slice);
+    }
+    if constexpr (OUT)  // beyond the length of a sequence
+      for (int t = max(begin, end) + er; t < min(p.time, begin + p.length); t += ROWS)
+        couple.template store<E>(p.pairs, p.y, int64_t(b) * p.time + t, p.channels, make_float2(0, 0));
+  }
+
+  DEVICE void run_tiles() {
+    const float2 bias = couple.of(p.bias), skip = couple.of(p.D);
+    load_weights(0, 0);
+    load_elements(0);
+    store_weights(0);
+    int k = 0;
+#pragma unroll 1
+    for (int s0 = 0; s0 < steps; s0 += TILE) {
+      Pair<E> u[PS], z[PS];
+      UNROLL for (int i = 0; i < PS; i++) {
+        u[i] = xu[i];
+        z[i] = xz[i];
+        hand_over(s0, i, bias);
+      }
+      const uint32_t cuts = __ballot_sync(~0u, fresh);
+      alive &= !cuts;
+      const bool more = s0 + TILE < steps;
+      if (more) load_elements(s0 + TILE);
+#pragma unroll 1
+      for (int slice = 0; slice < p.slices; slice++, k ^= 1) {
+        const bool next = slice + 1 < p.slices, any = next || more;
+        if (any) load_weights(next ? s0 : s0 + TILE, next ? slice + 1 : 0);
+        if (slice == 0) __syncthreads();
+        take(slice);
+        walk_tile(s0, k, slice, cuts);
+        leave(slice);
+        if (any) store_weights(k ^ 1);
+        __syncthreads();
+      }
+      if constexpr (OUT) write(s0, u, z, skip);
+    }
+  }
+};
+
+template <class E, int PL, int RULE, int MODE>
+__global__ void __launch_bounds__(kScanThreads, 4) selective_scan_kernel(const Selective p) {
+  using Scan = SelectiveScan<E, PL, RULE, MODE>;
+  __shared__ __align__(16) typename Scan::Shared shared;
+  Scan(p, shared).run();
+}
+
+}  // namespace lrnnx::cuda

@@ -1,0 +1,189 @@
+// What the kernels of the selective scan share: where a block's channels lie, and storage types in twos and fours.
+#pragma once
+#include "selective_rule.cuh"
+
+namespace lrnnx::cuda {
+
+// max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(−|x|), which is log(1 + exp(x)): keeps the digits of a small step.
+DEVICE float soft_plus(float x) {
+  const float e = exponential(-fabsf(x)), t = quotient(e, 2 + e), s = t * t;
+  float q = 1.f / 13;
+  UNROLL for (int k = 11; k > 0; k -= 2) q = fmaf(s, q, 1.f / k);
+  return fmaf(2 * t, q, fmaxf(x, 0.f));
+}
+
+DEVICE float2 widen(uint32_t w, __nv_bfloat16) {
+  return make_float2(__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u));
+}
+DEVICE float2 widen(uint32_t w, __half) { return __half22float2(reinterpret_cast<const __half2&>(w)); }
+DEVICE uint32_t narrow(float a, float b, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+DEVICE uint32_t narrow(float a, float b, __half) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Numbers as they were loaded: converted only where they are used, so that nothing waits for a load ahead of time.
+template <class E>
+struct Pair {
+  uint32_t bits;
+  DEVICE void load(const E* p) { bits = *reinterpret_cast<const uint32_t*>(p); }
+  DEVICE void load(const E* p, int next) {
+    reinterpret_cast<E*>(&bits)[0] = p[0];
+    reinterpret_cast<E*>(&bits)[1] = p[next];
+  }
+  DEVICE float2 get() const { return widen(bits, E()); }
+};
+template <>
+struct Pair<float> {
+  float2 v;
+  DEVICE void load(const float* p) { v = *reinterpret_cast<const float2*>(p); }
+  DEVICE void load(const float* p, int next) { v = make_float2(p[0], p[next]); }
+  DEVICE float2 get() const { return v; }
+};
+DEVICE void store_pair(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+template <class E>
+DEVICE void store_pair(E* p, float2 v) {
+  *reinterpret_cast<uint32_t*>(p) = narrow(v.x, v.y, E());
+}
+
+template <class E>
+struct alignas(4 * sizeof(E)) Quad {
+  Pair<E> a, b;
+  DEVICE void load(const E* p) {
+    if constexpr (sizeof(E) == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(p);
+      a.v = make_float2(v.x, v.y);
+      b.v = make_float2(v.z, v.w);
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      a.bits = v.x;
+      b.bits = v.y;
+    }
+  }
+  DEVICE void set(int i, E x) { reinterpret_cast<E*>(i < 2 ? &a : &b)[i % 2] = x; }
+  DEVICE float4 get() const {
+    const float2 x = a.get(), y = b.get();
+    return make_float4(x.x, x.y, y.x, y.y);
+  }
+};
+
+// Four numbers of B or C of a group at a step, from `part` of a slice: 4 states, or the real and then the imaginary
+// parts of 2; zero beyond the last state.
+template <class E, int PL>
+DEVICE void load_quad(Quad<E>& to, const E* row, const Selective& p, int slice, int part) {
+  constexpr int V = kHeld / PL;
+  const int n = (slice * kParts + part) * V;
+  if (PL == 1 && p.quads) {
+    to = {};
+    if (n < p.states) to.load(row + n);
+    return;
+  }
+  UNROLL for (int j = 0; j < kHeld; j++)
+    to.set(j, n + j % V < p.states ? row[j / V * p.states + n + j % V] : E(0.f));
+}
+
+// The channels of a block, C at most, all of a group; places beyond them read the last.
+template <int C>
+struct Home {
+  int group, from;
+  int width;   // how many; below 1 where a tile only fills the padding
+  int padded;  // place of the first in scratch memory
+
+  DEVICE explicit Home(const Selective& p) {
+    const int tiles = gridDim.x / p.groups, tile = blockIdx.x % tiles;
+    group = blockIdx.x / tiles;
+    from = group * p.share + tile * C;
+    width = min(C, p.share - tile * C);
+    padded = group * (p.padded / p.groups) + tile * C;
+  }
+  DEVICE int channel(int c) const { return from + min(c, width - 1); }
+};
+
+// A pair of adjacent channels that a thread does elementwise work for.
+struct Couple {
+  int first, next;     // channels; `next` is how far the second is away: 1, or 0 beyond the last
+  bool inside, both;
+
+  template <int C>
+  DEVICE Couple(const Home<C>& home, int c)
+      : first(home.channel(c)), next(home.channel(c + 1) - first), inside(c < home.width), both(c + 1 < home.width) {}
+  DEVICE float2 of(const float* x) const { return x ? make_float2(x[first], x[first + next]) : make_float2(0, 0); }
+  template <class E>
+  DEVICE void store(bool pairs, void* to, int64_t row, int channels, float2 v) const {
+    E* const p = static_cast<E*>(to) + (row * channels + first);
+    if (pairs && both) {
+      store_pair(p, v);
+    } else {
+      if (inside) p[0] = static_cast<E>(v.x);
+      if (both) p[1] = static_cast<E>(v.y);
+    }
+  }
+};
+
+template <class E>
+DEVICE const E* row_of(const Along& x, int t) {  // of the sequence that `of_sequence` chose
+  return reinterpret_cast<const E*>(x.data + int64_t(t) * x.time);
+}
+// The problem with what is read along time at its b-th sequence.
+DEVICE Selective of_sequence(Selective p, int b) {
+  for (Along* x : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.grad})
+    if (x->data) x->data += b * x->batch;
+  return p;
+}
+
+// A number of the state (B, D, P, N), or of A (D, P, N): of `row` and of a lane's j-th place; 0 beyond the last state.
+template <int PL>
+struct StateAt {
+  static constexpr int V = kHeld / PL;
+  int n, states;
+  DEVICE StateAt(const Selective& p, int slice, int part) : n((slice * kParts + part) * V), states(p.states) {}
+  DEVICE int64_t place(int64_t row, int j) const { return (row * PL + j / V) * states + n + j % V; }
+  DEVICE bool exists(int j) const { return n + j % V < states; }
+  DEVICE Val<float, PL, V> load(const float* from, int64_t row) const {
+    Val<float, PL, V> r{};
+    if (from)
+      UNROLL for (int j = 0; j < kHeld; j++)
+        if (exists(j)) r.v[j / V][j % V] = from[place(row, j)];
+    return r;
+  }
+  DEVICE void store(float* to, int64_t row, const Val<float, PL, V>& x) const {
+    UNROLL for (int j = 0; j < kHeld; j++)
+      if (exists(j)) to[place(row, j)] = x.v[j / V][j % V];
+  }
+};
+
+// Four numbers of a lane in scratch memory, (…, 16, padded), from the row of its first; neighbours are channels.
+template <int PL>
+DEVICE Val<float, PL, kHeld / PL> load_column(const float* from, int padded) {
+  Val<float, PL, kHeld / PL> r;
+  UNROLL for (int j = 0; j < kHeld; j++) r.v[j / (kHeld / PL)][j % (kHeld / PL)] = from[int64_t(j) * padded];
+  return r;
+}
+template <int PL>
+DEVICE void store_column(float* to, int padded, const Val<float, PL, kHeld / PL>& x) {
+  UNROLL for (int j = 0; j < kHeld; j++) to[int64_t(j) * padded] = x.v[j / (kHeld / PL)][j % (kHeld / PL)];
+}
+// And in shared memory, side by side.
+template <int PL>
+DEVICE Val<float, PL, kHeld / PL> load_four(const float* from) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  Val<float, PL, kHeld / PL> r;
+  const float x[4] = {v.x, v.y, v.z, v.w};
+  UNROLL for (int j = 0; j < kHeld; j++) r.v[j / (kHeld / PL)][j % (kHeld / PL)] = x[j];
+  return r;
+}
+template <int PL>
+DEVICE float4 as_four(const Val<float, PL, kHeld / PL>& x) {
+  constexpr int V = kHeld / PL;
+  return make_float4(x.v[0][0], x.v[1 / V][1 % V], x.v[2 / V][2 % V], x.v[3 / V][3 % V]);
+}
+
+// Where the decay (`which` 0) and the end state (1) of a segment lie.
+DEVICE int64_t segment_row(const Selective& p, int b, int segment, int slice, int which) {
+  return (((int64_t(b) * p.segments + segment) * p.slices + slice) * 2 + which) * kSlice * p.padded;
+}
+
+}  // namespace lrnnx::cuda

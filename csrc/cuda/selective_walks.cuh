@@ -1,0 +1,64 @@
+// The walks of selective_launch.h; an instance file names those that it compiles.
+#pragma once
+#include "selective_backward.cuh"
+#include "selective_launch.h"
+
+namespace lrnnx::cuda {
+
+template <class E, int PL, int RULE, int MODE>
+void start_scan(const Selective& p, int segments, cudaStream_t stream) {
+  if (segments == 0) return;
+  const bool pads = MODE == kStates && p.saved;
+  const int tiles = pads ? tiles_of(p, kBlockOf) * (kBlockOf / kScanChannels) : tiles_of(p, kScanChannels);
+  const dim3 grid(p.groups * tiles, p.batch, segments);
+  const int64_t waiting = p.slices > 1 ? int64_t(p.slices) * kScanThreads * sizeof(float4) : 0;
+  start(selective_scan_kernel<E, PL, RULE, MODE>, grid, kScanThreads, waiting, stream, p);
+}
+
+template <class E, int PL>
+void walk_output(const Selective& p, int rule, cudaStream_t stream) {
+  by_rule(rule, [&](auto r) { start_scan<E, PL, decltype(r)::value, kOutput>(p, p.segments, stream); });
+}
+
+// What each segment but the last does to a state; or, where they are kept, the states.
+template <class E, int PL>
+void walk_states(const Selective& p, int rule, cudaStream_t stream) {
+  const int segments = p.saved ? p.segments : p.segments - 1;
+  by_rule(rule, [&](auto r) { start_scan<E, PL, decltype(r)::value, kStates>(p, segments, stream); });
+}
+
+template <class E, int PL>
+void walk_reverse(const Selective& p, int rule, cudaStream_t stream) {
+  by_rule(rule, [&](auto r) { start_scan<E, PL, decltype(r)::value, kReverse>(p, p.segments - 1, stream); });
+}
+
+inline dim3 threads_for(int64_t count) { return dim3(static_cast<unsigned>((count + 255) / 256)); }
+
+template <class E, int PL>
+void walk_back(const Selective& p, int rule, cudaStream_t stream) {
+  const int blocks = p.groups * tiles_of(p, kBlockOf);
+  by_rule(rule, [&](auto r) {
+    constexpr int RULE = decltype(r)::value;
+    start(selective_backward_kernel<E, PL, RULE>, dim3(blocks, p.batch, p.segments), kBackThreads,
+          sizeof(BackShared<E, RULE>), stream, p);
+  });
+  WeightSums sums{{p.part_B, p.part_C}, {p.dB, p.dC}, {p.B.time == 0, p.C.time == 0}, {}};
+  sums.tiles = blocks / p.groups;
+  sums.groups = p.groups;
+  sums.slices = p.slices;
+  sums.states = p.states;
+  int64_t most = 0;
+  for (int which = 0; which < 2; which++) {
+    sums.rows[which] = int64_t(p.batch) * (sums.everywhere[which] ? p.segments * kStepsKept : p.time);
+    most = std::max(most, sums.everywhere[which] ? 1 : sums.rows[which]);
+  }
+  dim3 grid = threads_for(most * p.groups * p.slices * kParts);
+  grid.y = 2;
+  start(finish_weights<E, PL>, grid, 256, 0, stream, sums);
+  start(finish_channels<PL>, threads_for(int64_t(p.slices * kSlice + 2) * p.channels), 256, 0, stream, p);
+  const int64_t elements = int64_t(p.batch) * p.time;
+  const float* const part = p.part_dt;
+  if (p.dt) start(finish_elapsed<float>, threads_for(elements), 256, 0, stream, part, p.ddt, elements, blocks);
+}
+
+}  // namespace lrnnx::cuda
