@@ -1,6 +1,7 @@
 """Reading audio files, and folders of them, as mono float32 at one rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     return file
 
 
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """While samples of an open file are read.
+
+    Raises:
+        DataError: the file is cut short or damaged.
+    """
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path}: cut short or damaged ({error}); expected a whole file") from error
+
+
 def mono(samples: np.ndarray, path: Path) -> np.ndarray:
     """(T, channels) mixed down to (T,).
 
@@ -53,7 +67,7 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
     Raises:
         DataError: see `open_audio` and `mono`.
     """
-    with open_audio(path) as file:
+    with open_audio(path) as file, decoding(path):
         samples = torch.from_numpy(mono(file.read(dtype="float32", always_2d=True), path))
         return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
 

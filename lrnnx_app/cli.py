@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
@@ -352,9 +353,15 @@ def main() -> None:
     except (
         OSError
     ) as error:  # of the machine, not of the program: a full disk, a folder that may not be written
-        if debug or (error.filename is None and error.errno != errno.ENOSPC):
+        if debug or (error.filename is None and error.errno not in NO_ROOM):
             raise
         code = _fail(f"{error.filename or 'output'}: {error.strerror}")
+    except (RuntimeError, MemoryError) as error:
+        if debug or "allocate" not in str(error):  # torch has no exception of its own for a CPU's memory
+            raise
+        code = _fail(
+            f"out of memory: {str(error).splitlines()[0]}; try smaller sizes, such as data.batch_size"
+        )
     except typer.Exit as stop:
         code = stop.exit_code
     except typer.Abort:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lrnnx_app import buckets
-from lrnnx_app.errors import DataError
+from lrnnx_app.errors import DataError, RecipeError
 
 EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
 SPLITS = ("train", "valid", "test")
@@ -216,6 +216,10 @@ class DataModule(LightningDataModule):
 
     def __init__(self, config: Any, seed: int = 0) -> None:
         super().__init__()
+        if config.batch_size < 1:
+            raise RecipeError(f"data.batch_size: expected at least 1, not {config.batch_size}")
+        if config.workers < 0:
+            raise RecipeError(f"data.workers: expected at least 0, not {config.workers}")
         self.config = config
         self.seed = seed
         self.position = (0, 0)  # epoch, and batches of it that are done, where training begins

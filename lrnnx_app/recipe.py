@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lrnnx_app.errors import RecipeError, nearest
 
 SUFFIX = ".yaml"
+MOST_SEED = 2**32 - 1
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
@@ -68,6 +69,10 @@ class Recipe:
     model: Any = None
     data: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MOST_SEED:
+            raise RecipeError(f"seed: expected 0 to {MOST_SEED}, not {self.seed}")
 
 
 def shipped() -> dict[str, Path]:
@@ -136,7 +141,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     content = read_yaml(path)
     try:
         file = OmegaConf.create(content)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
     return resolve(file, dotlist(overrides), str(path), path.stem)
 

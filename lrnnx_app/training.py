@@ -17,12 +17,13 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lrnnx_app import __version__, report
 from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
 from lrnnx_app.data import SPLITS
-from lrnnx_app.errors import Interrupted, RunError
+from lrnnx_app.errors import Interrupted, RecipeError, RunError
 from lrnnx_app.interrupts import Interrupts
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
@@ -100,6 +101,7 @@ def train(
         The run folder and its summary.
 
     Raises:
+        RecipeError: Lightning does not take the settings of `trainer`.
         RunError: `out` holds files already, or none of the checkpoints of `resume` is good, or one cannot be
             written.
         DataError: the data are not as expected.
@@ -127,11 +129,6 @@ def train(
         load_weights(task, content["state_dict"], checkpoint)
         data.position = content["position"]
 
-    if leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
-        report.carry_metrics(folder, content.get("global_step", 0))
-        Checkpoints.clear(folder / "checkpoints")
     throughput = Throughput()
     interrupts = Interrupts()
     saver = Checkpoints(
@@ -139,6 +136,11 @@ def train(
     )
     trouble = Trouble(folder, recipe.trainer.max_skipped)
     trainer = _trainer(recipe, task, folder, [Addressed(recipe.seed), trouble, saver, throughput])
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
+        report.carry_metrics(folder, content.get("global_step", 0))
+        Checkpoints.clear(folder / "checkpoints")
     start = time.perf_counter()
     with interrupts:
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
@@ -242,25 +244,28 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
         enable_version_counter=False,
     )
     terminal = sys.stderr.isatty()
-    return Trainer(
-        max_steps=settings.max_steps,
-        max_epochs=settings.max_epochs,
-        check_val_every_n_epoch=settings.validate_every,
-        log_every_n_steps=settings.log_every,
-        precision=settings.precision,  # type: ignore[arg-type]  (as above)
-        gradient_clip_val=settings.gradient_clip or None,
-        accumulate_grad_batches=settings.accumulate,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=settings.strategy,
-        logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
-        callbacks=[*callbacks, best, TQDMProgressBar() if terminal else Lines()],
-        enable_progress_bar=terminal,
-        plugins=[SealedIO()],
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the sampler of lrnnx_app.data deals addresses to the ranks itself
-    )
+    try:
+        return Trainer(
+            max_steps=settings.max_steps,
+            max_epochs=settings.max_epochs,
+            check_val_every_n_epoch=settings.validate_every,
+            log_every_n_steps=settings.log_every,
+            precision=settings.precision,  # type: ignore[arg-type]  (as above)
+            gradient_clip_val=settings.gradient_clip or None,
+            accumulate_grad_batches=settings.accumulate,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
+            callbacks=[*callbacks, best, TQDMProgressBar() if terminal else Lines()],
+            enable_progress_bar=terminal,
+            plugins=[SealedIO()],
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the sampler of lrnnx_app.data deals addresses to the ranks itself
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _say(text: str) -> None:

@@ -54,7 +54,7 @@ def _write(folder: Path, what: str, recordings: Iterable[Recording]) -> None:
         for recording in progress:
             t = recording.t - recording.t[0]
             if t[-1] > LONGEST:
-                raise DataError(f"{recording.name}: lasts {t[-1]} µs; expected at most {LONGEST}")
+                raise DataError(f"{recording.name}: lasts {t[-1]} µs; expected at most {LONGEST}, split it")
             times.write(t.astype("<u4").tobytes())
             tokens.write(recording.token.astype("<u4").tobytes())
             ends.append(ends[-1] + len(t))

@@ -14,11 +14,13 @@ def build_layer(
     """The layer called `name` with its `Config` (the default one if None), in one or both directions.
 
     Raises:
-        RecipeError: there is no such layer, no such way of joining directions, or the layer
-            would change the number of channels.
+        RecipeError: there is no such layer, no such way of joining directions, the layer would have no
+            states, or it would change the number of channels.
     """
     entry = LAYERS.find(name)
     config = entry.Config() if config is None else config
+    if getattr(config, "d_state", 1) < 1:
+        raise RecipeError(f"d_state: expected at least 1, not {config.d_state}")
     if getattr(config, "d_output", None) not in (None, d_model):
         raise RecipeError(f"d_output: a layer of a model keeps its {d_model} channels; leave it out")
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from lrnnx_app.audio_io import mono
+from lrnnx_app.audio_io import decoding, mono
 from lrnnx_app.streaming.resample import Resampler
 
 READ_SECONDS = 1.0  # of a file at a time
@@ -27,8 +27,8 @@ class Steps(NamedTuple):
 
 
 def file_blocks(reader: soundfile.SoundFile, path: Path) -> Iterator[Tensor]:
-    """Mono blocks (T,) of an open file; DataError for samples that are no finite numbers."""
-    with reader:
+    """Mono blocks (T,) of an open file; DataError where it is damaged or holds no finite number."""
+    with reader, decoding(path):
         for block in reader.blocks(int(reader.samplerate * READ_SECONDS), dtype="float32", always_2d=True):
             yield torch.from_numpy(mono(block, path))
 
