@@ -79,7 +79,9 @@ def _pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except DataError:
         raise
     except Exception as error:  # unpickling raises whatever the bytes lead it to
-        raise DataError(f"{path}: not a CIFAR-10 batch ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"{path}: not a CIFAR-10 batch ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
         raise DataError(f"{path}: expected data of unsigned bytes (n, {PIXELS})")
     return pixels, labels.astype(np.uint8) if labels.min(initial=0) >= 0 else labels + 256

@@ -70,6 +70,6 @@ def read_picture(path: Path, side: int, colour: bool) -> np.ndarray:
         with Image.open(path) as image:
             size = (side, side)
             scaled = image.convert("RGB" if colour else "L").resize(size, Image.Resampling.BOX)
-    except (OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file leads Pillow to exceptions of every kind
         raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
     return np.asarray(scaled).reshape(side, side, -1)

@@ -69,6 +69,8 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
     """
     with open_audio(path) as file, decoding(path):
         samples = torch.from_numpy(mono(file.read(dtype="float32", always_2d=True), path))
+        if not len(samples):
+            raise DataError(f"{path}: cut short, none of its {file.frames} samples is there")
         return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
 
 

@@ -154,7 +154,10 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
         file.model.pop("layer", None)
     _by_index(file)
     _by_index(overrides)
-    chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
+    try:
+        chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
+    except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
+        raise RecipeError(f"{source} with the overrides: {_one_line(error)}") from error
     assert isinstance(chosen, DictConfig)
     layers = _layer_keys(chosen)
     schema = _schema(chosen, source, layers)

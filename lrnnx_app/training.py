@@ -262,7 +262,7 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
             plugins=[SealedIO()],
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            use_distributed_sampler=False,  # the sampler of lrnnx_app.data deals addresses to the ranks itself
+            use_distributed_sampler=False,  # that of lrnnx_app.data deals addresses to ranks
         )
     except (MisconfigurationException, ValueError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error

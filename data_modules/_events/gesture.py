@@ -59,19 +59,23 @@ def labels(path: Path, classes: int) -> list[tuple[int, int, int, int]]:
     """Line, class from 0, start and end in µs of each gesture."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected columns {', '.join(COLUMNS)}")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not readable as csv ({error})") from error
     rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            place = f"{path}: line {number}"
-            try:
-                label, start, end = (int(row[column]) for column in COLUMNS)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{place}: expected whole numbers in columns {', '.join(COLUMNS)}") from error
-            if end <= start:
-                raise DataError(f"{place}: ends at {end} µs, not after its start at {start} µs")
-            if not 1 <= label <= classes:
-                raise DataError(f"{place}: class {label}, expected 1 to {classes}")
-            rows.append((number, label_of(place, label - 1, classes), start, end))
+    for number, row in enumerate(lines, 2):
+        place = f"{path}: line {number}"
+        try:
+            label, start, end = (int(row[column]) for column in COLUMNS)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{place}: expected whole numbers in columns {', '.join(COLUMNS)}") from error
+        if end <= start:
+            raise DataError(f"{place}: ends at {end} µs, not after its start at {start} µs")
+        if not 1 <= label <= classes:
+            raise DataError(f"{place}: class {label}, expected 1 to {classes}")
+        rows.append((number, label_of(place, label - 1, classes), start, end))
     if not rows:
         raise DataError(f"{path}: holds no gesture; expected at least one line below the header")
     return rows

@@ -25,7 +25,7 @@ def read(path: Path, classes: int) -> Iterator[Recording]:
     try:
         with h5py.File(path, "r") as file:
             yield from _samples(file, path, classes)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].strip("'\"") if str(error) else type(error).__name__
         raise DataError(
             f"{path}: not readable as HDF5 with spikes/times, spikes/units and labels ({reason}); "
