@@ -356,16 +356,16 @@ def main() -> None:
         if debug or (error.filename is None and error.errno not in NO_ROOM):
             raise
         code = _fail(f"{error.filename or 'output'}: {error.strerror}")
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except typer.Abort:
+        code = 130
     except (RuntimeError, MemoryError) as error:
         if debug or "allocate" not in str(error):  # torch has no exception of its own for a CPU's memory
             raise
         code = _fail(
             f"out of memory: {str(error).splitlines()[0]}; try smaller sizes, such as data.batch_size"
         )
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except typer.Abort:
-        code = 130
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None or debug:
