@@ -1,16 +1,10 @@
-"""Training that survives: kill -9, SIGTERM, Ctrl-C, damaged files, a full disk, losses that are no numbers.
+"""Training that survives: SIGTERM, Ctrl-C, damaged files, a full disk, losses that are no numbers."""
 
-`LRNNX_KILLS=20 pytest tests/test_resume.py -k kill` is the long version of the first test.
-"""
-
-import csv
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,83 +17,15 @@ from lrnnx_app.errors import STOPPED, Interrupted, RunError, TrainingError
 from lrnnx_app.run import read_checkpoint
 from lrnnx_app.tasks.classify import Classify
 from tests.conftest import trained
+from tests.lives import digits, latest, rows, same, started
 
-KILLS = int(os.environ.get("LRNNX_KILLS", "2"))
-WORDS = [
-    "digits_lru",
-    f"trainer.max_epochs={3 + KILLS // 2}",
-    "trainer.checkpoint_every=1",
-    "trainer.log_every=1",
-    "trainer.accelerator=cpu",
-    "data.batch_size=324",
-    "data.workers=1",
-    "data.noise=0.1",
-    "model.d_model=8",
-    "model.depth=1",
-    "model.dropout=0.2",
-]
-STEPS = 4 * (3 + KILLS // 2)
+WORDS = digits(4)
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    return trained(folder, f"uninterrupted_{KILLS}", WORDS)
-
-
-def started(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lrnnx_app.cli", "train", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> None:
-    """Until a checkpoint beyond step `seen` is there, or the process has ended."""
-    while process.poll() is None and latest(run) <= seen:
-        time.sleep(0.002)
-
-
-def latest(run: Path) -> int:
-    return max(map(checkpoints.step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
-
-
-def same(run: Path, other: Path) -> None:
-    """Equal weights, optimizer states and schedules bit for bit, the same best weights, the same metrics."""
-    for name in ("last", "best"):
-        one, two = (read_checkpoint(path / "checkpoints" / f"{name}.ckpt") for path in (run, other))
-        assert one["global_step"] == two["global_step"]
-        assert one["state_dict"].keys() == two["state_dict"].keys()
-        for key, value in one["state_dict"].items():
-            assert torch.equal(value, two["state_dict"][key]), key
-        states = [end["optimizer_states"][0]["state"] for end in (one, two)]
-        for index, state in states[0].items():
-            assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
-        assert one["lr_schedulers"] == two["lr_schedulers"]
-    assert rows(run) == rows(other)
-
-
-def test_killed_again_and_again_ends_with_the_very_same_weights(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    chance = random.Random(KILLS)
-    lives: list[int] = []
-    while len(lives) < KILLS:
-        place = ("--resume", run) if run.exists() else ("-o", run)
-        process = started(*WORDS, *place)
-        wait_for_progress(run, process, latest(run))
-        time.sleep(chance.uniform(0, 0.4))
-        process.kill()
-        _, error = process.communicate()
-        assert process.returncode == -signal.SIGKILL, error
-        lives.append(latest(run))
-    print(f"killed after steps {lives} of {STEPS}")
-    process = started("--resume", run)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    same(run, whole)
-    assert not list(run.rglob("*.part")) + list(run.glob("metrics.earlier.csv"))
+    return trained(folder, "uninterrupted_4", WORDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
