@@ -205,7 +205,7 @@ class Checkpoints(Callback):
         if step == self._step:  # gradients are being accumulated
             return
         self._step = step
-        self._stop = self.interrupts.agreed(trainer)
+        self._stop = self.interrupts.agreed
         self._due = self._due or step % self.every == 0
         if self._due or self._stop or step == trainer.max_steps:
             self._loops = deepcopy(trainer.fit_loop.state_dict())

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lrnnx_app import processes
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes one speaks
+quiet = processes.rank() > 0  # of several processes one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -348,6 +348,8 @@ def main() -> None:
             raise
         code = _fail(str(error))
     except Interrupted as stop:
+        if quiet:
+            return  # what started this process shall not take it for a failure
         print(stop, file=sys.stderr)
         code = STOPPED
     except (

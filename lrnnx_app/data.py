@@ -6,6 +6,7 @@ numbers, so that resuming, more workers or more processes change nothing.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -106,7 +107,9 @@ class _Addressed(Dataset[Example]):
 class AddressSampler(Sampler[Address]):
     """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job.
 
-    With the rows' `lengths`, those that meet in a batch are alike in length.
+    The n-th batches of all ranks are what one process would take as its n-th batch of `ranks` times the size.
+    Shuffled rows that fill no batch of every rank are left out, unless there are no others.
+    With the rows' `lengths`, those that meet in a batch, and in the n-th batches, are alike in length.
     """
 
     def __init__(
@@ -119,13 +122,23 @@ class AddressSampler(Sampler[Address]):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.ranks = torch.distributed.get_world_size() if distributed else 1
+        if size < self.ranks:
+            raise DataError(f"{size} examples for {self.ranks} processes; expected one for each at least")
+
+    @property
+    def _dealt(self) -> int:
+        """Rows that are dealt to the ranks."""
+        if not self.shuffle:
+            return self.size
+        group = self.batch * self.ranks
+        return self.size // group * group or self.size // self.ranks * self.ranks
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.size, self.ranks))
+        return len(range(self.rank, self._dealt, self.ranks))
 
     def __iter__(self) -> Iterator[Address]:
         rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
@@ -135,7 +148,18 @@ class AddressSampler(Sampler[Address]):
             order = np.arange(self.size) if rng is None else rng.permutation(self.size)
         epoch = self.epoch if self.shuffle else 0
         done = self.start.row if self.epoch == self.start.epoch else 0
-        return (Address(epoch, int(index)) for index in order[self.rank :: self.ranks][done:])
+        return (Address(epoch, int(index)) for index in order[self.rank : self._dealt : self.ranks][done:])
+
+    def batches(self) -> list[list[Address]]:
+        """The rows in batches, as many in every rank, so that all ranks run a model that is spread over them.
+
+        Where a rank is a row short of a batch the last ones share theirs; none is repeated.
+        """
+        rows = list(self)
+        fewest, most = self.size // self.ranks, -(-self.size // self.ranks)
+        count = min(fewest, -(-most // self.batch))
+        ends = [min(i * self.batch, len(rows) - count + i) for i in range(count)] + [len(rows)]
+        return [rows[start:end] for start, end in pairwise(ends)]
 
     def resume(self, epoch: int, rows: int) -> None:
         """Begin with this epoch, without the first `rows` of this rank."""
@@ -207,7 +231,7 @@ class DataModule(LightningDataModule):
     @dataclass
     class Config:
         root: str = ""  # folder of the user's data; empty means the embedded data
-        batch_size: int = 16
+        batch_size: int = 16  # of each device
         workers: int = 0  # processes that prepare batches
         bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
         pack: bool = False  # several short examples in one row of a training batch
@@ -250,14 +274,15 @@ class DataModule(LightningDataModule):
         sampler = AddressSampler(len(source), seed, train, lengths, size)
         if train:
             sampler.resume(self.position[0], self.position[1] * size)
+        order: dict[str, Any] = (
+            {"sampler": sampler, "batch_size": size} if train else {"batch_sampler": sampler.batches()}
+        )
         return DataLoader(
             _Addressed(source, (seed, SPLITS.index(split))),
-            batch_size=size,
-            sampler=sampler,
+            **order,
             num_workers=self.config.workers,
             persistent_workers=train and self.config.workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
-            drop_last=train and len(source) >= size,
             collate_fn=pack if train and self.config.pack else collate,
         )
 

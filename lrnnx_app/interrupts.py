@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-from lightning import Trainer
+from lrnnx_app import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,11 +15,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupts:
     """While entered, the first signal is noted and the second one ends the process.
 
+    `lrnnx_app.trouble` lets the processes of a job agree, along with what else they ask each other in a step.
     Outside the main thread, where Python takes no handlers, signals do what they did before.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = False  # by a signal to this process
+        self.agreed = False  # by all processes of the job, after the same step
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -28,7 +30,8 @@ class Interrupts:
         return self
 
     def hold(self) -> None:
-        """Take the signals, also from Lightning, whose own handler ends a fit without a checkpoint."""
+        """Take the signals, also from Lightning, whose own handler ends a fit without a checkpoint, and
+        talks to other processes in the midst of a step."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._note)
@@ -38,16 +41,12 @@ class Interrupts:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def agreed(self, trainer: Trainer) -> bool:
-        """Whether any process of the job was asked; every process gets the same answer."""
-        if trainer.world_size == 1:
-            return self.asked
-        return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
+        if processes.rank():
+            return
         name = signal.Signals(number).name
         text = f"\n{name}: stopping after this step with a checkpoint; once more to exit at once\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -18,10 +18,11 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import RecipeError, nearest, one_of
 
 SUFFIX = ".yaml"
 MOST_SEED = 2**32 - 1
+STRATEGIES = ("auto", "ddp", "fsdp")
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
@@ -38,8 +39,9 @@ class TrainerConfig:
     gradient_clip: float = 1.0  # largest norm of the gradient, 0 for none
     accumulate: int = 1  # batches per optimizer step
     accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
+    devices: int = 1  # of each node; each takes data.batch_size examples a step
+    nodes: int = 1
+    strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.strategies
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
@@ -52,9 +54,16 @@ class TrainerConfig:
             "log_every",
             "accumulate",
             "devices",
+            "nodes",
         ):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
+        if self.strategy == "deepspeed":
+            raise RecipeError(
+                "strategy: deepspeed keeps checkpoints in folders of shards that no other strategy reads; "
+                "expected fsdp, which spreads weights, gradients and optimizer states as well"
+            )
+        one_of("strategy", self.strategy, STRATEGIES)
 
 
 @dataclass

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-from lrnnx_app import __version__, report
+from lrnnx_app import __version__, processes, report, strategies
 from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import Interrupted, RecipeError, RunError
 from lrnnx_app.interrupts import Interrupts
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
+from lrnnx_app.strategies import WHOLE
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.trouble import Trouble
 
@@ -116,7 +117,7 @@ def train(
             _say(f"{resume}: no checkpoint yet, starting from the beginning")
         else:
             checkpoint, content = found
-    leads = getattr(rank_zero_only, "rank", 0) == 0
+    leads = processes.rank() == 0
     folder = resume or (_new_folder(recipe.name, out) if leads else _leaders_folder(out))
 
     _quiet()
@@ -134,23 +135,36 @@ def train(
     saver = Checkpoints(
         folder / "checkpoints", recipe.trainer.checkpoint_every, recipe.trainer.keep, interrupts
     )
-    trouble = Trouble(folder, recipe.trainer.max_skipped)
-    trainer = _trainer(recipe, task, folder, [Addressed(recipe.seed), trouble, saver, throughput])
+    trouble = Trouble(folder, recipe.trainer.max_skipped, interrupts)
+    companions = processes.Companions(folder)
+    trainer = _trainer(
+        recipe,
+        task,
+        folder,
+        [
+            LambdaCallback(setup=companions.watch),
+            Addressed(recipe.seed),
+            trouble,
+            saver,
+            throughput,
+        ],
+    )
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
         report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
         report.carry_metrics(folder, content.get("global_step", 0))
         Checkpoints.clear(folder / "checkpoints")
     start = time.perf_counter()
-    with interrupts:
-        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        seconds = time.perf_counter() - start
-        saver.finish(trainer)
-        if interrupts.agreed(trainer):
-            raise Interrupted(folder, trainer.global_step)
-    run = Run(folder)
-    load_weights(task, read_checkpoint(run.checkpoint())["state_dict"], run.checkpoint())
-    trainer.test(task, data, verbose=False)
+    with companions:
+        with interrupts:
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+            seconds = time.perf_counter() - start
+            saver.finish(trainer)
+            if trainer.strategy.reduce_boolean_decision(interrupts.asked, all=False):
+                raise Interrupted(folder, trainer.global_step)
+        best = Run(folder).checkpoint()
+        set_model_state_dict(task, read_checkpoint(best)["state_dict"], options=WHOLE)
+        trainer.test(task, data, verbose=False)
     summary = {
         "recipe": recipe.name,
         "metrics": {
@@ -162,6 +176,9 @@ def train(
         "skipped_steps": trouble.skipped,
         "seconds": round(seconds, 2),
         "samples_per_second": round(throughput.rate, 2),
+        "samples_per_second_per_device": round(throughput.rate / trainer.world_size, 2),
+        "devices": trainer.world_size,
+        "strategy": recipe.trainer.strategy,
         "seed": recipe.seed,
         "versions": {
             "lrnnx": __version__,
@@ -255,7 +272,8 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
             accumulate_grad_batches=settings.accumulate,
             accelerator=settings.accelerator,
             devices=settings.devices,
-            strategy=settings.strategy,
+            num_nodes=settings.nodes,
+            strategy=strategies.build(settings),
             logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
             callbacks=[*callbacks, best, TQDMProgressBar() if terminal else Lines()],
             enable_progress_bar=terminal,
@@ -269,16 +287,18 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
 
 
 def _say(text: str) -> None:
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:
     """Silence Lightning's advice about choices that are made on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*when logging on epoch level.*")  # metrics do
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
     warnings.filterwarnings(
         "ignore", message=".*number of training batches.*smaller than the logging interval.*"

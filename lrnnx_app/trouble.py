@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lrnnx_app.errors import TrainingError
+from lrnnx_app.interrupts import Interrupts
 
 REPORT = "trouble.json"
 SHOWN = 4  # names of sources in the message; the report has all
@@ -25,10 +26,11 @@ class Trouble(Callback):
     Args:
         folder: of the run; trouble.json goes there: step, losses, sources and gradient norms by parameter.
         patience: how many skipped steps in a row end the training.
+        interrupts: their processes agree on them along with the numbers, by one reduction in a step.
     """
 
-    def __init__(self, folder: Path, patience: int) -> None:
-        self.folder, self.patience = folder, patience
+    def __init__(self, folder: Path, patience: int, interrupts: Interrupts) -> None:
+        self.folder, self.patience, self.interrupts = folder, patience, interrupts
         self.skipped = 0
         self.row = 0
         self._losses: list[Tensor] = []
@@ -56,11 +58,7 @@ class Trouble(Callback):
         ]
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # One number, so that the device is waited for once a step.
-        finite = (norm + torch.stack(self._losses).sum()).isfinite().float()
-        if trainer.world_size > 1:
-            finite = trainer.strategy.reduce(finite, reduce_op="min")
-        good = bool(finite)
+        good = self._agree(trainer, (norm + torch.stack(self._losses).sum()).isfinite())
         self.row = 0 if good else self.row + 1
         self.skipped += not good
         losses, names = self._losses, self._names
@@ -72,6 +70,16 @@ class Trouble(Callback):
         if self.row >= self.patience:
             self._stop(trainer, pl_module, losses, names)
         optimizer.zero_grad(set_to_none=True)
+
+    def _agree(self, trainer: Trainer, finite: Tensor) -> bool:
+        """Whether all processes have finite numbers; the device is waited for once a step."""
+        if trainer.world_size == 1:
+            self.interrupts.agreed = self.interrupts.asked
+            return bool(finite)
+        votes = torch.stack((finite, torch.full_like(finite, not self.interrupts.asked))).float()
+        good, onwards = trainer.strategy.reduce(votes, reduce_op="min").tolist()
+        self.interrupts.agreed = not onwards
+        return bool(good)
 
     def _stop(
         self, trainer: Trainer, pl_module: LightningModule, losses: list[Tensor], names: list[str]

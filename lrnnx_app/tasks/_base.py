@@ -13,6 +13,7 @@ from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import MODELS
+from lrnnx_app.strategies import FullyShard
 
 
 class Task(LightningModule):
@@ -50,6 +51,11 @@ class Task(LightningModule):
     def headline(cls) -> str:
         """The test metric that runs are compared by."""
         return cls.score or cls.monitor.removeprefix("valid/")
+
+    def configure_model(self) -> None:
+        """Spread the weights over the processes where the strategy does; called before every fit and test."""
+        if isinstance(self.trainer.strategy, FullyShard):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))
