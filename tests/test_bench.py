@@ -2,7 +2,9 @@
 
 import json
 
-from lrnnx_app.bench import layers, ops, report, soak, streaming
+import pytest
+
+from lrnnx_app.bench import layers, ops, report, scaling, soak, streaming
 
 
 def test_rows_and_reports(tmp_path):
@@ -43,6 +45,18 @@ def test_largest_number_of_voices_is_within_an_eighth(monkeypatch):
         )
         found = streaming.largest(streaming.load(None), "cpu")
         assert 7 / 8 * limit - 1 < found <= limit
+
+
+def test_scaling_compares_the_losses_of_two_processes_with_those_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "S5 classifier"
+    monkeypatch.setitem(scaling.CASES, "cpu", {name: scaling.CASES["cpu"][name]})
+    alone, both = scaling.rows("cpu", [1, 2], 2, ["ddp"])
+    assert (alone["devices"], both["devices"], both["strategy"]) == (1, 2, "ddp")
+    assert both["largest difference"] < 1e-5
+    assert alone["ratio"] == 1
+    assert both["ratio"] == both["samples/s"] / alone["samples/s"] > 0
 
 
 def test_soak(tmp_path, monkeypatch):

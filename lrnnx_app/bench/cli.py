@@ -51,6 +51,36 @@ def layers_command(
         report.write_json(rows, json_file)
 
 
+@app.command("scaling")
+def scaling_command(
+    devices: Annotated[
+        str, typer.Option(help="Numbers of devices, such as 2,4; all GPUs by default, or 2 processes.")
+    ] = "",
+    strategy: Annotated[str | None, typer.Option(help="ddp or fsdp; both by default.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps to time.")] = 30,
+    json_file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Time training on several devices: speed against one, memory of each, and the losses' difference."""
+    import torch
+
+    from lrnnx_app.bench import report, scaling
+    from lrnnx_app.errors import one_of
+
+    check_targets(json_file)
+    device = chosen_device(device)
+    most = torch.cuda.device_count() if device == "cuda" else 2
+    counts = _numbers("--devices", devices) or [2**i for i in range(1, most.bit_length())]
+    names = (one_of("--strategy", strategy, scaling.STRATEGIES),) if strategy else ()
+    rows = []
+    for row in scaling.rows(device, counts, steps, names):
+        rows.append(row)
+        print(report.line(row), file=sys.stderr, flush=True)
+    print(report.table(rows))
+    if json_file is not None:
+        report.write_json(rows, json_file)
+
+
 def check_targets(*paths: Path | None) -> None:
     """Refuse, before anything is timed, a file whose folder does not exist."""
     for path in paths:

@@ -1,0 +1,208 @@
+"""Times training spread over processes: `ddp` and `fsdp` against one device, with synthetic data.
+
+Every row is a job of its own, started by torchrun, in which Lightning trains as `lrnnx train` does: first
+with one global batch whatever the number of devices, whose losses must be those of one device; then with the
+same batch on each device, which is timed. On a CPU each process has one thread.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+
+from lrnnx_app import processes, strategies
+from lrnnx_app.data import DataModule, DataSpec, Example
+from lrnnx_app.errors import UserError
+from lrnnx_app.recipe import TrainerConfig
+from lrnnx_app.registry import LAYERS, MODELS, TASKS
+from lrnnx_app.tasks._base import Task
+
+STRATEGIES = ("ddp", "fsdp")
+CURVE = 20  # steps whose losses are compared
+WARM = 5  # steps before the clock starts
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task on rows of a fixed length; `batch` of each device when timed, of all when compared."""
+
+    task: str
+    layer: str
+    spec: DataSpec
+    pool: str
+    length: int
+    d_model: int
+    depth: int
+    batch: int
+
+    def build(self) -> Task:
+        layer = LAYERS.find(self.layer).Config()
+        layer.name = self.layer
+        model = MODELS.find("backbone").Config(self.d_model, self.depth, pool=self.pool, layer=layer)
+        model.name = "backbone"
+        task = TASKS.find(self.task)
+        return task(task.Config(), model, self.spec)
+
+
+DIGITS, BYTES = DataSpec(1, 10), DataSpec(256, 256, tokens=True)
+CASES = {
+    "cuda": {
+        "S5 classifier": Case("classify", "s5", DIGITS, "mean", 1024, 256, 6, 64),
+        "S6 language model": Case("predict", "s6", BYTES, "none", 1024, 512, 12, 16),
+    },
+    "cpu": {
+        "S5 classifier": Case("classify", "s5", DIGITS, "mean", 128, 32, 2, 8),
+        "S6 language model": Case("predict", "s6", BYTES, "none", 128, 32, 2, 8),
+    },
+}
+
+
+class Synthetic(DataModule):
+    """Noise in memory, a bit of it dependent on the class or on the byte before."""
+
+    def __init__(self, case: Case, batch: int, rows: int) -> None:
+        super().__init__(self.Config(batch_size=batch))
+        self.spec, self.rows = case.spec, rows
+        rng = np.random.default_rng(0)
+        shape = (rows, case.length + 1)
+        self.x = torch.from_numpy(rng.integers(0, 64, shape) if case.spec.tokens else rng.normal(size=shape))
+        self.y = torch.from_numpy(rng.integers(0, case.spec.d_output, rows))
+
+    def source(self, split: str) -> "Synthetic":
+        return self
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def example(self, index: int, rng: np.random.Generator) -> Example:
+        x, y = self.x[index], self.y[index]
+        if self.spec.tokens:
+            return Example(x[:-1], x[1:])
+        return Example((x[:-1, None] + 0.1 * y).float(), y)
+
+
+class Watch(Callback):
+    """The losses, and the seconds of the steps after the first few."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.seconds = self._start = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(outputs["loss"].detach())
+        if batch_idx in (WARM - 1, trainer.max_steps - 1):
+            if trainer.strategy.root_device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
+
+
+def rows(
+    device: str, devices: Sequence[int], steps: int, names: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """One dictionary for each case, strategy and number of devices.
+
+    Args:
+        device: "cpu" or "cuda".
+        devices: how many; one, which the others are compared with, comes first in any case.
+        steps: to time.
+        names: of the strategies; both if there is none.
+    """
+    for case in CASES[device]:
+        alone = measure(case, device, 1, "auto", steps)
+        yield _row(case, "auto", alone, alone)
+        for strategy in names or STRATEGIES:
+            for count in devices:
+                if count > 1:
+                    yield _row(case, strategy, measure(case, device, count, strategy, steps), alone)
+
+
+def _row(case: str, strategy: str, found: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    curves = zip(found["losses"], alone["losses"], strict=True)
+    return {
+        "case": case,
+        "strategy": strategy,
+        "devices": found["devices"],
+        "samples/s": found["samples/s"],
+        "ratio": found["samples/s"] / alone["samples/s"],
+        "peak MiB / device": found["peak MiB"],
+        "loss": found["losses"][-1],
+        "largest difference": max(abs(ours - theirs) for ours, theirs in curves),
+    }
+
+
+def measure(case: str, device: str, devices: int, strategy: str, steps: int) -> dict[str, Any]:
+    """What a job of so many processes found.
+
+    Raises:
+        UserError: the batch cannot be divided among so many.
+        RuntimeError: the job failed; says what it said.
+    """
+    if CASES[device][case].batch % devices:
+        raise UserError(f"--devices: expected divisors of the batch, {CASES[device][case].batch}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+        words = [*launch, "-m", __name__, case, device, str(devices), strategy, str(steps), str(out)]
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        if not out.is_file():
+            raise RuntimeError(f"{case}, {strategy} on {devices}:\n{done.stderr}")
+        return json.loads(out.read_text())
+
+
+def job(name: str, device: str, devices: int, strategy: str, steps: int) -> dict[str, Any]:
+    """Run in each process: the losses at one global batch, then the speed at one batch of each device."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    case = CASES[device][name]
+    settings = TrainerConfig(accelerator=device, devices=devices, strategy=strategy)
+    curve, _, trainer = _fit(case, settings, case.batch // devices, CURVE)
+    losses = [float(trainer.strategy.reduce(loss, reduce_op="mean")) for loss in curve.losses]
+    timed, peak, _ = _fit(case, settings, case.batch, WARM + steps)
+    speed = steps * case.batch * devices / timed.seconds
+    return {"devices": devices, "losses": losses, "samples/s": speed, "peak MiB": peak}
+
+
+def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[Watch, float, Trainer]:
+    """Train; the largest memory of this process's device, or of the process on a CPU, in MiB."""
+    seed_everything(0, verbose=False)
+    watch = Watch()
+    trainer = Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=strategies.build(settings),
+        max_steps=steps,
+        max_epochs=1,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[watch],
+    )
+    if settings.accelerator == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer.fit(case.build(), Synthetic(case, batch, batch * settings.devices * steps))
+    if settings.accelerator == "cuda":
+        return watch, torch.cuda.max_memory_allocated() / 2**20, trainer
+    return watch, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, trainer
+
+
+if __name__ == "__main__":
+    name, device, devices, strategy, steps, out = sys.argv[1:]
+    found = job(name, device, int(devices), strategy, int(steps))
+    if processes.rank() == 0:
+        Path(out).write_text(json.dumps(found))
