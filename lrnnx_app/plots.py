@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lrnnx_app.data import DataSpec, Example
@@ -238,6 +239,7 @@ def comparison(
         if low > 0.5 * high:  # differences between large values would not be seen from zero
             margin = 0.3 * (high - low) or 0.1 * high
             axis.set_xlim(low - margin, high + margin)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set(title=title)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
