@@ -1,5 +1,6 @@
 """Reading audio files, and folders of them, as mono float32 at one rate."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,6 +14,8 @@ from torchaudio.functional import resample
 from lrnnx_app.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg")
+LOWEST_RATE = 1000  # Hz
+MOST_TAPS = 2**25  # of the filter between two rates: their product, each without the common factor
 KEEP_SECONDS = 3600.0  # a collection up to this long stays decoded in memory
 
 
@@ -31,6 +34,20 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if file.frames < 1:
         raise DataError(f"{path}: holds no samples; expected at least one")
     return file
+
+
+def check_rate(place: Path | str, source: int, target: int) -> None:
+    """Whether samples at `source` Hz can be converted to `target` Hz.
+
+    Raises:
+        DataError: the rate is no rate of sound, or the filter would not fit into memory.
+    """
+    common = math.gcd(source, target)
+    if source < LOWEST_RATE or source // common * (target // common) > MOST_TAPS:
+        raise DataError(
+            f"{place}: {source} Hz; expected a rate of {LOWEST_RATE} Hz or more that has a large factor in "
+            f"common with {target}, such as 44100: convert the file"
+        )
 
 
 @contextmanager
@@ -68,6 +85,7 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
         DataError: see `open_audio` and `mono`.
     """
     with open_audio(path) as file, decoding(path):
+        check_rate(path, file.samplerate, rate)
         samples = torch.from_numpy(mono(file.read(dtype="float32", always_2d=True), path))
         if not len(samples):
             raise DataError(f"{path}: cut short, none of its {file.frames} samples is there")

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from lrnnx_app.audio_io import find_audio, open_audio
+from lrnnx_app.audio_io import check_rate, find_audio, open_audio
 from lrnnx_app.bench.cli import chosen_device
 from lrnnx_app.bench.report import table
 from lrnnx_app.errors import DataError, StreamError, UserError, nearest
@@ -191,6 +191,7 @@ class Job:
             reader = open_audio(path)
             rate, subtype = reader.samplerate, reader.subtype
             blocks = sources.file_blocks(reader, path)
+        check_rate(path, rate, self.rate)
         sink: Sink = (
             Pcm(sys.stdout.buffer, options.form)
             if self.piped
@@ -209,7 +210,9 @@ class Job:
             if not self.rate or self.spec.d_input != 1:
                 raise DataError("-: this run does not classify audio samples; expected files")
             blocks = sources.pcm_blocks(sys.stdin.fileno(), self.options.channels, self.options.form)
-            audio = sources.Resampled(blocks, self.options.rate or self.rate, self.rate)
+            rate = self.options.rate or self.rate
+            check_rate("--rate", rate, self.rate)
+            audio = sources.Resampled(blocks, rate, self.rate)
             return OutputTrack("-", lambda n: sources.Steps(audio.read(n)[:, None]), done, show, steps, True)
         if not path.is_file():
             raise DataError(f"{path}: no such file")

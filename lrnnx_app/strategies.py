@@ -7,9 +7,11 @@ fsdp       so too, and weights, gradients and optimizer states are spread over t
 Each has checkpoints of one process: whole state dicts that run, export and resume under any other.
 """
 
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
@@ -22,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.models._base import Block
 
 if TYPE_CHECKING:
@@ -32,7 +35,15 @@ PATIENCE = timedelta(minutes=30)  # of a process for the others, which may be bu
 
 
 def build(settings: "TrainerConfig") -> Strategy | str:
-    """What `lightning.Trainer` takes as its strategy."""
+    """What `lightning.Trainer` takes as its strategy.
+
+    Raises:
+        RecipeError: more processes than this CPU has cores; every one would be started.
+    """
+    on_cpu = settings.accelerator == "cpu" or not torch.accelerator.is_available()
+    most = max(2, os.cpu_count() or 1)
+    if on_cpu and settings.devices > most:
+        raise RecipeError(f"trainer.devices: expected at most {most} on this CPU, not {settings.devices}")
     processes = settings.devices * settings.nodes
     if settings.strategy == "fsdp":
         return FullyShard(processes)

@@ -101,6 +101,7 @@ overridden("trainer.max_steps=1e400", "trainer.max_steps", "infinite_steps")
 overridden("trainer.precision=8-true", "8-true", "unknown_precision")
 overridden("trainer.accelerator=abacus", "abacus", "unknown_accelerator")
 overridden("trainer.devices=0", "trainer.devices", "no_devices")
+overridden("trainer.devices=1000", "trainer.devices", "more_processes_than_cores")
 overridden("trainer.checkpoint_every=0", "checkpoint_every", "checkpoints_never")
 overridden("seed=-1", "seed", "negative_seed")
 overridden("trainer", "key.sub=value", "override_without_a_value")
@@ -134,6 +135,16 @@ def _audio_with_infinity(place: Place):
     samples = np.zeros(100)
     samples[7] = np.inf
     return infer(place, place.wave("inf.wav", samples, subtype="FLOAT"))
+
+
+@case("44101 Hz")
+def _rate_whose_filter_fits_no_memory(place: Place):
+    return infer(place, place.wave("odd.wav", np.zeros(100), 44101))
+
+
+@case("1 Hz")
+def _rate_of_no_sound(place: Place):
+    return infer(place, place.wave("slow.wav", np.zeros(100), 1))
 
 
 @case("song.ogg")
