@@ -14,6 +14,7 @@ from torchaudio.functional import resample
 from lrnnx_app.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg")
+BLOCK = 1 << 18  # samples of all channels to read at a time
 LOWEST_RATE = 1000  # Hz
 MOST_TAPS = 2**25  # of the filter between two rates: their product, each without the common factor
 KEEP_SECONDS = 3600.0  # a collection up to this long stays decoded in memory
@@ -63,32 +64,46 @@ def decoding(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cut short or damaged ({error}); expected a whole file") from error
 
 
-def mono(samples: np.ndarray, path: Path) -> np.ndarray:
-    """(T, channels) mixed down to (T,).
+def mono(samples: np.ndarray, path: Path, start: int = 0) -> np.ndarray:
+    """(T, channels) mixed down to (T,), of which the first is the file's sample `start`.
 
     Raises:
         DataError: a sample is NaN or infinite.
     """
     mixed = samples.mean(1)
     if not np.isfinite(mixed).all():
-        at = int(np.flatnonzero(~np.isfinite(mixed))[0])
+        at = start + int(np.flatnonzero(~np.isfinite(mixed))[0])
         raise DataError(
             f"{path}: sample {at} is not a finite number; expected finite samples, repair the file"
         )
     return mixed
 
 
+def mono_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
+    """(T,) at a time up to where an open file ends, which its header need not know.
+
+    Raises:
+        DataError: see `decoding` and `mono`.
+    """
+    start = 0
+    with decoding(path):
+        while len(block := file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)):
+            yield mono(block, path, start)
+            start += len(block)
+
+
 def read_mono(path: Path, rate: int) -> torch.Tensor:
     """The whole file as (T,) at `rate` Hz.
 
     Raises:
-        DataError: see `open_audio` and `mono`.
+        DataError: see `open_audio`, `check_rate` and `mono_blocks`.
     """
-    with open_audio(path) as file, decoding(path):
+    with open_audio(path) as file:
         check_rate(path, file.samplerate, rate)
-        samples = torch.from_numpy(mono(file.read(dtype="float32", always_2d=True), path))
-        if not len(samples):
+        blocks = list(mono_blocks(file, path))
+        if not blocks:
             raise DataError(f"{path}: cut short, none of its {file.frames} samples is there")
+        samples = torch.from_numpy(np.concatenate(blocks))
         return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
 
 

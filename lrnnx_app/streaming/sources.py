@@ -10,10 +10,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from lrnnx_app.audio_io import decoding, mono
+from lrnnx_app.audio_io import mono, mono_blocks
 from lrnnx_app.streaming.resample import Resampler
 
-READ_SECONDS = 1.0  # of a file at a time
 READ_BYTES = 1 << 16  # of a pipe at the most
 FORMATS = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 FULL_SCALE = 2**15  # of 16-bit samples
@@ -28,9 +27,8 @@ class Steps(NamedTuple):
 
 def file_blocks(reader: soundfile.SoundFile, path: Path) -> Iterator[Tensor]:
     """Mono blocks (T,) of an open file; DataError where it is damaged or holds no finite number."""
-    with reader, decoding(path):
-        for block in reader.blocks(int(reader.samplerate * READ_SECONDS), dtype="float32", always_2d=True):
-            yield torch.from_numpy(mono(block, path))
+    with reader:
+        yield from map(torch.from_numpy, mono_blocks(reader, path))
 
 
 def pcm_blocks(file: int, channels: int, form: str) -> Iterator[Tensor]:
