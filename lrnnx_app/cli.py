@@ -91,6 +91,8 @@ def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
     table.add_row(
         "training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"
     )
+    if "peak_gpu_mib" in summary:
+        table.add_row("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most")
     table.add_row("run", str(folder))
     console.print(table)
 

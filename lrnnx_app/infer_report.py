@@ -1,13 +1,13 @@
 """What a stream cost, in words or JSON, and a picture of its first minute."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrnnx_app.memory import peaks
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.slots import Timing
@@ -43,20 +43,7 @@ def report(
             costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
         costs["slots"] = session.batch
         costs["graph"] = session.graph_reason or "replayed"
-    return costs | memory(device)
-
-
-def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory in MiB, of this process and on its GPU."""
-    peaks = {}
-    if sys.platform != "win32":
-        import resource
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peaks["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-    if device.type == "cuda":
-        peaks["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return peaks
+    return costs | peaks(device)
 
 
 def text(costs: dict[str, Any], as_json: bool) -> str:

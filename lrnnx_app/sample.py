@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lrnnx_app.data import Batch
 from lrnnx_app.errors import DataError, RunError, UserError
-from lrnnx_app.infer_report import memory, text
+from lrnnx_app.infer_report import text
+from lrnnx_app.memory import peaks
 from lrnnx_app.run import Run, build_data
 from lrnnx_app.streaming.slots import Timing
 from lrnnx_app.streaming.threads import threads
@@ -125,5 +126,5 @@ def say(run: Run, prompt: bytes, how: Sampling) -> None:
             started = now
         out.write(b"\n")
         out.flush()
-        costs = timing.percentiles() | {"threads": 1} | memory(torch.device("cpu"))
+        costs = timing.percentiles() | {"threads": 1} | peaks(torch.device("cpu"))
         print(text(costs, False), file=sys.stderr)

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrnnx_app.errors import RecipeError
@@ -50,8 +51,16 @@ def build(settings: "TrainerConfig") -> Strategy | str:
     if settings.strategy == "ddp" or processes > 1:
         # All parameters take part in every step, so there are none to search for, which is what a static
         # graph would spare.
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=PATIENCE)
+        return Replicated(gradient_as_bucket_view=True, timeout=PATIENCE)
     return settings.strategy
+
+
+class Replicated(DDPStrategy):
+    """DDP, wrapped on the stream that trains: on another one, where Lightning does it, each gradient would be
+    waited for across streams."""
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
 
 class FullyShard(ModelParallelStrategy):

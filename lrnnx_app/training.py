@@ -25,6 +25,7 @@ from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import Interrupted, RecipeError, RunError
 from lrnnx_app.interrupts import Interrupts
+from lrnnx_app.memory import peaks
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
 from lrnnx_app.strategies import WHOLE
@@ -154,11 +155,14 @@ def train(
         report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
         report.carry_metrics(folder, content.get("global_step", 0))
         Checkpoints.clear(folder / "checkpoints")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     with companions:
         with interrupts:
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
             seconds = time.perf_counter() - start
+            memory = peaks(trainer.strategy.root_device)
             saver.finish(trainer)
             if trainer.strategy.reduce_boolean_decision(interrupts.asked, all=False):
                 raise Interrupted(folder, trainer.global_step)
@@ -177,6 +181,7 @@ def train(
         "seconds": round(seconds, 2),
         "samples_per_second": round(throughput.rate, 2),
         "samples_per_second_per_device": round(throughput.rate / trainer.world_size, 2),
+        **memory,
         "devices": trainer.world_size,
         "strategy": recipe.trainer.strategy,
         "seed": recipe.seed,

@@ -68,7 +68,9 @@ def test_linear_scan(planes, constant, reverse, time):
     for dtype in (torch.float32, *OTHERS):
         shape = (1, 1) if constant else (BATCH, time)
         v, h0, drawn = draw(time, planes, dtype, a=(*shape, planes, CHANNELS))
-        a = (drawn["a"] * (LARGEST if planes == 1 else 0.7)).to(dtype)
+        # float16 could not hold the gradient of one `a` for all steps with a longer memory than of 100
+        largest = 0.99 if constant and dtype == torch.float16 else LARGEST
+        a = (drawn["a"] * (largest if planes == 1 else 0.7)).to(dtype)
         agree(
             lambda b, a, h: linear_scan(a, b, h, reverse=reverse),
             lambda b, a, h: blocked(a, b, h, reverse=reverse),

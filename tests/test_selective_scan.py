@@ -1,11 +1,9 @@
-import os
-
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from lrnnx_app.ops import _extension
-from lrnnx_app.ops import selective_scan as module
+from lrnnx_app.ops import _selective as module
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 
@@ -73,10 +71,9 @@ def test_optional_arguments():
 
 
 @pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    """A device whose kernels are loaded, if this machine can build them, and are taken, if they can be."""
+def device(request):
+    """A device whose kernels are loaded, if this machine can build them."""
     _extension.load(request.param)
-    monkeypatch.setattr(module, "CUDA_KERNELS", True)
     return request.param
 
 
@@ -250,10 +247,6 @@ def test_memory_kept_for_the_backward_has_no_states(monkeypatch):
     states = 1024 * 8 * 32 * 8
     assert sum(kept.values()) < states / 2
     y.sum().backward()
-
-
-def test_the_kernels_for_gpus_are_taken_only_where_asked_for():
-    assert (os.environ.get("LRNNX_SELECTIVE_CUDA") == "1") == module.CUDA_KERNELS
 
 
 def test_half_precision_keeps_a_float32_state():

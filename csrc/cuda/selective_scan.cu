@@ -108,6 +108,10 @@ struct Problem {
     return r;
   }
 
+  // Shape of the states kept for the backward pass.
+  std::vector<int64_t> kept() const {
+    return {p.batch, (p.time + kStepsKept - 1) / kStepsKept, p.slices * kSlice, p.padded};
+  }
   float* scratch(int64_t count) {
     scratch_memory.push_back(empty(u, {count}, wide));
     return static_cast<float*>(scratch_memory.back().data_ptr());
@@ -147,16 +151,18 @@ struct Problem {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> selective_scan(
+// With `keep` also the state before every 8 steps, from which the backward pass starts.
+std::tuple<Tensor, Tensor, Tensor> selective_scan(
     Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z, Optional bias, Optional dt,
-    Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule) {
+    Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule, bool keep) {
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   Problem problem(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus);
   Selective& p = problem.p;
   std::vector<int64_t> shape = sizes(A);
   shape.insert(shape.begin(), p.batch);
   Tensor y = empty(u, sizes(u), problem.dtype), last = empty(u, shape, problem.wide);
-  if (last.numel() == 0) return {y, last};
+  Tensor kept = empty(u, keep ? problem.kept() : std::vector<int64_t>{0}, problem.wide);
+  if (last.numel() == 0) return {y, last, kept};
   p.y = y.data_ptr();
   p.last = static_cast<float*>(last.data_ptr());
   problem.cut(int64_t(p.groups) * tiles_of(p, 32) * p.batch, 4, .7);
@@ -164,13 +170,15 @@ std::tuple<Tensor, Tensor> selective_scan(
     using E = decltype(e);
     constexpr int PL = decltype(planes)::value;
     if (p.segments > 1) walk_states<E, PL>(p, problem.rule(rule), problem.stream);
+    if (keep) p.saved = static_cast<float*>(kept.data_ptr());
     walk_output<E, PL>(p, problem.rule(rule), problem.stream);
   });
-  return {y, last};
+  return {y, last, kept};
 }
 
+// `kept` without elements is made again.
 Gradients selective_scan_backward(
-    Tensor grad, Tensor grad_last, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z,
+    Tensor grad, Tensor grad_last, Tensor kept, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z,
     Optional bias, Optional dt, Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule) {
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   Problem problem(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus);
@@ -210,14 +218,16 @@ Gradients selective_scan_backward(
     if (p.slices > 1) p.carry = problem.scratch(sequences * width * p.padded);
     if (p.dt) p.part_dt = problem.scratch(blocks * p.batch * p.time);
     if (p.segments > 1) p.behind = problem.scratch(sequences * 2 * width * p.padded);
-    float* const saved = problem.scratch(int64_t(p.batch) * ((p.time + kStepsKept - 1) / kStepsKept) * width * p.padded);
+    const bool again = kept.numel() == 0;
+    if (again) kept = empty(u, problem.kept(), wide);
+    float* const saved = static_cast<float*>(kept.data_ptr());
     problem.with([&](auto e, auto planes) {
       using E = decltype(e);
       constexpr int PL = decltype(planes)::value;
       const int which = problem.rule(rule);
-      if (p.segments > 1) walk_states<E, PL>(p, which, problem.stream);
+      if (again && p.segments > 1) walk_states<E, PL>(p, which, problem.stream);
       p.saved = saved;
-      walk_states<E, PL>(p, which, problem.stream);
+      if (again) walk_states<E, PL>(p, which, problem.stream);
       walk_reverse<E, PL>(p, which, problem.stream);
       walk_back<E, PL>(p, which, problem.stream);
     });

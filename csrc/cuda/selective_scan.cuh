@@ -47,6 +47,7 @@ struct SelectiveScan {
   X h, product;      // product of decays, unless their sum does
   float sum;         // of spans, once for each slice
   bool alive;        // no sequence started
+  float* kept;       // where the state goes next that is kept for the backward pass
   // The elementwise role: channels, row, and what was loaded for the next tile
   const Couple couple;
   const unsigned er;
@@ -177,9 +178,9 @@ struct SelectiveScan {
     UNROLL for (int q = 0; q < kParts; q++) {
       const int t = t0 + t1 + q;
       const bool cut = CUT && (cuts >> t & 1);
-      if constexpr (MODE == kStates)
+      if constexpr (MODE != kReverse)
         if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps)
-          keep(s0 + t, slice);
+          keep();
       const float2 x = sm.x[t * C + ch];
       const X B = load_four<PL>(sm.B[k] + t * kSlice + part * kHeld);
       X a = rates.decay(x.x);
@@ -213,12 +214,16 @@ struct SelectiveScan {
     }
   }
   // Also for places beyond the last channel, so that what the backward pass reads there is finite.
-  DEVICE void keep(int s, int slice) const {
-    const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s) / kStepsKept;
-    const int64_t row = (chunk * p.slices + slice) * kSlice + part * kHeld;
-    store_column<PL>(p.saved + row * p.padded + home.padded + ch, p.padded, h);
+  DEVICE void keep() {
+    store_column<PL>(kept, p.padded, h);
+    kept += int64_t(p.slices * kSlice) * p.padded;
   }
   DEVICE void walk_tile(int s0, int k, int slice, uint32_t cuts) {
+    if (!BACK && p.saved) {
+      const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s0) / kStepsKept;
+      const int64_t row = (chunk * p.slices + slice) * kSlice + part * kHeld;
+      kept = p.saved + row * p.padded + home.padded + ch;
+    }
 #pragma unroll 1
     for (int t0 = 0; t0 < TILE; t0 += UNROLLED) {
       if (cuts) {  // as if a sequence started, by short code

@@ -102,14 +102,16 @@ struct Home {
   DEVICE int channel(int c) const { return from + min(c, width - 1); }
 };
 
-// A pair of adjacent channels that a thread does elementwise work for.
+// A pair of adjacent channels that a thread does elementwise work for; c is even.
 struct Couple {
   int first, next;     // channels; `next` is how far the second is away: 1, or 0 beyond the last
   bool inside, both;
 
+  // Beyond the last channel that of the last pair, since pairs are read as a whole.
   template <int C>
   DEVICE Couple(const Home<C>& home, int c)
-      : first(home.channel(c)), next(home.channel(c + 1) - first), inside(c < home.width), both(c + 1 < home.width) {}
+      : first(home.from + min(c, (home.width - 1) & ~1)), next(home.channel(c + 1) - first), inside(c < home.width),
+        both(c + 1 < home.width) {}
   DEVICE float2 of(const float* x) const { return x ? make_float2(x[first], x[first + next]) : make_float2(0, 0); }
   template <class E>
   DEVICE void store(bool pairs, void* to, int64_t row, int channels, float2 v) const {

@@ -8,7 +8,7 @@ namespace lrnnx::cuda {
 template <class E, int PL, int RULE, int MODE>
 void start_scan(const Selective& p, int segments, cudaStream_t stream) {
   if (segments == 0) return;
-  const bool pads = MODE == kStates && p.saved;
+  const bool pads = MODE != kReverse && p.saved;
   const int tiles = pads ? tiles_of(p, kBlockOf) * (kBlockOf / kScanChannels) : tiles_of(p, kScanChannels);
   const dim3 grid(p.groups * tiles, p.batch, segments);
   const int64_t waiting = p.slices > 1 ? int64_t(p.slices) * kScanThreads * sizeof(float4) : 0;

@@ -4,6 +4,8 @@
 `extra/speaker` of SHD who spoke. A file is read sample by sample.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +16,25 @@ from data_modules._events.recording import Recording, Sensor, checked, label_of
 from lrnnx_app.errors import DataError
 
 SENSOR = Sensor(700, 1, 1)
+# Reads every sample. On some damaged files HDF5's own library ends its process, so that one tries them first.
+TRIAL = """
+import sys, h5py
+with h5py.File(sys.argv[1]) as file:
+    for name in ("spikes/times", "spikes/units"):
+        for i in range(len(file[name])):
+            file[name][i]
+"""
 
 
 def read(path: Path, classes: int) -> Iterator[Recording]:
     """Every sample of a file.
 
     Raises:
-        DataError: not HDF5 of this layout, truncated, or a sample is not as it should be.
+        DataError: not HDF5 of this layout, truncated or damaged, or a sample is not as it should be.
     """
+    trial = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, check=False)
+    if trial.returncode < 0:  # by a signal; what else is wrong is said below
+        raise DataError(f"{path}: damaged, its HDF5 breaks the library; expected a whole file of SHD or SSC")
     try:
         with h5py.File(path, "r") as file:
             yield from _samples(file, path, classes)

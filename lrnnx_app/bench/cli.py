@@ -58,6 +58,7 @@ def scaling_command(
     ] = "",
     strategy: Annotated[str | None, typer.Option(help="ddp or fsdp; both by default.")] = None,
     steps: Annotated[int, typer.Option(help="Steps to time.")] = 30,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
@@ -72,8 +73,9 @@ def scaling_command(
     most = torch.cuda.device_count() if device == "cuda" else 2
     counts = _numbers("--devices", devices) or [2**i for i in range(1, most.bit_length())]
     names = (one_of("--strategy", strategy, scaling.STRATEGIES),) if strategy else ()
+    one_of("--precision", precision, scaling.PRECISIONS)
     rows = []
-    for row in scaling.rows(device, counts, steps, names):
+    for row in scaling.rows(device, counts, steps, names, precision):
         rows.append(row)
         print(report.line(row), file=sys.stderr, flush=True)
     print(report.table(rows))

@@ -81,7 +81,7 @@ class Selective:
 
 RULES = ("dirac", "zoh", "bilinear")
 SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
-SELECTIVE = [  # where kernels run them; torch code would take long
+SELECTIVE = [
     *(Selective(*shape, dtype=dtype, gated=True) for dtype in DTYPES for shape in (*SHAPES, (8, 2049, 2048))),
     *(Selective(8, 2048, 2048, rule) for rule in RULES),
     *(Selective(8, 2048, 2048, rule, 2) for rule in ("euler", *RULES)),
@@ -95,8 +95,7 @@ CASES = {
         *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
         *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
         *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv) for dtype in DTYPES),
-        *(Selective(8, 2048, 2048, dtype=dtype) for dtype in DTYPES),
-        *(SELECTIVE if selective_scan.CUDA_KERNELS else ()),
+        *SELECTIVE,
     ],
     "cpu": [
         *(

@@ -28,6 +28,7 @@ from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.tasks._base import Task
 
 STRATEGIES = ("ddp", "fsdp")
+PRECISIONS = ("32-true", "bf16-mixed")
 CURVE = 20  # steps whose losses are compared
 WARM = 5  # steps before the clock starts
 
@@ -109,7 +110,11 @@ class Watch(Callback):
 
 
 def rows(
-    device: str, devices: Sequence[int], steps: int, names: Sequence[str] = ()
+    device: str,
+    devices: Sequence[int],
+    steps: int,
+    names: Sequence[str] = (),
+    precision: str = "32-true",
 ) -> Iterator[dict[str, Any]]:
     """One dictionary for each case, strategy and number of devices.
 
@@ -118,14 +123,16 @@ def rows(
         devices: how many; one, which the others are compared with, comes first in any case.
         steps: to time.
         names: of the strategies; both if there is none.
+        precision: of the training, as in a recipe.
     """
     for case in CASES[device]:
-        alone = measure(case, device, 1, "auto", steps)
+        alone = measure(case, device, 1, "auto", steps, precision)
         yield _row(case, "auto", alone, alone)
         for strategy in names or STRATEGIES:
             for count in devices:
                 if count > 1:
-                    yield _row(case, strategy, measure(case, device, count, strategy, steps), alone)
+                    found = measure(case, device, count, strategy, steps, precision)
+                    yield _row(case, strategy, found, alone)
 
 
 def _row(case: str, strategy: str, found: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +149,9 @@ def _row(case: str, strategy: str, found: dict[str, Any], alone: dict[str, Any])
     }
 
 
-def measure(case: str, device: str, devices: int, strategy: str, steps: int) -> dict[str, Any]:
+def measure(
+    case: str, device: str, devices: int, strategy: str, steps: int, precision: str = "32-true"
+) -> dict[str, Any]:
     """What a job of so many processes found.
 
     Raises:
@@ -154,19 +163,30 @@ def measure(case: str, device: str, devices: int, strategy: str, steps: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-        words = [*launch, "-m", __name__, case, device, str(devices), strategy, str(steps), str(out)]
+        words = [
+            *launch,
+            "-m",
+            __name__,
+            case,
+            device,
+            str(devices),
+            strategy,
+            str(steps),
+            precision,
+            str(out),
+        ]
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
         if not out.is_file():
             raise RuntimeError(f"{case}, {strategy} on {devices}:\n{done.stderr}")
         return json.loads(out.read_text())
 
 
-def job(name: str, device: str, devices: int, strategy: str, steps: int) -> dict[str, Any]:
+def job(name: str, device: str, devices: int, strategy: str, steps: int, precision: str) -> dict[str, Any]:
     """Run in each process: the losses at one global batch, then the speed at one batch of each device."""
     if device == "cpu":
         torch.set_num_threads(1)
     case = CASES[device][name]
-    settings = TrainerConfig(accelerator=device, devices=devices, strategy=strategy)
+    settings = TrainerConfig(accelerator=device, devices=devices, strategy=strategy, precision=precision)
     curve, _, trainer = _fit(case, settings, case.batch // devices, CURVE)
     losses = [float(trainer.strategy.reduce(loss, reduce_op="mean")) for loss in curve.losses]
     timed, peak, _ = _fit(case, settings, case.batch, WARM + steps)
@@ -182,6 +202,7 @@ def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[W
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=strategies.build(settings),
+        precision=settings.precision,  # type: ignore[arg-type]
         max_steps=steps,
         max_epochs=1,
         limit_val_batches=0,
@@ -202,7 +223,7 @@ def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[W
 
 
 if __name__ == "__main__":
-    name, device, devices, strategy, steps, out = sys.argv[1:]
-    found = job(name, device, int(devices), strategy, int(steps))
+    name, device, devices, strategy, steps, precision, out = sys.argv[1:]
+    found = job(name, device, int(devices), strategy, int(steps), precision)
     if processes.rank() == 0:
         Path(out).write_text(json.dumps(found))

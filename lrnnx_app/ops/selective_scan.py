@@ -3,32 +3,27 @@
     h[t] = a[t]∘h[t−1] + gain[t]∘B[t]·u[t],   y[t] = (Re(C[t]·h[t]) + D∘u[t])·SiLU(z[t])
 
 for each channel, with (a, gain) = rule(A, Δ, δ) and Δ = softplus(delta + bias) or delta, so that states
-(B, T, D, N) never exist as a whole: kernels make them again in the backward pass. The torch code for machines
-without kernels cuts time into chunks, each of which is computed again unless keeping its states is cheaper.
+(B, T, D, N) never exist as a whole: kernels make them again in the backward pass, those for GPUs from every
+8th, kept by the forward pass unless there are too many. The torch code for machines without kernels cuts time
+into chunks, each of which is computed again unless keeping its states is cheaper.
 """
 
-import os
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from lrnnx_app.ops import _extension, planar
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
-from lrnnx_app.ops.step import CODES, NAMES
+from lrnnx_app.ops import _extension
+from lrnnx_app.ops._selective import blocked, reference
+from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.step import CODES
 
-# Whether tensors on a GPU take the CUDA kernels, which are compiled with the others but have not run so far:
-# only where LRNNX_SELECTIVE_CUDA=1. Nothing else decides it.
-CUDA_KERNELS = os.environ.get("LRNNX_SELECTIVE_CUDA") == "1"
-MOST_STATES = 256  # of a channel, that these take
+__all__ = ["blocked", "reference", "selective_scan"]
 
-SHORTEST = 16  # steps of a chunk at least
-ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
-ELEMENTS_ELSEWHERE = 2**25  # where launching costs more than memory
-KEPT = 2**23  # states of a sequence that are kept for the backward pass rather than computed again
+MOST_STATES = 256  # of a channel, that CUDA kernels take
+KEPT_EVERY = 8  # steps between states that these keep for the backward pass
+KEPT_BYTES = 2**30  # at most; the states of a longer scan are made again there
 
 
 def selective_scan(
@@ -77,157 +72,25 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, h0, dt, z)
     B, C = (_whole(w, u) for w in (B, C))
-    return torch.ops.lrnnx.selective_scan(
-        u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule]
-    )
+    given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule])
+    needed = torch.is_grad_enabled() and any(x.requires_grad for x in given if isinstance(x, Tensor))
+    if needed and _taken(u, A) and 4 * math.prod(_kept(u, A, B)) <= KEPT_BYTES:
+        y, last, _ = torch.ops.lrnnx.selective_scan_kernel(*given, True)
+        return y, last
+    return torch.ops.lrnnx.selective_scan(*given)
+
+
+def _kept(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, int, int, int]:
+    """Shape of the states that kernels keep: in slices of 16, each group padded to a multiple of 64."""
+    batch, time, channels = u.shape
+    groups, numbers = B.shape[2], A.shape[1:].numel()
+    return batch, -(-time // KEPT_EVERY), -(-numbers // 16) * 16, groups * -(-channels // groups // 64) * 64
 
 
 def _whole(weight: Tensor, u: Tensor) -> Tensor:
     """B or C that vary along time and batch, or along neither."""
     alike = weight.shape[0] == 1 and weight.shape[1] == 1
     return weight if alike else weight.expand(*u.shape[:2], *weight.shape[2:])
-
-
-def blocked(
-    u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
-) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, chunk by chunk of time or in one; differentiable."""
-    batch, time, _ = u.shape
-    dtype = state_dtype(u.dtype)
-    real = A.ndim == 2
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(time, device=u.device) < lengths[:, None])[..., None]
-        u, delta = torch.where(valid, u, 0), torch.where(valid, delta, 0)
-        z = None if z is None else torch.where(valid, z, 0)
-        dt = None if dt is None else torch.where(valid[..., 0], dt, 0)
-        B, C = (torch.where(valid[(...,) + (None,) * (w.ndim - 3)], w, 0) for w in (B, C))
-    step = delta.to(dtype) if bias is None else delta.to(dtype) + bias.to(dtype)
-    step = F.softplus(step) if softplus else step
-
-    def wide(z: Tensor) -> Tensor:
-        return z.to(dtype).unsqueeze(-2) if real else z.to(dtype)
-
-    A, h = wide(A), u.new_zeros(batch, *A.shape, dtype=dtype) if h0 is None else h0.to(dtype)
-    h = h.unsqueeze(-2) if real else h
-    B, C = (wide(w.expand(batch, time, *w.shape[2:])) for w in (B, C))
-
-    if whole:
-        recompute, size = False, time
-    else:
-        recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
-        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
-    outputs = []
-    for start in range(0, time, size):
-        cut = slice(start, start + size)
-        inputs = (u[:, cut].to(dtype), step[:, cut], A, B[:, cut], C[:, cut], h)
-        masks = (
-            None if dt is None else dt[:, cut].to(dtype),
-            NAMES[rule],
-            None if lengths is None else lengths - start,
-            None if reset is None else reset[:, cut],
-        )
-        if recompute:
-            y, h = checkpoint(_chunk, *inputs, *masks, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y, h = _chunk(*inputs, *masks)
-        outputs.append(y)
-    y = torch.cat(outputs, 1)
-    y = y if D is None else y + D.to(dtype) * u
-    y = y if z is None else y * F.silu(z.to(dtype))
-    y = y if valid is None else torch.where(valid, y, 0)
-    return y.to(u.dtype), (h.squeeze(-2) if real else h).contiguous()
-
-
-def _chunk(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    h0: Tensor,
-    dt: Tensor | None,
-    rule: str,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Everything with planes: A (D, P, N), B and C (B, T, G, P, N), h0 (B, D, P, N)."""
-    channels, planes, n = A.shape
-    shape = (*u.shape, planes, n)
-    a, gain = RULES[rule](A, delta[..., None], None if dt is None else dt[..., None])
-    drive = planar.mul(gain * u[..., None, None], _per_channel(B, channels))
-    states, last = linear_scan(
-        _flat(a.expand(shape)), _flat(drive.expand(shape)), _flat(h0), lengths=lengths, reset=reset
-    )
-    h = states.unflatten(-1, (channels, n))
-    h = h.unsqueeze(-2) if planes == 1 else h.movedim(2, -2)
-    last = last.unflatten(-1, (channels, n))
-    last = last.unsqueeze(-2) if planes == 1 else last.movedim(1, -2)
-    # Re(C h) = Cr hr − Ci hi: the planes of conj(C) times those of h, summed.
-    y = (planar.conj(_per_channel(C, channels)) * h).sum((-2, -1))
-    return y, last
-
-
-def _per_channel(z: Tensor, channels: int) -> Tensor:
-    """(B, T, G, P, N) -> (B, T, D, P, N): channel d belongs to group d // (D/G)."""
-    groups = z.shape[2]
-    return z.unsqueeze(3).expand(-1, -1, -1, channels // groups, -1, -1).flatten(2, 3)
-
-
-def _flat(z: Tensor) -> Tensor:
-    """(…, D, P, N) -> (…, D·N) if real, (…, 2, D·N) if complex, as `linear_scan` takes them."""
-    return z.squeeze(-2).flatten(-2) if z.shape[-2] == 1 else z.movedim(-2, -3).flatten(-2)
-
-
-def reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    h0: Tensor | None = None,
-    *,
-    z: Tensor | None = None,
-    bias: Tensor | None = None,
-    softplus: bool = False,
-    dt: Tensor | None = None,
-    rule: str = "euler",
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The definition, one step at a time in a complex dtype; arguments and results as in `selective_scan`."""
-    real = A.ndim == 2
-    batch, time, channels = u.shape
-    share = channels // B.shape[2]
-    B, C = (w.expand(batch, time, *w.shape[2:]) for w in (B, C))
-    delta = delta if bias is None else delta + bias
-    delta = F.softplus(delta) if softplus else delta
-
-    def number(x: Tensor) -> Tensor:
-        return x if real else torch.complex(*x.unbind(-2))
-
-    def coefficient(x: Tensor) -> Tensor:
-        return number(x.squeeze(-2) if real else x.expand(batch, *A.shape))
-
-    h = number(u.new_zeros(batch, *A.shape) if h0 is None else h0)
-    outputs = []
-    for t in range(time):
-        elapsed = None if dt is None else dt[:, t, None]
-        pair = RULES[rule](A.unsqueeze(-2) if real else A, delta[:, t, :, None], elapsed)
-        a, gain = (coefficient(x) for x in pair)
-        Bt, Ct = (number(x[:, t]).repeat_interleave(share, 1) for x in (B, C))
-        before = h if reset is None else torch.where(reset[:, t, None, None], 0, h)
-        new = a * before + gain * Bt * u[:, t, :, None]
-        h = new if lengths is None else torch.where((t < lengths)[:, None, None], new, h)
-        y = (Ct * h).sum(-1)
-        outputs.append(y if real else y.real)
-    y = torch.stack(outputs, 1)
-    y = y if D is None else y + D * u
-    y = y if z is None else y * F.silu(z)
-    if lengths is not None:
-        y = torch.where((torch.arange(time, device=u.device) < lengths[:, None])[..., None], y, 0)
-    return y, h if real else torch.stack((h.real, h.imag), -2)
 
 
 def _check(
@@ -265,6 +128,7 @@ _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? dt,"
     " Tensor? h0, Tensor? lengths, Tensor? reset, bool softplus, int rule"
 )
+_TENSORS = 12  # of them
 _library = torch.library.Library("lrnnx", "FRAGMENT")
 _library.define(f"selective_scan({_ARGUMENTS}) -> (Tensor, Tensor)")
 # Gradients of the first ten arguments, without elements where one is None (but that of h0), in float32 or
@@ -273,39 +137,38 @@ _library.define(
     f"selective_scan_backward(Tensor grad, Tensor grad_last, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# The kernels for CUDA, beside the operators and not in their place, since they take no float64.
-_library.define(f"selective_scan_kernel({_ARGUMENTS}) -> (Tensor, Tensor)")
+# The kernels for CUDA, beside the operators and not in their place, since they take no float64. The third
+# output is the states kept for the backward pass, without elements unless asked for.
+_library.define(f"selective_scan_kernel({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)")
 _library.define(
-    f"selective_scan_kernel_backward(Tensor grad, Tensor grad_last, {_ARGUMENTS})"
+    f"selective_scan_kernel_backward(Tensor grad, Tensor grad_last, Tensor kept, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.impl(_library, "selective_scan", "CompositeExplicitAutograd")
 def _forward_anywhere(u, delta, A, *rest):
-    run: Any = blocked
-    if u.device.type == "cuda":
-        run = torch.ops.lrnnx.selective_scan_kernel if _taken(u, A) else run
-    elif _extension.first_use(u.device.type):
-        run = torch.ops.lrnnx.selective_scan
+    if _taken(u, A):
+        return torch.ops.lrnnx.selective_scan_kernel(u, delta, A, *rest, False)[:2]
+    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type)
+    run: Any = torch.ops.lrnnx.selective_scan if compiled else blocked
     return run(u, delta, A, *rest)
 
 
 @torch.library.impl(_library, "selective_scan_backward", "CompositeExplicitAutograd")
 def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
-    run: Any = _adjoint
-    if u.device.type == "cuda":
-        run = torch.ops.lrnnx.selective_scan_kernel_backward if _taken(u, A) else run
-    elif _extension.first_use(u.device.type):
-        run = torch.ops.lrnnx.selective_scan_backward
+    if _taken(u, A):
+        kept = A.new_empty(0, dtype=torch.float32)  # made again
+        return torch.ops.lrnnx.selective_scan_kernel_backward(grad, grad_last, kept, u, delta, A, *rest)
+    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type)
+    run: Any = torch.ops.lrnnx.selective_scan_backward if compiled else _adjoint
     return run(grad, grad_last, u, delta, A, *rest)
 
 
 def _taken(u: Tensor, A: Tensor) -> bool:
-    """Whether the CUDA kernels are wanted, take this and are there."""
-    return (
-        CUDA_KERNELS and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES and _extension.load("cuda")
-    )
+    """Whether CUDA kernels take this and are there."""
+    fits = u.device.type == "cuda" and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES
+    return fits and _extension.load("cuda")
 
 
 def _adjoint(grad, grad_last, *arguments):
@@ -339,8 +202,13 @@ def _(u, delta, A, *rest):
     return u.new_empty(u.shape), u.new_empty((u.shape[0], *A.shape), dtype=state_dtype(u.dtype))
 
 
-@torch.library.register_fake("lrnnx::selective_scan_backward", lib=_library)
-def _(grad, grad_last, *arguments):
+@torch.library.register_fake("lrnnx::selective_scan_kernel", lib=_library)
+def _(u, delta, A, B, *rest):
+    y, last = u.new_empty(u.shape), u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+    return y, last, last.new_empty(_kept(u, A, B) if rest[-1] else 0)
+
+
+def _fake_backward(grad, grad_last, *arguments):
     wide = state_dtype(arguments[0].dtype)
     found = [
         grad.new_empty(0 if x is None else x.shape, dtype=x.dtype if x is not None and i in _NARROW else wide)
@@ -349,21 +217,40 @@ def _(grad, grad_last, *arguments):
     return *found, torch.empty_like(grad_last)
 
 
+@torch.library.register_fake("lrnnx::selective_scan_backward", lib=_library)
+def _(*arguments):
+    return _fake_backward(*arguments)
+
+
+@torch.library.register_fake("lrnnx::selective_scan_kernel_backward", lib=_library)
+def _(grad, grad_last, kept, *arguments):
+    return _fake_backward(grad, grad_last, *arguments)
+
+
 def _setup(ctx, inputs, output):
-    *tensors, ctx.softplus, ctx.rule = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.softplus, ctx.rule = inputs[_TENSORS : _TENSORS + 2]
+    ctx.save_for_backward(*inputs[:_TENSORS], *output[2:])  # with what was kept
+    ctx.set_materialize_grads(False)  # nor zeros for that
 
 
-def _backward(ctx, *grads):
-    tensors = ctx.saved_tensors
-    # Under autograd, for second derivatives, the gradients are made by operations that can be differentiated.
-    run: Any = _adjoint if torch.is_grad_enabled() else torch.ops.lrnnx.selective_scan_backward
-    found = run(*grads, *tensors, ctx.softplus, ctx.rule)
-    kept = [
+def _backward(ctx, grad, grad_last, *_):
+    tensors, kept = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    u, A = tensors[0], tensors[2]
+    grad = torch.zeros_like(u) if grad is None else grad
+    if grad_last is None:
+        grad_last = A.new_zeros((u.shape[0], *A.shape), dtype=state_dtype(u.dtype))
+    run: Any = torch.ops.lrnnx.selective_scan_backward
+    if torch.is_grad_enabled():  # for second derivatives, by operations that can be differentiated
+        run, kept = _adjoint, ()
+    elif kept:
+        run = torch.ops.lrnnx.selective_scan_kernel_backward
+    found = run(grad, grad_last, *kept, *tensors, ctx.softplus, ctx.rule)
+    gradients = [
         g.to(x.dtype) if x is not None and need else None
         for g, x, need in zip(found, tensors, ctx.needs_input_grad, strict=False)
     ]
-    return *kept, None, None, None, None
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
-torch.library.register_autograd("lrnnx::selective_scan", _backward, setup_context=_setup, lib=_library)
+for _name in ("selective_scan", "selective_scan_kernel"):
+    torch.library.register_autograd(f"lrnnx::{_name}", _backward, setup_context=_setup, lib=_library)

@@ -1,0 +1,158 @@
+"""The selective scan in torch code: `blocked` where there are no kernels, and the definition, `reference`."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lrnnx_app.ops import planar
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+from lrnnx_app.ops.step import NAMES
+
+SHORTEST = 16  # steps of a chunk at least
+ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
+ELEMENTS_ELSEWHERE = 2**25  # where launching costs more than memory
+KEPT = 2**23  # states of a sequence that are kept for the backward pass rather than computed again
+
+
+def blocked(
+    u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
+) -> tuple[Tensor, Tensor]:
+    """The operator by torch calls, chunk by chunk of time or in one; differentiable."""
+    batch, time, _ = u.shape
+    dtype = state_dtype(u.dtype)
+    real = A.ndim == 2
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(time, device=u.device) < lengths[:, None])[..., None]
+        u, delta = torch.where(valid, u, 0), torch.where(valid, delta, 0)
+        z = None if z is None else torch.where(valid, z, 0)
+        dt = None if dt is None else torch.where(valid[..., 0], dt, 0)
+        B, C = (torch.where(valid[(...,) + (None,) * (w.ndim - 3)], w, 0) for w in (B, C))
+    step = delta.to(dtype) if bias is None else delta.to(dtype) + bias.to(dtype)
+    step = F.softplus(step) if softplus else step
+
+    def wide(z: Tensor) -> Tensor:
+        return z.to(dtype).unsqueeze(-2) if real else z.to(dtype)
+
+    A, h = wide(A), u.new_zeros(batch, *A.shape, dtype=dtype) if h0 is None else h0.to(dtype)
+    h = h.unsqueeze(-2) if real else h
+    B, C = (wide(w.expand(batch, time, *w.shape[2:])) for w in (B, C))
+
+    if whole:
+        recompute, size = False, time
+    else:
+        recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
+        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+    outputs = []
+    for start in range(0, time, size):
+        cut = slice(start, start + size)
+        inputs = (u[:, cut].to(dtype), step[:, cut], A, B[:, cut], C[:, cut], h)
+        masks = (
+            None if dt is None else dt[:, cut].to(dtype),
+            NAMES[rule],
+            None if lengths is None else lengths - start,
+            None if reset is None else reset[:, cut],
+        )
+        if recompute:
+            y, h = checkpoint(_chunk, *inputs, *masks, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, h = _chunk(*inputs, *masks)
+        outputs.append(y)
+    y = torch.cat(outputs, 1)
+    y = y if D is None else y + D.to(dtype) * u
+    y = y if z is None else y * F.silu(z.to(dtype))
+    y = y if valid is None else torch.where(valid, y, 0)
+    return y.to(u.dtype), (h.squeeze(-2) if real else h).contiguous()
+
+
+def _chunk(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    h0: Tensor,
+    dt: Tensor | None,
+    rule: str,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Everything with planes: A (D, P, N), B and C (B, T, G, P, N), h0 (B, D, P, N)."""
+    channels, planes, n = A.shape
+    shape = (*u.shape, planes, n)
+    a, gain = RULES[rule](A, delta[..., None], None if dt is None else dt[..., None])
+    drive = planar.mul(gain * u[..., None, None], _per_channel(B, channels))
+    states, last = linear_scan(
+        _flat(a.expand(shape)), _flat(drive.expand(shape)), _flat(h0), lengths=lengths, reset=reset
+    )
+    h = states.unflatten(-1, (channels, n))
+    h = h.unsqueeze(-2) if planes == 1 else h.movedim(2, -2)
+    last = last.unflatten(-1, (channels, n))
+    last = last.unsqueeze(-2) if planes == 1 else last.movedim(1, -2)
+    # Re(C h) = Cr hr − Ci hi: the planes of conj(C) times those of h, summed.
+    y = (planar.conj(_per_channel(C, channels)) * h).sum((-2, -1))
+    return y, last
+
+
+def _per_channel(z: Tensor, channels: int) -> Tensor:
+    """(B, T, G, P, N) -> (B, T, D, P, N): channel d belongs to group d // (D/G)."""
+    groups = z.shape[2]
+    return z.unsqueeze(3).expand(-1, -1, -1, channels // groups, -1, -1).flatten(2, 3)
+
+
+def _flat(z: Tensor) -> Tensor:
+    """(…, D, P, N) -> (…, D·N) if real, (…, 2, D·N) if complex, as `linear_scan` takes them."""
+    return z.squeeze(-2).flatten(-2) if z.shape[-2] == 1 else z.movedim(-2, -3).flatten(-2)
+
+
+def reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    z: Tensor | None = None,
+    bias: Tensor | None = None,
+    softplus: bool = False,
+    dt: Tensor | None = None,
+    rule: str = "euler",
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time in a complex dtype; arguments and results as in `selective_scan`."""
+    real = A.ndim == 2
+    batch, time, channels = u.shape
+    share = channels // B.shape[2]
+    B, C = (w.expand(batch, time, *w.shape[2:]) for w in (B, C))
+    delta = delta if bias is None else delta + bias
+    delta = F.softplus(delta) if softplus else delta
+
+    def number(x: Tensor) -> Tensor:
+        return x if real else torch.complex(*x.unbind(-2))
+
+    def coefficient(x: Tensor) -> Tensor:
+        return number(x.squeeze(-2) if real else x.expand(batch, *A.shape))
+
+    h = number(u.new_zeros(batch, *A.shape) if h0 is None else h0)
+    outputs = []
+    for t in range(time):
+        elapsed = None if dt is None else dt[:, t, None]
+        pair = RULES[rule](A.unsqueeze(-2) if real else A, delta[:, t, :, None], elapsed)
+        a, gain = (coefficient(x) for x in pair)
+        Bt, Ct = (number(x[:, t]).repeat_interleave(share, 1) for x in (B, C))
+        before = h if reset is None else torch.where(reset[:, t, None, None], 0, h)
+        new = a * before + gain * Bt * u[:, t, :, None]
+        h = new if lengths is None else torch.where((t < lengths)[:, None, None], new, h)
+        y = (Ct * h).sum(-1)
+        outputs.append(y if real else y.real)
+    y = torch.stack(outputs, 1)
+    y = y if D is None else y + D * u
+    y = y if z is None else y * F.silu(z)
+    if lengths is not None:
+        y = torch.where((torch.arange(time, device=u.device) < lengths[:, None])[..., None], y, 0)
+    return y, h if real else torch.stack((h.real, h.imag), -2)
