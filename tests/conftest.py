@@ -1,5 +1,6 @@
 """Shared helpers of the tests."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ import pytest
 import torch
 
 from lrnnx_app import cli
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 SMALL = [
     "trainer.max_steps=3",

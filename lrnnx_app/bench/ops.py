@@ -199,7 +199,7 @@ def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]
     z = torch.randn_like(u) if case.gated else None
     args = (u, delta, A, B, C, bias, z, bias, None, None, None, None, True, CODES_OF_STEPS[case.rule])
     y, last = torch.ops.lrnnx.selective_scan(*args)
-    back = (torch.randn_like(y), torch.zeros_like(last), *args)
+    grads = (torch.randn_like(y), torch.zeros_like(last))
     sizes = (
         (3 + case.gated) * u.nbytes + 2 * B.nbytes,
         (5 + 2 * case.gated) * u.nbytes + 4 * B.nbytes,
@@ -207,7 +207,14 @@ def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]
     name = (
         f"selective_scan {('real', 'complex')[case.planes - 1]} {case.rule}{' gated' if case.gated else ''}"
     )
-    row = _row(case, name, "selective_scan", args, back, sizes, device, bandwidth)
+    row = _row(case, name, "selective_scan", args, (*grads, *args), sizes, device, bandwidth)
+    if device == "cuda":  # where the forward pass keeps states that the backward pass would else make again
+
+        def train() -> None:
+            *_, kept = torch.ops.lrnnx.selective_scan_kernel(*args, True)
+            torch.ops.lrnnx.selective_scan_kernel_backward(*grads, kept, *args)
+
+        row["training ms"] = _timing.median_ms(train, device)
     if device == "cpu":
         times = {"torch": lambda: selective_scan.blocked(*args), "steps": lambda: _by_steps(case.rule, *args)}
         for words, run in times.items():
