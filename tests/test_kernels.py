@@ -1,7 +1,6 @@
 """Built kernels against the definition in float64, outputs and gradients, on every device of this machine."""
 
 import itertools
-import shutil
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ FULL, CONSTANT, OF_ROW, OF_TIME = "full", "constant", "of row", "of time"
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request):
     """A device whose kernels are loaded; only a machine that cannot compile for it goes without."""
-    if request.param not in _extension.wanted() or not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("no compiler, or kernels switched off")
+    if request.param not in _extension.wanted():
+        pytest.skip("kernels are switched off, as they are without a compiler")
     assert _extension.load(request.param), _extension.status(request.param)
     return request.param
 
