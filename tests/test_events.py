@@ -1,10 +1,6 @@
-"""Events: formats byte by byte, bad files, splits, augmentation, buckets, packing, a cache that is whole."""
+"""Events: formats byte by byte, bad files, splits, augmentation, buckets, packing."""
 
-import os
-import signal
 import struct
-import subprocess
-import sys
 import time
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +16,7 @@ from data_modules._events import aedat, atis, gesture, heidelberg, layouts, plai
 from data_modules._events.augment import Augment, augmented
 from data_modules._events.recording import Recording, Sensor
 from data_modules.event_stream import EventStream
-from lrnnx_app import buckets, cache
+from lrnnx_app import buckets
 from lrnnx_app.data import SPLITS, AddressSampler, DataSpec, Example, collate, pack
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.models.backbone import Backbone
@@ -349,54 +345,6 @@ def test_packed_rows_give_what_each_gives_alone(layer: str, pool: str) -> None:
         assert example.dt is not None
         alone, _ = model(example.x[None], dt=example.dt[None])
         assert relative(row, alone[0]) < 1e-10
-
-
-SLOW = """
-import sys, time
-from pathlib import Path
-from lrnnx_app import cache
-cache.root = lambda: Path(sys.argv[1])
-def make(part):
-    (part / "first").write_text("half")
-    print("begun", flush=True)
-    time.sleep(float(sys.argv[2]))
-    (part / "second").write_text("whole")
-print(cache.folder("test", "facts", make), flush=True)
-"""
-
-
-def build(root: Path, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(root), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_a_killed_build_leaves_nothing_half_made(tmp_path: Path) -> None:
-    process = build(tmp_path, 60)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not [p for p in (tmp_path / "test").iterdir() if p.is_dir() and ".part." not in p.name]
-    both = [build(tmp_path, 0.3) for _ in range(2)]  # one builds, the other waits for it
-    said = [process.communicate()[0] for process in both]
-    assert sum(text.count("begun") for text in said) == 1
-    (made,) = [p for p in (tmp_path / "test").iterdir() if p.is_dir()]
-    assert {p.name: p.read_text() for p in made.iterdir()} == {"first": "half", "second": "whole"}
-    assert all(text.endswith(f"{made}\n") for text in said)
-
-
-def test_a_failed_build_is_tried_again(own_cache: Path) -> None:
-    def fail(part: Path) -> None:
-        (part / "x").write_text("")
-        raise DataError("bad file")
-
-    with pytest.raises(DataError):
-        cache.folder("test", 1, fail)
-    assert not [p for p in (own_cache / "test").iterdir() if p.is_dir()]
-    made = cache.folder("test", 1, lambda part: (part / "x").write_text("y") and None)
-    assert (made / "x").read_text() == "y"
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -178,8 +178,8 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
 
 // `kept` without elements is made again.
 Gradients selective_scan_backward(
-    Tensor grad, Tensor grad_last, Tensor kept, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z,
-    Optional bias, Optional dt, Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule) {
+    Tensor grad, Tensor grad_last, Tensor kept, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D,
+    Optional z, Optional bias, Optional dt, Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule) {
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   Problem problem(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus);
   Selective& p = problem.p;

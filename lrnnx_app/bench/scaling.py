@@ -206,7 +206,7 @@ def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[W
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=strategies.build(settings),
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,  # type: ignore[arg-type]  (one of PRECISIONS)
         max_steps=steps,
         max_epochs=1,
         limit_val_batches=0,
