@@ -42,6 +42,7 @@ class TrainerConfig:
     devices: int = 1  # of each node; each takes data.batch_size examples a step
     nodes: int = 1
     strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.strategies
+    graph: bool = False  # on one GPU, replay the model's passes as CUDA graphs: for small steps of one shape
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:

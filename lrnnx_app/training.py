@@ -24,6 +24,7 @@ from lrnnx_app import __version__, processes, report, strategies
 from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import Interrupted, RecipeError, RunError
+from lrnnx_app.graphed import Graphed
 from lrnnx_app.interrupts import Interrupts
 from lrnnx_app.memory import peaks
 from lrnnx_app.recipe import Recipe, typed
@@ -144,6 +145,7 @@ def train(
         folder,
         [
             LambdaCallback(setup=companions.watch),
+            Graphed(recipe.trainer),
             Addressed(recipe.seed),
             trouble,
             saver,

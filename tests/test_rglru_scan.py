@@ -27,7 +27,9 @@ def make(time, channels=5, dtype=torch.float32, masked=False, timed=True):
     if timed:
         inputs.append((0.1 + torch.rand(2, time, generator=generator)).to(wide))
     mask = {}
-    if masked:
+    if masked == "first":
+        mask["first"] = torch.arange(2 * time).view(2, time) % 3 == 0
+    elif masked:
         mask["lengths"] = torch.randint(1, time + 1, (2,), generator=generator)
         mask["reset"] = torch.rand(2, time, generator=generator) < 0.1
         mask["first"] = mask["reset"] | (torch.arange(time) == 0)
@@ -60,7 +62,7 @@ def run(function, inputs, mask, device="cpu", dtype=None):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [False, "first", True])
 @pytest.mark.parametrize("timed", [False, True])
 def test_definition(device, masked, timed):
     for time, channels, dtype in itertools.product((1, 2, 33, 200), (5, 40), TOLERANCE):

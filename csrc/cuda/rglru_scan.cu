@@ -1,7 +1,50 @@
 // lrnnx::rglru_scan and its backward on CUDA: coefficients and drive are made in registers from the gates' logits.
+#include "gates.cuh"
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {
+namespace {
+
+// A single step, as streams take it: nothing to be read ahead, and no blocks that wait for each other.
+struct Step {
+  const void *gate, *input_gate, *u, *rate, *dt, *first;  // `first`: the state; it and dt may be null
+  const bool* unit;                                       // (B,): the input enters whole; may be null
+  void *y, *last;
+  int64_t count, N;
+};
+
+template <class E>
+__global__ void __launch_bounds__(128) one_step(const Step p) {
+  using S = typename Storage<E>::Sum;
+  using X = Val<S, 1, 1>;
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, b = i / p.N;
+  if (i >= p.count) return;
+  const auto number = [&](const void* x) { return static_cast<S>(static_cast<const E*>(x)[i]); };
+  Gates<S, 1, 1, false> gates;
+  gates.rate.v[0][0] = static_cast<const S*>(p.rate)[i % p.N];
+  typename Gates<S, 1, 1, false>::In in{};
+  in.raw[0].v[0][0] = number(p.gate);
+  in.raw[1].v[0][0] = number(p.input_gate);
+  in.dt = p.dt ? static_cast<const S*>(p.dt)[b] : S(1);
+  in.mode = p.unit && p.unit[b] ? kUnit : kPlain;
+  X u, h{};
+  u.v[0][0] = number(p.u);
+  if (p.first) h.v[0][0] = static_cast<const S*>(p.first)[i];
+  const X a = gates.at(in), after = mad(a, h, gates.drive(in, a, u));
+  static_cast<S*>(p.last)[i] = after.v[0][0];
+  static_cast<E*>(p.y)[i] = static_cast<E>(after.v[0][0]);
+}
+
+void start(ScalarType dtype, const Step& p, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>((p.count + 127) / 128);
+  if (dtype == ScalarType::Float) one_step<float><<<blocks, 128, 0, stream>>>(p);
+  else if (dtype == ScalarType::Double) one_step<double><<<blocks, 128, 0, stream>>>(p);
+  else if (dtype == ScalarType::Half) one_step<__half><<<blocks, 128, 0, stream>>>(p);
+  else one_step<__nv_bfloat16><<<blocks, 128, 0, stream>>>(p);
+  check(cudaGetLastError());
+}
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> rglru_scan(
     Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first, Optional h0, Optional lengths,
@@ -17,6 +60,14 @@ std::tuple<Tensor, Tensor> rglru_scan(
   dt = dense(dt, wide);
   h0 = dense(h0, wide);
   const Coefficient rates = channels(rate, x, wide);
+  if (x.time == 1 && !lengths && !reset) {
+    const Optional unit = dense(first, ScalarType::Bool);
+    start(dtype,
+          {gate.data_ptr(), input_gate.data_ptr(), u.data_ptr(), rates.tensor.data_ptr(), data_or_null<void>(dt),
+           data_or_null<void>(h0), data_or_null<bool>(unit), out.data_ptr(), last.data_ptr(), u.numel(), x.channels},
+          current_stream(u));
+    return {out, last};
+  }
   const Optional mode = modes(u, x, lengths, reset, false, first);
   Request request = prepare(Kind::kGates, x, u, rates, mode, true, false);
   Params& p = request.params;

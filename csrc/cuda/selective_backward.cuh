@@ -33,13 +33,17 @@ struct SelectiveBackward {
   DEVICE SelectiveBackward(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8),
         ch(warp * 8 + lane % 8), b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{},
-        d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)) {
+        d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)), elapsed(1), fresh(false) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     first_chunk = begin / T;
     last_chunk = (end + T - 1) / T - 1;
-    const float2 bias = couple().of(p.bias), skip = couple().of(p.D);
-    if (warp == 0) sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
+    if (warp == 0) {
+      const Couple pair(home, lane * 2);
+      const float2 bias = pair.of(p.bias), skip = pair.of(p.D);
+      sm.couples[lane] = pair;
+      sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
+    }
     for (int i = tid; i < 4 * T * C / VE; i += NT) {
       const Along from = tensor(i * VE);
       const int c = home.from + min(i * VE % C, home.width - VE);
@@ -47,13 +51,20 @@ struct SelectiveBackward {
     }
     const int64_t chunks = int64_t(b) * ((p.time + T - 1) / T);
     sm.kept[tid] = p.saved + (chunks * p.slices * kSlice + tid / 16) * p.padded + home.padded + tid % 16 * 4;
-    if (tid < 2) sm.weight_sums[tid] = weight_sum(tid, varies(tid) ? 0 : segment * T);
+    if (tid < 2 * T * kParts) {
+      const Along from = tid < T * kParts ? p.B : p.C;
+      sm.weights_from[tid] = {from.data + home.group * PL * p.states * int(sizeof(E)), from.time};
+    }
+    const int which = tid / kSlice % 2, n = tid % kSlice;  // sum_weights'
+    sm.sinks[tid] = {weight_sum(which, varies(which) ? warp : segment * T + warp) + n,
+                     which * Sums::SIZE + Sums::place(warp, n / kHeld, n % kHeld),
+                     varies(which) ? T * p.slices * kSlice : 0};
     __syncthreads();
   }
 
   // Made again where they are used, since registers are what there is least of.
   DEVICE int64_t channel() const { return home.channel(ch); }
-  DEVICE Couple couple() const { return Couple(home, lane * 2); }
+  DEVICE const Couple& couple() const { return sm.couples[lane]; }
 
   // ---- what a slice keeps between chunks, in registers if there is one only ----
   DEVICE float* channel_sum(int number) const {
@@ -108,18 +119,20 @@ struct SelectiveBackward {
         if (from.data) to[e] = row_of<E>(from, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
       }
     }
-    elapsed = p.dt ? p.dt[int64_t(b) * p.time + min(chunk * T + warp, end - 1)] : 1.f;
+    if (!p.dt && !p.reset) return;
+    const int64_t row = int64_t(b) * p.time;
+    if (p.dt) elapsed = p.dt[row + min(chunk * T + warp, end - 1)];
     const int t = chunk * T + lane % T;
-    fresh = p.reset && t < end && p.reset[int64_t(b) * p.time + t];
+    if (p.reset) fresh = t < end && p.reset[row + t];
   }
   DEVICE void stage_slice(int chunk, int slice, int buffer) {
     const unsigned number = tid / 16;
     copy16(shared_address(&sm.h[buffer][number % 4 * 4 + number / 4][tid % 16 * 4]),
            sm.kept[tid] + int64_t(chunk * p.slices + slice) * (kSlice * p.padded), true);
     if (tid >= 2 * T * kParts) return;
-    const Along from = tid < T * kParts ? p.B : p.C;
+    const auto from = sm.weights_from[tid];
     const int t = min(chunk * T + tid / kParts % T, end - 1), n = (slice * kParts + tid % kParts) * kHeld;
-    const E* const row = row_of<E>(from, t) + home.group * PL * p.states;
+    const E* const row = reinterpret_cast<const E*>(from.data + int64_t(t) * from.time);
     if (PL == 1 && p.quads)
       copy_quad(&sm.quads[tid], row + min(n, p.states - 4), n < p.states);
     else
@@ -155,7 +168,8 @@ struct SelectiveBackward {
     float2 dy = raw(chunk, 2), span = make_float2(step.x * dt, step.y * dt);
     if (p.z.data) dy = SelectiveScan<E, PL, RULE, kOutput>::gated(dy, raw(chunk, 3));
     float2 drive = RULE == kEuler ? make_float2(u.x * span.x, u.y * span.y) : u;
-    const bool in_time = chunk * T + warp < end, one = in_time && couple().inside, two = in_time && couple().both;
+    const bool in_time = chunk * T + warp < end;
+    const bool one = in_time && lane * 2 < home.width, two = in_time && lane * 2 + 1 < home.width;
     const int to = warp * C + lane * 2;
     *reinterpret_cast<float4*>(&sm.x[to]) =
         make_float4(one ? span.x : 0, one ? drive.x : 0, two ? span.y : 0, two ? drive.y : 0);
@@ -198,25 +212,24 @@ struct SelectiveBackward {
     const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, constant.w, y.y, input.y, along.y, step.y);
     d_skip = make_float2(fmaf(dy.x, u.x, d_skip.x), fmaf(dy.y, u.y, d_skip.y));
     d_bias = make_float2(d_bias.x + e.ddelta, d_bias.y + f.ddelta);
-    const int64_t row = int64_t(b) * p.time + t;
-    couple().template store<E>(p.pairs, p.du, row, p.channels, make_float2(e.du, f.du));
-    couple().template store<E>(p.pairs, p.ddelta, row, p.channels, make_float2(e.ddelta, f.ddelta));
-    if (p.z.data) couple().template store<E>(p.pairs, p.dz, row, p.channels, make_float2(e.dz, f.dz));
+    const Couple pair = couple();
+    const int64_t to = (int64_t(b) * p.time + t) * p.channels + pair.first;
+    pair.put(p.pairs, static_cast<E*>(p.du) + to, make_float2(e.du, f.du));
+    pair.put(p.pairs, static_cast<E*>(p.ddelta) + to, make_float2(e.ddelta, f.ddelta));
+    if (p.z.data) pair.put(p.pairs, static_cast<E*>(p.dz) + to, make_float2(e.dz, f.dz));
     if (!p.dt) return;
-    float sum = (couple().inside ? e.ddt : 0.f) + (couple().both ? f.ddt : 0.f);
+    float sum = (pair.inside ? e.ddt : 0.f) + (pair.both ? f.ddt : 0.f);
     for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
     if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
   }
   // The eight warps' sums of B and C at a step.
   DEVICE void sum_weights(int chunk, int slice) const {
-    const int n = tid % kSlice, which = tid / kSlice % 2, t = warp, at = chunk * T + t;
+    const auto sink = sm.sinks[tid];
     float sum = 0;
-    UNROLL for (int k = 0; k < 8; k++)
-      sum += sm.weights[(k * 2 + which) * Sums::SIZE + Sums::place(t, n / kHeld, n % kHeld)];
-    const bool along_time = varies(which);
-    float* const to = sm.weight_sums[which] + int64_t(along_time ? at : t) * (p.slices * kSlice) + slice * kSlice + n;
-    if (along_time) {
-      if (at < end) *to = sum;
+    UNROLL for (int k = 0; k < 8; k++) sum += sm.weights[k * 2 * Sums::SIZE + sink.from];
+    float* const to = sink.to + int64_t(chunk) * sink.step + slice * kSlice;
+    if (sink.step) {
+      if (chunk * T + int(warp) < end) *to = sum;
     } else {
       *to = chunk == last_chunk ? sum : *to + sum;  // the same thread's at every chunk
     }

@@ -18,13 +18,18 @@ struct alignas(16) BackShared {
   float h[2][kSlice][C + 8];                      // kept states, in rows j · 4 + part: no bank conflicts
   E raw[2][4][T][C];                              // u, delta, grad, z
   Quad<E> quads[2 * T * kParts];                  // B and C, as they were read ahead
-  float4 constants[C / 2];                        // bias and D of pairs of channels
+  Couple couples[C / 2];                          // pairs of channels; bias and D of them
+  float4 constants[C / 2];
   struct alignas(16) Source {
     const char* data;
     int time;
-  } sources[4 * T * C * sizeof(E) / 16];          // where each 16 bytes of raw come from
+  } sources[4 * T * C * sizeof(E) / 16],          // where each 16 bytes of raw come from
+      weights_from[2 * T * kParts];               // and the rows of quads
   const float* kept[kBackThreads];                // likewise of h, at chunk 0
-  float* weight_sums[2];                          // where the sums of C and B go, at the first row
+  struct alignas(16) Sink {
+    float* to;                                    // at chunk 0
+    int from, step;                               // place in `weights`; how far the next chunk's is, 0 if all share one
+  } sinks[kBackThreads];                          // of sums of C and B
 };
 
 static_assert(sizeof(BackShared<float, kAsynchronousRule>) <= 99 << 10, "every GPU has as much");

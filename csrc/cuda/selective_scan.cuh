@@ -48,22 +48,31 @@ struct SelectiveScan {
   float sum;         // of spans, once for each slice
   bool alive;        // no sequence started
   float* kept;       // where the state goes next that is kept for the backward pass
-  // The elementwise role: channels, row, and what was loaded for the next tile
+  // The elementwise role: channels, row, what was loaded for the next tile, and where more is read from
   const Couple couple;
   const unsigned er;
   Pair<E> xu[PS], xd[PS], xz[PS];
   float elapsed[PS];
   bool fresh;
   Quad<E> qb, qc;
+  const char *at_u, *at_delta, *at_z, *at_B, *at_C;
 
   DEVICE SelectiveScan(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8),
         ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
         segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
-        product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)) {
+        product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)), fresh(false) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     steps = end - begin;
+    const int row = at(er), pair = couple.first * int(sizeof(E)), weight_row = at(tid / kParts);
+    const int states = home.group * PL * p.states * int(sizeof(E));
+    at_u = from_row(BACK ? p.grad : p.u, row) + pair;
+    at_delta = from_row(p.delta, row) + pair;
+    at_z = from_row(p.z, row) + pair;
+    at_B = from_row(BACK ? p.C : p.B, weight_row) + states;
+    at_C = from_row(p.C, weight_row) + states;
+    UNROLL for (int i = 0; i < PS; i++) elapsed[i] = 1;
   }
 
   DEVICE int at(int s) const {  // step of the walk -> time
@@ -116,11 +125,17 @@ struct SelectiveScan {
     }
   }
 
-  // ---- loading, a tile ahead ----
-  DEVICE void load_weights(int s0, int slice) {
-    const int t = at(s0 + tid / kParts), states = home.group * PL * p.states;
-    load_quad<E, PL>(qb, row_of<E>(BACK ? p.C : p.B, t) + states, p, slice, tid % kParts);
-    if constexpr (OUT) load_quad<E, PL>(qc, row_of<E>(p.C, t) + states, p, slice, tid % kParts);
+  // ---- loading, a tile ahead; beyond the last step what stands before it is read again ----
+  DEVICE static const char* from_row(const Along& x, int t) { return x.data + int64_t(t) * x.time; }
+  DEVICE static void advance(const char*& at, const Along& x, int rows) { at += (BACK ? -rows : rows) * x.time; }
+  DEVICE void next_weights(int s0) {
+    if (s0 + int(tid / kParts) >= steps) return;
+    advance(at_B, BACK ? p.C : p.B, TILE);
+    if constexpr (OUT) advance(at_C, p.C, TILE);
+  }
+  DEVICE void load_weights(int slice) {
+    load_quad<E, PL>(qb, reinterpret_cast<const E*>(at_B), p, slice, tid % kParts);
+    if constexpr (OUT) load_quad<E, PL>(qc, reinterpret_cast<const E*>(at_C), p, slice, tid % kParts);
   }
   DEVICE static void put(float* to, Quad<E> q, bool conjugate) {
     float4 v = q.get();
@@ -131,44 +146,59 @@ struct SelectiveScan {
     put(sm.B[k] + tid * 4, qb, BACK);
     if constexpr (OUT) put(sm.C[k] + tid * 4, qc, true);
   }
-  template <class F>
+  template <bool MORE, class F>  // MORE: there are ROWS steps after this tile
   DEVICE void load_pairs(int s0, const F& load) {
     UNROLL for (int i = 0; i < PS; i++) {
-      const int t = at(s0 + er + i * ROWS), c = couple.first;
-      load(xu[i], row_of<E>(BACK ? p.grad : p.u, t) + c);
-      load(xd[i], row_of<E>(p.delta, t) + c);
-      if (MODE != kStates && p.z.data) load(xz[i], row_of<E>(p.z, t) + c);
+      load(xu[i], reinterpret_cast<const E*>(at_u));
+      load(xd[i], reinterpret_cast<const E*>(at_delta));
+      if (MODE != kStates && p.z.data) load(xz[i], reinterpret_cast<const E*>(at_z));
+      if (MORE || s0 + int(er) + (i + 1) * ROWS < steps) {
+        advance(at_u, BACK ? p.grad : p.u, ROWS);
+        advance(at_delta, p.delta, ROWS);
+        if constexpr (MODE != kStates) advance(at_z, p.z, ROWS);
+      }
     }
   }
   DEVICE void load_elements(int s0) {
-    p.pairs ? load_pairs(s0, [](Pair<E>& to, const E* from) { to.load(from); })
-            : load_pairs(s0, [this](Pair<E>& to, const E* from) { to.load(from, couple.next); });
-    UNROLL for (int i = 0; i < PS; i++) {
-      const int t = at(s0 + er + i * ROWS);
-      elapsed[i] = p.dt ? p.dt[int64_t(b) * p.time + t] : 1.f;
+    if (p.pairs && s0 + TILE + ROWS <= steps)
+      load_pairs<true>(s0, [](Pair<E>& to, const E* from) { to.load(from); });
+    else
+      load_pairs<false>(s0, [this](Pair<E>& to, const E* from) { p.pairs ? to.load(from) : to.load(from, couple.next); });
+    if (p.dt) UNROLL for (int i = 0; i < PS; i++) elapsed[i] = p.dt[int64_t(b) * p.time + at(s0 + er + i * ROWS)];
+    if (p.reset) {
+      const int s = s0 + tid % 32;
+      fresh = s < steps && p.reset[int64_t(b) * p.time + at(s)];
     }
-    const int s = s0 + tid % 32;
-    fresh = p.reset && s < steps && p.reset[int64_t(b) * p.time + at(s)];
   }
-  DEVICE float step_of(float raw) const { return p.softplus ? soft_plus(raw) : raw; }
   DEVICE static float2 gated(float2 x, float2 z) {
     return make_float2(x.x * z.x * sigmoid(z.x), x.y * z.y * sigmoid(z.y));
   }
 
-  // {span, drive} of two channels at a row; zeros hold the state after the last step.
-  DEVICE void hand_over(int s0, int i, float2 bias) {
-    const int row = er + i * ROWS, to = row * C + tid % (C / 2) * 2;
-    float2 x = xu[i].get(), step = xd[i].get();
-    step = make_float2(step_of(step.x + bias.x), step_of(step.y + bias.y));
-    float2 span = make_float2(step.x * elapsed[i], step.y * elapsed[i]);
-    if constexpr (BACK) {
-      if (p.z.data) x = gated(x, xz[i].get());
-    } else if constexpr (RULE == kEuler) {
-      x = make_float2(x.x * span.x, x.y * span.y);
+  // {span, drive} of two channels at each row; zeros hold the state after the last step. All rows at once, so that
+  // the chains of one hide those of another.
+  DEVICE void hand_over(int s0, float2 bias) {
+    float2 x[PS], step[PS];
+    UNROLL for (int i = 0; i < PS; i++) {
+      const float2 raw = xd[i].get();
+      step[i] = make_float2(raw.x + bias.x, raw.y + bias.y);
+      x[i] = xu[i].get();
     }
-    if (s0 + row >= steps) x = span = step = make_float2(0, 0);
-    *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x.x, span.y, x.y);
-    if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step;
+    if (p.softplus) UNROLL for (int i = 0; i < PS; i++) step[i] = make_float2(soft_plus(step[i].x), soft_plus(step[i].y));
+    if (BACK && p.z.data) UNROLL for (int i = 0; i < PS; i++) x[i] = gated(x[i], xz[i].get());
+    UNROLL for (int i = 0; i < PS; i++) {
+      const int to = (er + i * ROWS) * C + tid % (C / 2) * 2;
+      const float2 span = make_float2(step[i].x * elapsed[i], step[i].y * elapsed[i]);
+      if (RULE == kEuler && !BACK) x[i] = make_float2(x[i].x * span.x, x[i].y * span.y);
+      *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x[i].x, span.y, x[i].y);
+      if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step[i];
+    }
+    if (s0 + TILE <= steps) return;
+    for (int row = er; row < TILE; row += ROWS) {
+      const int to = row * C + tid % (C / 2) * 2;
+      if (s0 + row < steps) continue;
+      *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(0, 0, 0, 0);
+      if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = make_float2(0, 0);
+    }
   }
 
   // ---- the recurrence over four steps, the sums of whose four lanes for y are exchanged at the end ----
@@ -236,14 +266,15 @@ struct SelectiveScan {
   }
 
   DEVICE void write(int s0, const Pair<E> (&u)[PS], const Pair<E> (&z)[PS], float2 skip) const {
+    float2 out[PS];
     UNROLL for (int i = 0; i < PS; i++) {
-      const int row = er + i * ROWS;
-      const float2 y = *reinterpret_cast<const float2*>(&sm.y[row * YS + tid % (C / 2) * 2]), x = u[i].get();
-      float2 out = make_float2(fmaf(skip.x, x.x, y.x), fmaf(skip.y, x.y, y.y));
-      if (p.z.data) out = gated(out, z[i].get());
-      const int64_t t = int64_t(b) * p.time + begin + s0 + row;
-      if (s0 + row < steps) couple.template store<E>(p.pairs, p.y, t, p.channels, out);
+      const float2 y = *reinterpret_cast<const float2*>(&sm.y[(er + i * ROWS) * YS + tid % (C / 2) * 2]), x = u[i].get();
+      out[i] = make_float2(fmaf(skip.x, x.x, y.x), fmaf(skip.y, x.y, y.y));
     }
+    if (p.z.data) UNROLL for (int i = 0; i < PS; i++) out[i] = gated(out[i], z[i].get());
+    E* to = static_cast<E*>(p.y) + ((int64_t(b) * p.time + begin + s0 + er) * p.channels + couple.first);
+    UNROLL for (int i = 0; i < PS; i++, to += ROWS * p.channels)
+      if (s0 + int(er) + i * ROWS < steps) couple.put(p.pairs, to, out[i]);
   }
 
   DEVICE void run() {
@@ -263,7 +294,7 @@ struct SelectiveScan {
 
   DEVICE void run_tiles() {
     const float2 bias = couple.of(p.bias), skip = couple.of(p.D);
-    load_weights(0, 0);
+    load_weights(0);
     load_elements(0);
     store_weights(0);
     int k = 0;
@@ -273,8 +304,8 @@ struct SelectiveScan {
       UNROLL for (int i = 0; i < PS; i++) {
         u[i] = xu[i];
         z[i] = xz[i];
-        hand_over(s0, i, bias);
       }
+      hand_over(s0, bias);
       const uint32_t cuts = __ballot_sync(~0u, fresh);
       alive &= !cuts;
       const bool more = s0 + TILE < steps;
@@ -282,7 +313,8 @@ struct SelectiveScan {
 #pragma unroll 1
       for (int slice = 0; slice < p.slices; slice++, k ^= 1) {
         const bool next = slice + 1 < p.slices, any = next || more;
-        if (any) load_weights(next ? s0 : s0 + TILE, next ? slice + 1 : 0);
+        if (!next) next_weights(s0 + TILE);
+        if (any) load_weights(next ? slice + 1 : 0);
         if (slice == 0) __syncthreads();
         take(slice);
         walk_tile(s0, k, slice, cuts);

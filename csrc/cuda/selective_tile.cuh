@@ -108,6 +108,7 @@ struct Couple {
   bool inside, both;
 
   // Beyond the last channel that of the last pair, since pairs are read as a whole.
+  Couple() = default;
   template <int C>
   DEVICE Couple(const Home<C>& home, int c)
       : first(home.from + min(c, (home.width - 1) & ~1)), next(home.channel(c + 1) - first), inside(c < home.width),
@@ -115,12 +116,15 @@ struct Couple {
   DEVICE float2 of(const float* x) const { return x ? make_float2(x[first], x[first + next]) : make_float2(0, 0); }
   template <class E>
   DEVICE void store(bool pairs, void* to, int64_t row, int channels, float2 v) const {
-    E* const p = static_cast<E*>(to) + (row * channels + first);
+    put(pairs, static_cast<E*>(to) + (row * channels + first), v);
+  }
+  template <class E>
+  DEVICE void put(bool pairs, E* to, float2 v) const {
     if (pairs && both) {
-      store_pair(p, v);
+      store_pair(to, v);
     } else {
-      if (inside) p[0] = static_cast<E>(v.x);
-      if (both) p[1] = static_cast<E>(v.y);
+      if (inside) to[0] = static_cast<E>(v.x);
+      if (both) to[1] = static_cast<E>(v.y);
     }
   }
 };

@@ -1,0 +1,70 @@
+"""Training passes replayed as CUDA graphs, for models whose launches take longer than their kernels."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lrnnx_app.data import Batch
+from lrnnx_app.models._base import Model
+from lrnnx_app.recipe import TrainerConfig
+
+NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Graphed(Callback):
+    """Captures forward and backward of the first batch of whole rows, and replays them for all of its shape.
+
+    Others, padded, timed or packed ones, are run as ever; so is everything where not a single GPU trains, or
+    where gradients of several batches are added up, since a replay writes them to the same place.
+    """
+
+    def __init__(self, settings: TrainerConfig) -> None:
+        self.settings = settings
+        self.captured = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+        if self.captured or not (self.settings.graph and alone and batch.x.is_cuda and plain(batch)):
+            return
+        self.captured = True
+        dtype = NARROW.get(self.settings.precision)
+        with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
+            replay(pl_module.model, batch.x)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.captured:
+            del pl_module.model.forward  # the class's again
+            self.captured = False
+
+
+def plain(batch: Batch) -> bool:
+    return batch.lengths is None and batch.dt is None and batch.reset is None
+
+
+class Outputs(nn.Module):
+    """A model without its states, which training drops."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.run = model, model.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)[0]
+
+
+def replay(model: Model, x: Tensor) -> None:
+    """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None."""
+    eager = model.forward
+    graph: Any = torch.cuda.make_graphed_callables(Outputs(model), (x.clone(),))
+
+    def forward(x_: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
+        usual = state is None and all(option is None for option in options.values())
+        if usual and model.training and torch.is_grad_enabled() and x_.shape == x.shape:
+            return graph(x_), None
+        return eager(x_, state, **options)
+
+    model.forward = forward
