@@ -4,6 +4,7 @@ An example is drawn by a generator seeded from (seed, epoch, index), never from 
 numbers, so that resuming, more workers or more processes change nothing.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -232,7 +233,7 @@ class DataModule(LightningDataModule):
     class Config:
         root: str = ""  # folder of the user's data; empty means the embedded data
         batch_size: int = 16  # of each device
-        workers: int = 0  # processes that prepare batches
+        workers: int = 0  # processes that prepare batches, one for each core at most
         bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
         pack: bool = False  # several short examples in one row of a training batch
 
@@ -277,11 +278,12 @@ class DataModule(LightningDataModule):
         order: dict[str, Any] = (
             {"sampler": sampler, "batch_size": size} if train else {"batch_sampler": sampler.batches()}
         )
+        workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
         return DataLoader(
             _Addressed(source, (seed, SPLITS.index(split))),
             **order,
-            num_workers=self.config.workers,
-            persistent_workers=train and self.config.workers > 0,  # addresses carry the epoch
+            num_workers=workers,
+            persistent_workers=train and workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
             collate_fn=pack if train and self.config.pack else collate,
         )

@@ -1,5 +1,6 @@
 """Training passes replayed as CUDA graphs, for models whose launches take longer than their kernels."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lrnnx_app.data import Batch
-from lrnnx_app.models._base import Model
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.recipe import TrainerConfig
 
 NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -20,8 +21,8 @@ class Graphed(Callback):
     where gradients of several batches are added up, since a replay writes them to the same place.
     """
 
-    def __init__(self, settings: TrainerConfig) -> None:
-        self.settings = settings
+    def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
+        self.model, self.settings = model, settings
         self.captured = False
 
     def on_train_batch_start(
@@ -33,11 +34,11 @@ class Graphed(Callback):
         self.captured = True
         dtype = NARROW.get(self.settings.precision)
         with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
-            replay(pl_module.model, batch.x)
+            replay(self.model, batch.x)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.captured:
-            del pl_module.model.forward  # the class's again
+            del vars(self.model)["forward"]  # the class's again
             self.captured = False
 
 
@@ -48,7 +49,7 @@ def plain(batch: Batch) -> bool:
 class Outputs(nn.Module):
     """A model without its states, which training drops."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.run = model, model.forward
 
@@ -56,15 +57,29 @@ class Outputs(nn.Module):
         return self.run(x)[0]
 
 
-def replay(model: Model, x: Tensor) -> None:
-    """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None."""
-    eager = model.forward
-    graph: Any = torch.cuda.make_graphed_callables(Outputs(model), (x.clone(),))
+def replay(model: nn.Module, x: Tensor) -> None:
+    """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None.
 
-    def forward(x_: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
+    Raises:
+        RecipeError: no graph takes the passes; those of the GRU iterate until they have converged.
+    """
+    eager, shape = model.forward, x.shape
+    with warnings.catch_warnings():
+        # of torch's own warm-up, which says so of any module
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
+        warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA")
+        try:
+            graph: Any = torch.cuda.make_graphed_callables(Outputs(model), (x.clone(),))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise RecipeError(
+                f"trainer.graph: expected false for this model, whose passes no CUDA graph takes ({reason})"
+            ) from error
+
+    def forward(x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         usual = state is None and all(option is None for option in options.values())
-        if usual and model.training and torch.is_grad_enabled() and x_.shape == x.shape:
-            return graph(x_), None
-        return eager(x_, state, **options)
+        if usual and model.training and torch.is_grad_enabled() and x.shape == shape:
+            return graph(x), None
+        return eager(x, state, **options)
 
     model.forward = forward

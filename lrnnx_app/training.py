@@ -145,7 +145,7 @@ def train(
         folder,
         [
             LambdaCallback(setup=companions.watch),
-            Graphed(recipe.trainer),
+            Graphed(task.model, recipe.trainer),
             Addressed(recipe.seed),
             trouble,
             saver,

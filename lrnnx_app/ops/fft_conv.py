@@ -142,9 +142,9 @@ def _(spectrum, length):
 def _multiplicity(length: int, like: Tensor) -> Tensor:
     """How many bins of the full transform each bin of the half one stands for."""
     count = like.new_full((length // 2 + 1,), 2.0)
-    count[0] = 1
+    count[:1].fill_(1)  # an assignment would copy from the CPU, which no CUDA graph can capture
     if length % 2 == 0:
-        count[-1] = 1
+        count[-1:].fill_(1)
     return count
 
 
