@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import Batch
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._base import Layer
 from lrnnx_app.recipe import TrainerConfig
 
 NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -17,21 +18,23 @@ NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 class Graphed(Callback):
     """Captures forward and backward of the first batch of whole rows, and replays them for all of its shape.
 
-    Others, padded, timed or packed ones, are run as ever; so is everything where not a single GPU trains, or
-    where gradients of several batches are added up, since a replay writes them to the same place.
+    Others, padded, timed or packed ones, are run as ever; so is everything where a layer cannot be captured,
+    where not a single GPU trains, or where gradients of several batches are added up, since a replay writes
+    them to the same place.
     """
 
     def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
         self.model, self.settings = model, settings
+        self.wanted = settings.graph and capturable(model)
         self.captured = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-        if self.captured or not (self.settings.graph and alone and batch.x.is_cuda and plain(batch)):
+        if not (self.wanted and alone and batch.x.is_cuda and plain(batch)):
             return
-        self.captured = True
+        self.wanted, self.captured = False, True
         dtype = NARROW.get(self.settings.precision)
         with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
             replay(self.model, batch.x)
@@ -40,6 +43,10 @@ class Graphed(Callback):
         if self.captured:
             del vars(self.model)["forward"]  # the class's again
             self.captured = False
+
+
+def capturable(model: nn.Module) -> bool:
+    return all(layer.capturable for layer in model.modules() if isinstance(layer, Layer))
 
 
 def plain(batch: Batch) -> bool:
@@ -61,7 +68,7 @@ def replay(model: nn.Module, x: Tensor) -> None:
     """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None.
 
     Raises:
-        RecipeError: no graph takes the passes; those of the GRU iterate until they have converged.
+        RecipeError: no graph takes the passes.
     """
     eager, shape = model.forward, x.shape
     with warnings.catch_warnings():

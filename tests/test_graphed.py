@@ -5,8 +5,8 @@ import torch
 
 from lrnnx_app import graphed, training
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.recipe import load, shipped
-from lrnnx_app.run import read_checkpoint
+from lrnnx_app.recipe import load, shipped, typed
+from lrnnx_app.run import build_data, build_task, read_checkpoint
 
 DIGITS = {name for name in shipped() if name.startswith("digits_")}
 
@@ -34,7 +34,7 @@ def weights(folder, recipe, *options):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
     "recipe",
-    ["denoise_attenuate", "denoise_lru", "text_s6_mini", *sorted(DIGITS - {"digits_gru"})],
+    ["denoise_attenuate", "denoise_lru", "text_s6_mini", *sorted(DIGITS - {"digits_gru", "digits_s4"})],
 )
 def test_steps_are_the_same(recipe, precision, tmp_path, captures):
     options = ["model.dropout=0", f"trainer.precision={precision}"]
@@ -48,10 +48,11 @@ def test_steps_are_the_same(recipe, precision, tmp_path, captures):
     assert apart <= (1e-3 if precision == "32-true" else 5e-2) * moved
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_model_that_looks_at_its_numbers_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"trainer\.graph: expected false for this model"):
-        weights(tmp_path / "run", "digits_gru", "trainer.graph=true")
+@pytest.mark.parametrize(("name", "expected"), [("lru", True), ("gru", False), ("s4", False)])
+@pytest.mark.parametrize("both", ["false", "true"])
+def test_layers_say_whether_they_can_be_captured(name, expected, both):
+    recipe = typed(load(f"digits_{name}", [f"model.bidirectional={both}"]))
+    assert graphed.capturable(build_task(recipe, build_data(recipe).spec).model) == expected
 
 
 def test_a_refusal_is_one_line(monkeypatch):

@@ -127,7 +127,7 @@ struct SelectiveScan {
 
   // ---- loading, a tile ahead; beyond the last step what stands before it is read again ----
   DEVICE static const char* from_row(const Along& x, int t) { return x.data + int64_t(t) * x.time; }
-  DEVICE static void advance(const char*& at, const Along& x, int rows) { at += (BACK ? -rows : rows) * x.time; }
+  DEVICE static void advance(const char*& at, const Along& x, int rows) { at += int64_t(BACK ? -rows : rows) * x.time; }
   DEVICE void next_weights(int s0) {
     if (s0 + int(tid / kParts) >= steps) return;
     advance(at_B, BACK ? p.C : p.B, TILE);
@@ -273,7 +273,7 @@ struct SelectiveScan {
     }
     if (p.z.data) UNROLL for (int i = 0; i < PS; i++) out[i] = gated(out[i], z[i].get());
     E* to = static_cast<E*>(p.y) + ((int64_t(b) * p.time + begin + s0 + er) * p.channels + couple.first);
-    UNROLL for (int i = 0; i < PS; i++, to += ROWS * p.channels)
+    UNROLL for (int i = 0; i < PS; i++, to += int64_t(ROWS) * p.channels)
       if (s0 + int(er) + i * ROWS < steps) couple.put(p.pairs, to, out[i]);
   }
 

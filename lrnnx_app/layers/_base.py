@@ -28,12 +28,14 @@ class Layer(nn.Module):
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
     learning rate of their own and no weight decay. `rule_name` tells how time is discretized; a layer to
-    which elapsed time means nothing sets `uses_dt` to False. `paper`, `varying` (the recurrence depends on
-    the input) and `cost` (the order of multiplications per step) are for the table of `lrnnx layers`.
+    which elapsed time means nothing sets `uses_dt` to False, one whose passes no CUDA graph can replay
+    `capturable`. `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of
+    multiplications per step) are for the table of `lrnnx layers`.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
     uses_dt: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     paper: ClassVar[str] = ""
     varying: ClassVar[bool] = False
     cost: ClassVar[str] = ""

@@ -23,6 +23,7 @@ class GRU(Layer):
     """
 
     recurrent = ("u",)
+    capturable = False  # how often it iterates depends on its states
     paper = "Lim et al. 2023, arXiv 2309.12252"
     varying = True
     cost = "N·D"

@@ -30,6 +30,7 @@ class S4(Layer):
     """
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
+    capturable = False  # not seen to be so
     rule_name = "bilinear"
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
