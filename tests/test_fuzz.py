@@ -178,6 +178,8 @@ FOUND: list[tuple[str, list[Edit]]] = [  # what once ended in a traceback, or in
     ("test_batch", [(0.0, b"F", 5)]),
     ("test_batch", [(0.0, b"P", 10000)]),
     ("a.h5", [(0.3515625, b"\0\x01", 2)]),
+    ("a.npz", [(0.896484375, b"\0\0\x01\0", 4)]),
+    ("a.npz", [(0.89453125, b"\0\0\x01\0", 4)]),
 ]
 
 

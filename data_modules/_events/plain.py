@@ -1,7 +1,9 @@
 """Events as a csv with a header, or an npz: columns t in µs, x, and, where the sensor has them, y and p."""
 
 import csv
+import lzma
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,11 @@ from data_modules._events.recording import Recording, Sensor, checked
 from lrnnx_app.errors import DataError
 
 COLUMNS = ("t", "x", "y", "p")
+# What numpy and zipfile raise: RuntimeError of encrypted parts, and of compressions that they do not know.
+DAMAGED = (
+    *(OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def read_csv(path: Path, sensor: Sensor) -> Recording:
@@ -47,7 +54,7 @@ def read_npz(path: Path, sensor: Sensor) -> Recording:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in COLUMNS if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: not readable as npz; expected arrays t (µs), x, y and p") from error
     _check_columns(path, list(columns), sensor)
     for name, column in columns.items():
