@@ -44,6 +44,10 @@ fuzzing = settings(
 EVENTS = event_stream.events(20, 34, 34, 0)
 
 
+def fuzzing_of(name: str) -> settings:
+    return settings(fuzzing, max_examples=TRIES // SLOW.get(name, 1))
+
+
 def spoken(form: str) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.linspace(-0.5, 0.5, 400), 8000, format=form)
@@ -161,7 +165,7 @@ def test_a_good_file_is_read(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files(tmp_path: Path, name: str) -> None:
-    @settings(fuzzing, max_examples=TRIES // SLOW.get(name, 1))
+    @fuzzing_of(name)
     @given(EDITS, KEEP)
     def run(edits: list[Edit], keep: float) -> None:
         takes_or_refuses(tmp_path, name, edited(original(name), edits, keep))
@@ -190,7 +194,7 @@ def test_what_was_found(tmp_path: Path, name: str, edits: list[Edit]) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_bytes_of_any_kind(tmp_path: Path, name: str) -> None:
-    @fuzzing
+    @fuzzing_of(name)
     @given(st.binary(max_size=200))
     @example(b"")
     @example(b"\0")
