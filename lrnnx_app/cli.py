@@ -24,7 +24,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 quiet = processes.rank() > 0  # of several processes one speaks
-console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+console = Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
@@ -112,7 +112,7 @@ def _dry_run(config: Any) -> None:
     from lrnnx_app import training
 
     loss, rows = training.dry_run(config)
-    console.print(OmegaConf.to_yaml(config), markup=False)
+    console.print(OmegaConf.to_yaml(config))
     table = Table("module", "type", "parameters")
     for name, kind, count in rows:
         table.add_row(name, kind, f"{count:,}")
@@ -287,7 +287,7 @@ def _matrix(shipped: dict[str, Path]) -> None:
         table.add_row(layer, *("\n".join(cells.get((layer, column), [])) for column in data))
     for column in table.columns:
         column.no_wrap = True  # names stay whole on a narrow terminal
-    Console(width=40 * (1 + len(data)), highlight=False, quiet=quiet).print(table)
+    Console(width=40 * (1 + len(data)), highlight=False, markup=False, quiet=quiet).print(table)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from lrnnx_app import compare, inspection
 from lrnnx_app.errors import RunError
 from lrnnx_app.inspection import Split
 
-ERRORS = Console(stderr=True)
+ERRORS = Console(stderr=True, markup=False)
 
 
 def comparison(paths: Sequence[Path], console: Console, plot: Path | None = None) -> list[compare.Row]:
@@ -69,7 +69,7 @@ def outcome(parent: Path, failed: dict[str, str], console: Console) -> None:
     content = {"rows": [asdict(row) for row in found], "failed": failed}
     (parent / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for folder, reason in failed.items():
-        console.print(f"failed: {parent / folder}: {reason}", markup=False)
+        console.print(f"failed: {parent / folder}: {reason}")
     console.print(f"runs: {parent}")
 
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from lrnnx_app import doctor, recipe, report, training
+from lrnnx_app import cli, doctor, recipe, report, training
 from lrnnx_app.bench import ops
 from lrnnx_app.data import Batch
 from lrnnx_app.export.safetensors import load
@@ -67,6 +67,14 @@ def test_tensorboard_has_sounds_and_pictures(denoiser: Path) -> None:
     assert len(tags["images"]) == 3
     assert {tag.rpartition("/")[2] for tag in tags["audio"]} == {"noisy", "denoised", "clean"}
     assert len(tags["audio"]) == 9
+
+
+def test_brackets_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
+    summary = {"metrics": {}, "not_computed": {"pesq": "install 'x[audio-metrics]'"}, "parameters": 1}
+    cli._show_summary(Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
+    shown = capfd.readouterr().out
+    assert "run[red]" in shown
+    assert "x[audio-metrics]" in shown
 
 
 def test_evaluate_repeats_the_training_s_test(lrnnx, denoiser: Path) -> None:
