@@ -72,7 +72,7 @@ class Audio(DataModule):
                 )
 
     @cached_property
-    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
         """Only the classes of a user's folders need the data."""
         c = self.config
         if c.layout in ("mixtures", "pairs", "continued"):

@@ -93,7 +93,7 @@ class ImageSequence(DataModule):
         self.reading = Reading(config.reading, self.side, config.patch)
 
     @cached_property
-    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
         """Only the classes of a user's folders need the data."""
         known = SETS.get(self.config.images)
         classes = known.classes if known else classes_of(self.config.root)

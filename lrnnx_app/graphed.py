@@ -26,7 +26,6 @@ class Graphed(Callback):
     def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
         self.model, self.settings = model, settings
         self.wanted = settings.graph and capturable(model)
-        self.captured = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -34,15 +33,13 @@ class Graphed(Callback):
         alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
         if not (self.wanted and alone and batch.x.is_cuda and plain(batch)):
             return
-        self.wanted, self.captured = False, True
+        self.wanted = False  # one shape is enough
         dtype = NARROW.get(self.settings.precision)
         with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
             replay(self.model, batch.x)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.captured:
-            del vars(self.model)["forward"]  # the class's again
-            self.captured = False
+        vars(self.model).pop("forward", None)  # the class's again
 
 
 def capturable(model: nn.Module) -> bool:

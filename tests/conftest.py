@@ -32,6 +32,14 @@ def compiles() -> bool:
 if not compiles():  # what is said then is tested in test_extension; here it would be in every output
     os.environ["LRNNX_BUILD"] = "off"
 
+
+def needs_kernels(device: str) -> None:
+    """Skip a test about kernels where they are switched off; elsewhere they must load."""
+    if device not in _extension.wanted():
+        pytest.skip("kernels are switched off, as they are without a compiler")
+    assert _extension.load(device), _extension.status(device)
+
+
 SMALL = [
     "trainer.max_steps=3",
     "trainer.checkpoint_every=1",

@@ -38,7 +38,7 @@ def speech(root: Path, **options) -> Audio:
 
 def test_the_published_lists_decide_the_split(commands: Path) -> None:
     sources = {split: speech(commands).source(split) for split in SPLITS}
-    paths = {split: {clip.path for clip in source.clips} for split, source in sources.items()}  # type: ignore[attr-defined]
+    paths = {split: {clip.path for clip in source.clips} for split, source in sources.items()}
     assert {split: len(found) for split, found in paths.items()} == {"train": 70, "valid": 35, "test": 35}
     for one, other in combinations(paths.values(), 2):
         assert not one & other
@@ -53,7 +53,7 @@ def test_ten_words_with_unknown_and_silence(commands: Path) -> None:
     module = speech(commands, classes=12)
     assert module.spec.classes == TWELVE
     for split, each in (("train", 2), ("valid", 1), ("test", 1)):
-        counts = np.bincount(module.source(split).labels, minlength=12)  # type: ignore[attr-defined]
+        counts = np.bincount(module.source(split).labels, minlength=12)
         assert counts.tolist() == [each] * 12
 
 
@@ -89,7 +89,7 @@ def test_a_speaker_of_ones_own_folders_stays_in_one_split(tmp_path: Path) -> Non
     assert module.spec.classes == ("no", "yes")
     speakers = []
     for split in SPLITS:
-        clips = module.source(split).clips  # type: ignore[attr-defined]
+        clips = module.source(split).clips
         assert {clip.label for clip in clips} == {0, 1}
         speakers.append({clip.path.name.partition("_")[0] for clip in clips})
     for one, other in combinations(speakers, 2):
@@ -100,8 +100,8 @@ def test_voices_share_no_clip_and_have_every_speaker() -> None:
     module = Audio(Audio.Config(layout="voices", sample_rate=2000, seconds=0.5))
     sources = [module.source(split) for split in SPLITS]
     for source in sources:
-        assert set(source.labels) == {0, 1, 2}  # type: ignore[attr-defined]
-    for one, other in combinations([{c.path for c in source.clips} for source in sources], 2):  # type: ignore[attr-defined]
+        assert set(source.labels) == {0, 1, 2}
+    for one, other in combinations([{c.path for c in source.clips} for source in sources], 2):
         assert not one & other
 
 
@@ -117,7 +117,7 @@ def test_continued_is_the_next_sample() -> None:
 
 def test_pairs_hold_two_speakers_out_and_are_resampled_once(voicebank: Path) -> None:
     config = Audio.Config(root=str(voicebank), layout="pairs", seconds=0.1, batch_size=2)
-    names = {split: [p.name for p in Audio(config).source(split).paths] for split in SPLITS}  # type: ignore[attr-defined]
+    names = {split: [p.name for p in Audio(config).source(split).paths] for split in SPLITS}
     assert {name[:4] for name in names["train"]} == {"p228", "p230"}
     assert {name[:4] for name in names["valid"]} == {"p226", "p287"}
     assert {name[:4] for name in names["test"]} == {"p232", "p257"}

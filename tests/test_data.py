@@ -58,7 +58,7 @@ def test_training_depends_on_epoch_and_seed_and_evaluation_does_not(name: str) -
     assert torch.equal(next(iter(one.loader("test"))).x, next(iter(other.loader("test"))).x)
     loader = one.loader("train")
     before = next(iter(loader)).x
-    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    loader.sampler.set_epoch(1)
     assert not torch.equal(before, next(iter(loader)).x)
 
 
@@ -80,14 +80,11 @@ def test_sampler_visits_every_row_once() -> None:
 
 def test_embedded_splits_share_no_clip_and_no_music() -> None:
     sources = {split: EMBEDDED["audio"].source(split) for split in SPLITS}
-    clips = {split: set(source.speech.paths) for split, source in sources.items()}  # type: ignore[attr-defined]
+    clips = {split: set(source.speech.paths) for split, source in sources.items()}
     assert all(clips.values())
     for one, other in combinations(clips.values(), 2):
         assert not one & other
-    music = {
-        split: [source.noise[i] for i in range(len(source.noise))]  # type: ignore[attr-defined]
-        for split, source in sources.items()
-    }
+    music = {split: [source.noise[i] for i in range(len(source.noise))] for split, source in sources.items()}
     for training_track in music["train"]:
         for track in music["valid"] + music["test"]:
             assert not torch.equal(training_track[: len(track)], track)

@@ -33,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def module(layout: str, folder: Path, **options: object) -> EventStream:
-    config = EventStream.Config(layout=layout, batch_size=4, **options)  # type: ignore[arg-type]
+    config = EventStream.Config(layout=layout, batch_size=4, **options)
     for word in standin.write(folder, config):
         config.root = word.removeprefix("data.root=")
     return EventStream(config)
@@ -185,7 +185,7 @@ def test_layouts_have_splits_that_share_no_group(
     groups = {}
     for split in SPLITS:
         source = data.source(split)
-        groups[split] = {source.store.groups[i] for i in source.rows}  # type: ignore[attr-defined]
+        groups[split] = {source.store.groups[i] for i in source.rows}
         batch = next(iter(data.loader(split)))
         assert batch.x.max() < data.spec.d_input
         assert batch.y.max() < data.spec.d_output
@@ -257,7 +257,7 @@ def test_augmented_events_are_sorted_inside_and_repeat(options: dict[str, float]
 
     def draw(seed: int) -> Recording:
         rng = np.random.default_rng(seed)
-        chosen = Augment(**options)  # type: ignore[arg-type]
+        chosen = Augment(**options)
         return augmented(recording(0), chosen, SENSOR, rng, lambda: recording(1))
 
     for seed in range(20):
@@ -350,7 +350,7 @@ def test_packed_rows_give_what_each_gives_alone(layer: str, pool: str) -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     data = module("folders", tmp_path / "data")
     before = data.source("train")
-    name = before.store.names[before.rows[0]]  # type: ignore[attr-defined]
+    name = before.store.names[before.rows[0]]
     time.sleep(0.01)
     np.savez(tmp_path / "data" / name, t=[1], x=[1], y=[1], p=[1])
     assert len(data.source("train").example(0, np.random.default_rng(0)).x) == 1

@@ -54,7 +54,7 @@ def test_a_unet_and_a_pool(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
 def test_events_that_wait_for_their_group_are_state(ending: str, tmp_path: Path) -> None:
     run, path = FakeRun(staged(pools=[4]).float()), tmp_path / f"events{ending}"
-    export.find(None, path)(run, path, Options(chunk=6, timed=True))  # type: ignore[arg-type]
+    export.find(None, path)(run, path, Options(chunk=6, timed=True))
     assert len(script(path).stdout.strip("[ ]\n").split()) == 5, "one output for each class"
 
 
@@ -103,7 +103,7 @@ def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path
     spec = DataSpec(1, 1, sample_rate=8000)
     model = UNet(spec, UNet.Config(channels=[4, 4], strides=[8, 4], layer=layer("lru"))).eval()
     run, path = FakeRun(model), tmp_path / f"model{ending}"
-    export.find(None, path)(run, path, Options())  # type: ignore[arg-type]
+    export.find(None, path)(run, path, Options())
     x = 0.1 * torch.randn(1000)
     soundfile.write(tmp_path / "x.wav", x.numpy(), 8000, "PCM_16")
     done = script(path, tmp_path / "x.wav", tmp_path / "y.wav")
@@ -117,8 +117,8 @@ def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path
 
 def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:
     run = FakeRun(backbone("lru", d_model=256, depth=1).eval())
-    onnx.export(run, tmp_path / "full.onnx", Options(chunk=4))  # type: ignore[arg-type]
-    lines = onnx.export(run, tmp_path / "int8.onnx", Options(chunk=4, int8=True))  # type: ignore[arg-type]
+    onnx.export(run, tmp_path / "full.onnx", Options(chunk=4))
+    lines = onnx.export(run, tmp_path / "int8.onnx", Options(chunk=4, int8=True))
     assert 0 < float(lines[0].rsplit(" ", 1)[1]) <= 0.05
     full, small = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("full", "int8"))
     assert small < 0.6 * full
@@ -128,7 +128,7 @@ def test_nothing_is_kept_of_what_differs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pt2, "difference", lambda *_: float("nan"))
     run = FakeRun(backbone("mingru", depth=1, pool="none").eval())
     with pytest.raises(LrnnxError, match="differs from the model by nan; nothing was kept"):
-        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))  # type: ignore[arg-type]
+        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +152,7 @@ def test_what_is_there_stays(mine: str, tmp_path: Path) -> None:
     (tmp_path / mine).write_text("mine")
     run = FakeRun(backbone("mingru", depth=1, pool="none").eval())
     with pytest.raises(RunError, match=f"{mine}: is there already"):
-        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))  # type: ignore[arg-type]
+        pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(mine, "mine")]
 
 
@@ -190,7 +190,7 @@ def test_card_of_a_model_in_both_directions_claims_no_stream() -> None:
     model = SimpleNamespace(name="backbone", layer=layer("lru"))
     recipe = SimpleNamespace(name="x", about="", model=model, task=SimpleNamespace(name="classify"))
     run = SimpleNamespace(summary=dict, recipe=recipe, path=Path("x"))
-    text = huggingface.card(run, made, "")  # type: ignore[arg-type]
+    text = huggingface.card(run, made, "")
     assert "both directions" in text
     assert "StreamingSession" not in text
     assert "streaming" not in text.split("---")[1]

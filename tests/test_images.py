@@ -39,7 +39,7 @@ def test_readings_hold_the_same_pixels() -> None:
 def test_a_batch_is_its_examples() -> None:
     config = ImageSequence.Config(batch_size=4, warp=0.3, noise=0.1)
     source = ImageSequence(config).source("train")
-    batch = source.batch([3, 9], [np.random.default_rng(i) for i in (3, 9)])  # type: ignore[attr-defined]
+    batch = source.batch([3, 9], [np.random.default_rng(i) for i in (3, 9)])
     for row, index in enumerate((3, 9)):
         example = source.example(index, np.random.default_rng(index))
         assert torch.equal(batch.x[row], example.x)
@@ -105,7 +105,7 @@ def test_pictures_by_class(tmp_path: Path) -> None:
     data = module(images="folder", root=str(tmp_path), side=6, colour=True)
     assert data.spec.classes == ("cat", "dog")
     sources = [data.source(split) for split in SPLITS]
-    for one, other in combinations([{clip[0] for clip in source.clips} for source in sources], 2):  # type: ignore[attr-defined]
+    for one, other in combinations([{clip[0] for clip in source.clips} for source in sources], 2):
         assert not one & other
     assert sum(len(source) for source in sources) == 60
     batch = next(iter(data.loader("train")))
@@ -117,7 +117,7 @@ def test_folders_named_after_splits_decide(tmp_path: Path) -> None:
         standin.pictures(tmp_path / split, count)
     data = module(images="folder", root=str(tmp_path), side=4)
     assert [len(data.source(split)) for split in SPLITS] == [6, 4, 2]
-    assert sorted(data.source("test").labels) == [0, 1]  # type: ignore[attr-defined]
+    assert sorted(data.source("test").labels) == [0, 1]
 
 
 def test_videos_are_their_frames_patches_one_after_another(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_videos_are_their_frames_patches_one_after_another(tmp_path: Path) -> No
     data = module(images="video", root=str(tmp_path), side=8, reading="patches", patch=4)
     source = data.source("train")
     x = source.example(0, RNG).x
-    clip = source.clips[0]  # type: ignore[attr-defined]
+    clip = source.clips[0]
     assert x.shape == (4 * len(clip), 16)
     second = torch.from_numpy(np.asarray(Image.open(clip[1])).copy()) / 255
     assert torch.equal(x[4], second[:4, :4].flatten())

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from lrnnx_app.ops import _blocked, _extension, linear_scan
+from lrnnx_app.ops import _blocked, linear_scan
+from tests.conftest import needs_kernels
 
 LENGTHS = (1, 2, 3, 31, 33, 127, 500, 1000, 2049)
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -16,9 +17,7 @@ FULL, CONSTANT, OF_ROW, OF_TIME = "full", "constant", "of row", "of time"
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request):
     """A device whose kernels are loaded; only a machine that cannot compile for it goes without."""
-    if request.param not in _extension.wanted():
-        pytest.skip("kernels are switched off, as they are without a compiler")
-    assert _extension.load(request.param), _extension.status(request.param)
+    needs_kernels(request.param)
     return request.param
 
 

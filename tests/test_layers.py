@@ -68,7 +68,7 @@ TIMED_PLAIN = [(case, timed) for case, timed in TIMED if case in PLAIN]
 
 
 def _name(value: object) -> str:
-    return str(value) if isinstance(value, Case) else {True: "dt", False: ""}.get(value, "")  # pyright: ignore
+    return str(value) if isinstance(value, Case) else {True: "dt", False: ""}.get(value, "")
 
 
 each_plain = pytest.mark.parametrize("case", PLAIN, ids=str)

@@ -109,4 +109,4 @@ def test_second_derivative() -> None:
 def test_shapes_that_do_not_fit_are_named(shapes: Any, word: str) -> None:
     a, b, h0 = (None if shape is None else torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=word):
-        linear_scan(a, b, h0)  # type: ignore[arg-type]
+        linear_scan(a, b, h0)

@@ -6,6 +6,7 @@ from lrnnx_app.ops import _extension
 from lrnnx_app.ops import _selective as module
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.selective_scan import reference, selective_scan
+from tests.conftest import needs_kernels
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -164,8 +165,7 @@ def test_shapes_around_those_of_blocks(device, planes, time, channels, n):
 @pytest.mark.parametrize("planes", [1, 2])
 def test_sequences_cut_into_segments(device, planes, rule):
     """Long and few: kernels for GPUs cut time, and put together what was found of each segment."""
-    if not _extension.load(device):
-        pytest.skip("about kernels, which are switched off")
+    needs_kernels(device)
     masks = {"lengths": torch.tensor([1500, 700]), "reset": torch.rand(2, 1500) < 0.002}
     given = case(planes, 1500, 2, 6, 1, 3)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from lrnnx_app.streaming.session import StreamingSession
 
 def staged(layer: str = "event_ssm", **options: object) -> Staged:
     config = Staged.Config(
-        **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},  # type: ignore[arg-type]
+        **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},
         layer=_named(LAYERS[layer].Config, layer)(),
     )
     return Staged(DataSpec(10, 5, tokens=True), config).double().eval()

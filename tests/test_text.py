@@ -29,7 +29,7 @@ def folder_of(root: Path, count: int = 40) -> Path:
 
 def test_embedded_documents_share_no_split() -> None:
     sources = [Text(Text.Config()).source(split) for split in SPLITS]
-    names = [set(source.names) for source in sources]  # type: ignore[attr-defined]
+    names = [set(source.names) for source in sources]
     assert sum(map(len, names)) > 70
     for one, other in combinations(names, 2):
         assert not one & other
@@ -43,7 +43,7 @@ def test_evaluation_predicts_every_byte_but_the_first_of_each_document_once(tmp_
         for index in range(len(source)):
             x, y, _, name = source.example(index, np.random.default_rng(0))
             assert torch.equal(x[1:], y[:-1])
-            assert len(x) == source.lengths[index]  # type: ignore[attr-defined]
+            assert len(x) == source.lengths[index]
             found.setdefault(name, []).extend(y.tolist())
         assert found
         for name, tokens in found.items():

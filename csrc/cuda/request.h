@@ -52,13 +52,19 @@ Optional run_with(Request& request) {
   return real ? run_ruled<E, 1, BWD>(request) : run_ruled<E, 2, BWD>(request);
 }
 
+// run(a number of the type that `dtype` names)
+template <class F>
+auto by_dtype(ScalarType dtype, const F& run) {
+  if (dtype == ScalarType::Float) return run(float{});
+  if (dtype == ScalarType::Double) return run(double{});
+  if (dtype == ScalarType::Half) return run(__half{});
+  if (dtype == ScalarType::BFloat16) return run(__nv_bfloat16{});
+  STD_TORCH_CHECK(false, "kernels take float32, float64, bfloat16 and float16");
+}
+
 template <bool BWD>
 Optional run(ScalarType dtype, Request& request) {
-  if (dtype == ScalarType::Float) return run_with<float, BWD>(request);
-  if (dtype == ScalarType::Double) return run_with<double, BWD>(request);
-  if (dtype == ScalarType::Half) return run_with<__half, BWD>(request);
-  if (dtype == ScalarType::BFloat16) return run_with<__nv_bfloat16, BWD>(request);
-  STD_TORCH_CHECK(false, "scans take float32, float64, bfloat16 and float16");
+  return by_dtype(dtype, [&](auto e) { return run_with<decltype(e), BWD>(request); });
 }
 
 // The dtype in which data is read: that of the values, unless full coefficients have another.

@@ -37,10 +37,7 @@ __global__ void __launch_bounds__(128) one_step(const Step p) {
 
 void start(ScalarType dtype, const Step& p, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((p.count + 127) / 128);
-  if (dtype == ScalarType::Float) one_step<float><<<blocks, 128, 0, stream>>>(p);
-  else if (dtype == ScalarType::Double) one_step<double><<<blocks, 128, 0, stream>>>(p);
-  else if (dtype == ScalarType::Half) one_step<__half><<<blocks, 128, 0, stream>>>(p);
-  else one_step<__nv_bfloat16><<<blocks, 128, 0, stream>>>(p);
+  by_dtype(dtype, [&](auto e) { one_step<decltype(e)><<<blocks, 128, 0, stream>>>(p); });
   check(cudaGetLastError());
 }
 

@@ -6,6 +6,8 @@ namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+constexpr int64_t kLongest = int64_t(1) << 26;  // bytes between steps: kernels count those of 32 steps in 31 bits
+
 // The same for every batch element and step. A single step of a single element counts as one that varies.
 bool constant(const Tensor& x, const Tensor& u) {
   return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) > 1;
@@ -20,7 +22,7 @@ Tensor rows_whole(const Tensor& x, ScalarType dtype, int64_t inner) {
     expected *= x.size(d);
   }
   whole &= x.size(1) == 1 || x.stride(1) > 0;  // 0 says that all steps are the same
-  whole &= x.stride(0) >= 0 && x.stride(1) * x.element_size() < (int64_t(1) << 31);
+  whole &= x.stride(0) >= 0 && x.stride(1) * x.element_size() < kLongest;
   return whole ? x : dense(x, dtype);
 }
 
@@ -52,8 +54,8 @@ struct Problem {
         dtype(u.scalar_type()),
         planes(static_cast<int>(A.dim() - 1)),
         stream(current_stream(u)) {
-    const int64_t longest = int64_t(1) << 30;
-    STD_TORCH_CHECK(u.size(0) < 65536 && u.size(1) < longest && u.size(2) < longest, "extent too large");
+    const int64_t row = std::max(u.size(2), B.size(2) * planes * B.size(B.dim() - 1)) * int64_t(sizeof(float));
+    STD_TORCH_CHECK(u.size(0) < 65536 && u.size(1) < (int64_t(1) << 30) && row < kLongest, "extent too large");
     p.batch = static_cast<int>(u.size(0));
     p.time = static_cast<int>(u.size(1));
     p.channels = static_cast<int>(u.size(2));

@@ -67,11 +67,11 @@ struct SelectiveScan {
     steps = end - begin;
     const int row = at(er), pair = couple.first * int(sizeof(E)), weight_row = at(tid / kParts);
     const int states = home.group * PL * p.states * int(sizeof(E));
-    at_u = from_row(BACK ? p.grad : p.u, row) + pair;
-    at_delta = from_row(p.delta, row) + pair;
-    at_z = from_row(p.z, row) + pair;
-    at_B = from_row(BACK ? p.C : p.B, weight_row) + states;
-    at_C = from_row(p.C, weight_row) + states;
+    at_u = row_of<char>(BACK ? p.grad : p.u, row) + pair;
+    at_delta = row_of<char>(p.delta, row) + pair;
+    at_z = row_of<char>(p.z, row) + pair;
+    at_B = row_of<char>(BACK ? p.C : p.B, weight_row) + states;
+    at_C = row_of<char>(p.C, weight_row) + states;
     UNROLL for (int i = 0; i < PS; i++) elapsed[i] = 1;
   }
 
@@ -126,8 +126,7 @@ struct SelectiveScan {
   }
 
   // ---- loading, a tile ahead; beyond the last step what stands before it is read again ----
-  DEVICE static const char* from_row(const Along& x, int t) { return x.data + int64_t(t) * x.time; }
-  DEVICE static void advance(const char*& at, const Along& x, int rows) { at += int64_t(BACK ? -rows : rows) * x.time; }
+  DEVICE static void advance(const char*& at, const Along& x, int rows) { at += (BACK ? -rows : rows) * x.time; }
   DEVICE void next_weights(int s0) {
     if (s0 + int(tid / kParts) >= steps) return;
     advance(at_B, BACK ? p.C : p.B, TILE);
@@ -273,7 +272,7 @@ struct SelectiveScan {
     }
     if (p.z.data) UNROLL for (int i = 0; i < PS; i++) out[i] = gated(out[i], z[i].get());
     E* to = static_cast<E*>(p.y) + ((int64_t(b) * p.time + begin + s0 + er) * p.channels + couple.first);
-    UNROLL for (int i = 0; i < PS; i++, to += int64_t(ROWS) * p.channels)
+    UNROLL for (int i = 0; i < PS; i++, to += ROWS * p.channels)
       if (s0 + int(er) + i * ROWS < steps) couple.put(p.pairs, to, out[i]);
   }
 

@@ -241,11 +241,7 @@ void by_width(const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
 template <bool BWD>
 void run_conv(ScalarType dtype, const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
   if (int64_t(p.B) * p.D == 0) return;
-  if (dtype == ScalarType::Float) return by_width<float, BWD>(p, width, aligned, stream);
-  if (dtype == ScalarType::Double) return by_width<double, BWD>(p, width, aligned, stream);
-  if (dtype == ScalarType::Half) return by_width<__half, BWD>(p, width, aligned, stream);
-  if (dtype == ScalarType::BFloat16) return by_width<__nv_bfloat16, BWD>(p, width, aligned, stream);
-  STD_TORCH_CHECK(false, "short_conv takes float32, float64, bfloat16 and float16");
+  by_dtype(dtype, [&](auto e) { by_width<decltype(e), BWD>(p, width, aligned, stream); });
 }
 
 // What both passes read: x as it lies unless its channels are apart, the rest in the precision of sums.

@@ -162,10 +162,7 @@ std::tuple<Tensor, Tensor> diagonal_step(
   if (h.numel() == 0) return {w, after};
   const cudaStream_t stream = current_stream(v);
   const int64_t planes = h.size(2);
-  if (dtype == ScalarType::Float) by_planes<float>(p, planes, stream);
-  else if (dtype == ScalarType::Double) by_planes<double>(p, planes, stream);
-  else if (dtype == ScalarType::Half) by_planes<__half>(p, planes, stream);
-  else by_planes<__nv_bfloat16>(p, planes, stream);
+  by_dtype(dtype, [&](auto e) { by_planes<decltype(e)>(p, planes, stream); });
   return {w, after};
 }
 

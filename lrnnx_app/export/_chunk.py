@@ -62,7 +62,7 @@ class Chunk(nn.Module):
         self.model = frozen(model)
         for module in self.model.modules():  # the choice depends on the batch, which is free
             if isinstance(module, Layer) and getattr(module, "path", "") == "auto":
-                module.path = "chunk" if isinstance(module, BankLayer) else "fft"  # type: ignore[assignment]
+                module.path = "chunk" if isinstance(module, BankLayer) else "fft"  # type: ignore[assignment]  (a str, no part)
         with torch.no_grad():
             self(*self.example(2))  # what follows from parameters alone becomes constants of the program
         for module in self.model.modules():

@@ -48,7 +48,7 @@ class BankLayer(DiagonalLayer):
     path: str = "auto"  # auto | scan | chunk
 
     @property
-    def state_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
         return (2, self.groups * self.modes)
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:

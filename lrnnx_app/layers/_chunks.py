@@ -80,7 +80,7 @@ class _Turned(torch.autograd.Function):
         ctx.order = inputs[1]
 
     @staticmethod
-    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]  (of any gradients)
         inverse = [ctx.order.index(d) for d in range(g.ndim)]
         return g.permute(inverse).contiguous(), None
 

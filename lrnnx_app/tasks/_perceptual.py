@@ -48,7 +48,7 @@ class Perceptual(torch.nn.Module):
 
     def reset(self) -> None:
         for metric in self.scores.values():
-            metric.reset()  # type: ignore[operator]
+            metric.reset()  # type: ignore[operator]  (a metric, no tensor)
 
     def _score(self, name: str, heard: Tensor, clean: Tensor) -> float | None:
         """None for a clip without speech that the measure could find."""
