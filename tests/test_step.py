@@ -73,6 +73,15 @@ def test_what_is_left_out(device, planes):
     check(given | {"c": None}, device, torch.float64, rule="euler")
 
 
+@pytest.mark.parametrize("n", [16, 5])
+@pytest.mark.parametrize("alike", [True, False], ids=["one step", "a step for each state"])
+def test_more_than_a_gpu_runs_at_once(device, alike, n):
+    """So that lanes have several states each, the last of which may be missing."""
+    given = operands(1, 512, n, batch=64)
+    given["step"] = given["step"] if alike else torch.randn(64, 512, n, dtype=torch.float64)
+    check(given, device, torch.float64, rule="zoh", softplus=True)
+
+
 def test_states_in_another_order(device):
     """Planes outside of groups, as banks keep them: read where they lie, and returned alike."""
     given = operands(2, 5, 6)

@@ -29,7 +29,7 @@ struct Selective {
   float *part_B, *part_C;      // sums over the channels of a block: (blocks, B, rows, slices · 16)
   float* part_dt;              // likewise (blocks, B, T)
   float* part_channel;         // sums over a segment: (B · segments, slices · 16 + 2, padded)
-  float* carry;                // of several slices, the state's gradient: (B · segments, slices · 16, padded)
+  float* carry;                // of several slices, the state or its gradient: (B · segments, slices · 16, padded)
   int batch, time, channels, groups, states, slices;
   int share, padded;           // channels of a group; of all groups, each padded
   int segments, length;        // time is cut into segments of this many steps, a multiple of 32

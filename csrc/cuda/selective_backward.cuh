@@ -25,15 +25,14 @@ struct SelectiveBackward {
   const Home<C> home;
   int end, first_chunk, last_chunk;
   R rates;
-  X r, dA;                // gradient of the state, and of A
-  float2 d_skip, d_bias;  // of the elementwise role: a pair of channels at the chunk's step `warp`
-  float elapsed;
+  X r, dA;  // gradient of the state, and of A
   bool fresh;
 
   DEVICE SelectiveBackward(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8),
         ch(warp * 8 + lane % 8), b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{},
-        d_skip(make_float2(0, 0)), d_bias(make_float2(0, 0)), elapsed(1), fresh(false) {
+        fresh(false) {
+    sm.totals[tid] = make_float4(0, 0, 0, 0);
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     first_chunk = begin / T;
@@ -42,6 +41,7 @@ struct SelectiveBackward {
       const Couple pair(home, lane * 2);
       const float2 bias = pair.of(p.bias), skip = pair.of(p.D);
       sm.couples[lane] = pair;
+      sm.places[lane] = int64_t(b) * p.time * p.channels + pair.first;
       sm.constants[lane] = make_float4(bias.x, bias.y, skip.x, skip.y);
     }
     for (int i = tid; i < 4 * T * C / VE; i += NT) {
@@ -119,11 +119,8 @@ struct SelectiveBackward {
         if (from.data) to[e] = row_of<E>(from, min(chunk * T + e / C % T, end - 1))[home.channel(e % C)];
       }
     }
-    if (!p.dt && !p.reset) return;
-    const int64_t row = int64_t(b) * p.time;
-    if (p.dt) elapsed = p.dt[row + min(chunk * T + warp, end - 1)];
     const int t = chunk * T + lane % T;
-    if (p.reset) fresh = t < end && p.reset[row + t];
+    if (p.reset) fresh = t < end && p.reset[int64_t(b) * p.time + t];
   }
   DEVICE void stage_slice(int chunk, int slice, int buffer) {
     const unsigned number = tid / 16;
@@ -131,108 +128,111 @@ struct SelectiveBackward {
            sm.kept[tid] + int64_t(chunk * p.slices + slice) * (kSlice * p.padded), true);
     if (tid >= 2 * T * kParts) return;
     const auto from = sm.weights_from[tid];
-    const int t = min(chunk * T + tid / kParts % T, end - 1), n = (slice * kParts + tid % kParts) * kHeld;
+    const int t = min(chunk * T + int(tid / kParts % T), end - 1);
     const E* const row = reinterpret_cast<const E*>(from.data + int64_t(t) * from.time);
-    if (PL == 1 && p.quads)
-      copy_quad(&sm.quads[tid], row + min(n, p.states - 4), n < p.states);
-    else
-      load_quad<E, PL>(sm.quads[tid], row, p, slice, tid % kParts);
-  }
-  DEVICE static void copy_quad(Quad<E>* to, const E* from, bool ok) {
-    if constexpr (sizeof(E) == 4)
-      copy16(shared_address(to), from, ok);
-    else
-      copy_one(reinterpret_cast<uint2*>(to), reinterpret_cast<const uint2*>(from), ok);
+    stage_quad<E, PL>(sm.quads[tid], row, p, slice, tid % kParts);
   }
   DEVICE void put_weights() {
     const int half = T * kParts;
     if (tid < half)
-      SelectiveScan<E, PL, RULE, kOutput>::put(sm.B + tid * 4, sm.quads[tid], false);
+      put_quad<E, PL>(sm.B + tid * 4, sm.quads[tid], false);
     else if (tid < 2 * half)
-      SelectiveScan<E, PL, RULE, kOutput>::put(sm.C_ + (tid - half) * 4, sm.quads[tid], true);
+      put_quad<E, PL>(sm.C_ + (tid - half) * 4, sm.quads[tid], true);
   }
 
   // ---- elementwise work before and after the recurrence ----
   DEVICE float2 raw(int chunk, int which) const {
-    Pair<E> pair;
-    pair.load(&sm.raw[chunk & 1][which][warp][lane * 2]);
-    return pair.get();
+    return load_pair(&sm.raw[chunk & 1][which][warp][lane * 2]);
   }
-  DEVICE float2 step_of(float2 raw) const { return p.softplus ? make_float2(soft_plus(raw.x), soft_plus(raw.y)) : raw; }
+  DEVICE float elapsed(int chunk) const {
+    return p.dt ? p.dt[int64_t(b) * p.time + min(max(chunk * T + int(warp), 0), end - 1)] : 1.f;
+  }
+  DEVICE float2 step_of(float2 raw) const { return p.softplus ? soft_plus(raw) : raw; }
   DEVICE float2 delta_of(int chunk) const {
-    const float2 delta = raw(chunk, 1), bias = *reinterpret_cast<const float2*>(&sm.constants[lane]);
-    return make_float2(delta.x + bias.x, delta.y + bias.y);
+    return add(raw(chunk, 1), *reinterpret_cast<const float2*>(&sm.constants[lane]));
   }
-  DEVICE void before(int chunk, float dt) {
-    const float2 step = step_of(delta_of(chunk)), u = raw(chunk, 0);
-    float2 dy = raw(chunk, 2), span = make_float2(step.x * dt, step.y * dt);
-    if (p.z.data) dy = SelectiveScan<E, PL, RULE, kOutput>::gated(dy, raw(chunk, 3));
-    float2 drive = RULE == kEuler ? make_float2(u.x * span.x, u.y * span.y) : u;
-    const bool in_time = chunk * T + warp < end;
-    const bool one = in_time && lane * 2 < home.width, two = in_time && lane * 2 + 1 < home.width;
+  // What the walk of a chunk is given.
+  DEVICE void give(int chunk, float2 step, float2 u, float2 dy, float dt) {
     const int to = warp * C + lane * 2;
+    const float2 span = mul(step, twice(dt)), drive = RULE == kEuler ? mul(u, span) : u;
+    const bool in_time = chunk * T + int(warp) < end;
+    const bool one = in_time && int(lane * 2) < home.width, two = in_time && int(lane * 2 + 1) < home.width;
     *reinterpret_cast<float4*>(&sm.x[to]) =
         make_float4(one ? span.x : 0, one ? drive.x : 0, two ? span.y : 0, two ? drive.y : 0);
     *reinterpret_cast<float2*>(&sm.dy[to]) = make_float2(one ? dy.x : 0, two ? dy.y : 0);
     if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = make_float2(one ? step.x : 0, two ? step.y : 0);
   }
+  DEVICE void before(int chunk, float dt) {
+    float2 dy = raw(chunk, 2);
+    if (p.z.data) dy = gated(dy, raw(chunk, 3));
+    give(chunk, step_of(delta_of(chunk)), raw(chunk, 0), dy, dt);
+  }
   DEVICE float2 sum_of(int which) const {
-    float2 sum = make_float2(0, 0);
-    UNROLL for (int k = 0; k < kParts; k++) {
-      const float2 x = *reinterpret_cast<const float2*>(&sm.sums[(which * kParts + k) * SUM + warp * C + lane * 2]);
-      sum = make_float2(sum.x + x.x, sum.y + x.y);
-    }
-    return sum;
+    float2 x[kParts];
+    UNROLL for (int k = 0; k < kParts; k++)
+      x[k] = *reinterpret_cast<const float2*>(&sm.sums[(which * kParts + k) * SUM + warp * C + lane * 2]);
+    return add(add(x[0], x[1]), add(x[2], x[3]));
   }
-  // Gradients of a channel at a step, from the sums over its states.
-  struct Element {
-    float du, ddelta, dz, ddt;
-  };
-  DEVICE Element element(float u, float delta, float grad, float z, float dy, float span, float dt, float skip, float y,
-                         float input, float along, float step) const {
-    Element r{};
-    if (p.z.data) {
-      const float s = sigmoid(z);
-      r.dz = grad * fmaf(skip, u, y) * s * fmaf(z, 1 - s, 1.f);
-    }
-    r.du = fmaf(skip, dy, RULE == kEuler ? span * input : input);
-    if constexpr (RULE == kEuler) along = fmaf(u, input, along);
-    r.ddelta = fmaf(along, dt, STEP ? step : 0.f) * (p.softplus ? sigmoid(delta) : 1.f);
-    if (p.dt) r.ddt = along * (p.softplus ? soft_plus(delta) : delta);
-    return r;
-  }
-  DEVICE void after(int chunk, float dt) {
+  // Gradients of a chunk's elements from the sums over their states, and the earlier chunk's turn to be walked: both
+  // at once, so that the chains of one hide those of the other.
+  DEVICE void between(int chunk, float dt, float next_dt) {
     const int t = chunk * T + warp, at = warp * C + lane * 2;
+    const float2 one = twice(1), none = twice(0);
+    const float4 constant = sm.constants[lane], x = *reinterpret_cast<const float4*>(&sm.x[at]);
+    const float2 skip = make_float2(constant.z, constant.w), span = make_float2(x.x, x.z);
+    const float2 u = raw(chunk, 0), delta = delta_of(chunk), next_u = raw(chunk - 1, 0), next_delta = delta_of(chunk - 1);
+    const float2 dy = *reinterpret_cast<const float2*>(&sm.dy[at]);
+    const float2 y = sum_of(0), input = sum_of(1);
+    float2 along = sum_of(2), next_dy = raw(chunk - 1, 2), slope = one, next_step = next_delta, dz = none;
+    if (p.softplus) {
+      slope = sigmoid(delta);
+      next_step = soft_plus(next_delta);
+    }
+    if (p.z.data) {
+      const float2 z = raw(chunk, 3), grad = raw(chunk, 2), s = sigmoid(z);
+      next_dy = gated(next_dy, raw(chunk - 1, 3));
+      const float2 rest = mad(z, make_float2(1 - s.x, 1 - s.y), one);
+      dz = mul(mul(mad(skip, u, y), grad), mul(s, rest));
+    }
+    if constexpr (RULE == kEuler) along = mad(u, input, along);
+    const float2 du = mad(skip, dy, RULE == kEuler ? mul(span, input) : input);
+    const float2 ddelta = mul(mad(along, twice(dt), STEP ? sum_of(STEP ? 3 : 0) : none), slope);
+    give(chunk - 1, next_step, next_u, next_dy, next_dt);
     if (t >= end) return;  // all of a warp
-    const float2 u = raw(chunk, 0), delta = delta_of(chunk), grad = raw(chunk, 2), z = p.z.data ? raw(chunk, 3) : u;
-    const float2 dy = *reinterpret_cast<const float2*>(&sm.dy[at]), y = sum_of(0), input = sum_of(1), along = sum_of(2);
-    const float2 step = STEP ? sum_of(STEP ? 3 : 0) : make_float2(0, 0);
-    const float4 x = *reinterpret_cast<const float4*>(&sm.x[at]), constant = sm.constants[lane];
-    const Element e = element(u.x, delta.x, grad.x, z.x, dy.x, x.x, dt, constant.z, y.x, input.x, along.x, step.x);
-    const Element f = element(u.y, delta.y, grad.y, z.y, dy.y, x.z, dt, constant.w, y.y, input.y, along.y, step.y);
-    d_skip = make_float2(fmaf(dy.x, u.x, d_skip.x), fmaf(dy.y, u.y, d_skip.y));
-    d_bias = make_float2(d_bias.x + e.ddelta, d_bias.y + f.ddelta);
-    const Couple pair = couple();
-    const int64_t to = (int64_t(b) * p.time + t) * p.channels + pair.first;
-    pair.put(p.pairs, static_cast<E*>(p.du) + to, make_float2(e.du, f.du));
-    pair.put(p.pairs, static_cast<E*>(p.ddelta) + to, make_float2(e.ddelta, f.ddelta));
-    if (p.z.data) pair.put(p.pairs, static_cast<E*>(p.dz) + to, make_float2(e.dz, f.dz));
+    const float4 total = sm.totals[tid];
+    const float2 d_skip = mad(dy, u, make_float2(total.x, total.y)), d_bias = add(make_float2(total.z, total.w), ddelta);
+    sm.totals[tid] = make_float4(d_skip.x, d_skip.y, d_bias.x, d_bias.y);
+    const int64_t to = sm.places[lane] + int64_t(t) * p.channels;
+    put(static_cast<E*>(p.du) + to, du);
+    put(static_cast<E*>(p.ddelta) + to, ddelta);
+    if (p.z.data) put(static_cast<E*>(p.dz) + to, dz);
     if (!p.dt) return;
-    float sum = (pair.inside ? e.ddt : 0.f) + (pair.both ? f.ddt : 0.f);
+    const float2 ddt = mul(along, step_of(delta));
+    const Couple pair = couple();
+    float sum = (pair.inside ? ddt.x : 0.f) + (pair.both ? ddt.y : 0.f);
     for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
     if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
+  }
+  DEVICE void put(E* to, float2 v) const {
+    const int c = lane * 2;
+    if (p.pairs) {
+      if (c < home.width) store_pair(to, v);
+    } else {
+      if (c < home.width) to[0] = static_cast<E>(v.x);
+      if (c + 1 < home.width) to[1] = static_cast<E>(v.y);
+    }
   }
   // The eight warps' sums of B and C at a step.
   DEVICE void sum_weights(int chunk, int slice) const {
     const auto sink = sm.sinks[tid];
-    float sum = 0;
-    UNROLL for (int k = 0; k < 8; k++) sum += sm.weights[k * 2 * Sums::SIZE + sink.from];
+    float x[8];
+    UNROLL for (int k = 0; k < 8; k++) x[k] = sm.weights[k * 2 * Sums::SIZE + sink.from];
+    UNROLL for (int n = 4; n; n /= 2)
+      UNROLL for (int k = 0; k < n; k++) x[k] += x[k + n];
     float* const to = sink.to + int64_t(chunk) * sink.step + slice * kSlice;
-    if (sink.step) {
-      if (chunk * T + int(warp) < end) *to = sum;
-    } else {
-      *to = chunk == last_chunk ? sum : *to + sum;  // the same thread's at every chunk
-    }
+    const bool adds = !sink.step && chunk != last_chunk;  // to what the same thread left at the chunk after
+    const float sum = adds ? *to + x[0] : x[0];
+    if (!sink.step || chunk * T + int(warp) < end) *to = sum;
   }
   DEVICE bool varies(int which) const { return (which ? p.B : p.C).time; }
   // The row of a step, or the one of its place in a chunk where weights are the same everywhere.
@@ -314,13 +314,12 @@ struct SelectiveBackward {
     commit_copies();
     wait_copies<0>();
     __syncthreads();
+    before(last_chunk, elapsed(last_chunk));
     int buffer = 0;
 #pragma unroll 1
     for (int chunk = last_chunk; chunk >= first_chunk; chunk--) {
-      const float dt = elapsed;
       const uint32_t cuts = __ballot_sync(~0u, fresh) & ((1u << T) - 1);
       const bool more = chunk > first_chunk;
-      before(chunk, dt);
 #pragma unroll 1
       for (int slice = 0; slice < p.slices; slice++, buffer ^= 1) {
         const bool next = slice + 1 < p.slices;
@@ -337,7 +336,7 @@ struct SelectiveBackward {
         __syncthreads();
         sum_weights(chunk, slice);
       }
-      after(chunk, dt);
+      between(chunk, elapsed(chunk), elapsed(chunk - 1));
     }
   }
 
@@ -349,13 +348,10 @@ struct SelectiveBackward {
       if (segment == 0) StateAt<PL>(p, slice, part).store(p.dfirst, b * int64_t(p.channels) + channel(), r);
     }
     __syncthreads();
-    float4* const each = reinterpret_cast<float4*>(sm.sums);
-    each[tid] = make_float4(d_skip.x, d_skip.y, d_bias.x, d_bias.y);
-    __syncthreads();
     if (warp > 0) return;
-    float4 sum = each[lane];
+    float4 sum = sm.totals[lane];
     for (int k = 1; k < 8; k++) {
-      const float4 x = each[lane + k * 32];
+      const float4 x = sm.totals[lane + k * 32];
       sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
     }
     const int at = lane * 2;

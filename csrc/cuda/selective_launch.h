@@ -24,7 +24,7 @@ void start(Kernel kernel, dim3 grid, int threads, int64_t bytes, cudaStream_t st
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-  if (bytes > 0) check(cudaFuncSetAttribute(kernel, most, static_cast<int>(bytes)));
+  if (bytes > 48 << 10) check(cudaFuncSetAttribute(kernel, most, static_cast<int>(bytes)));
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 

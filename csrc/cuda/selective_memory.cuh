@@ -20,11 +20,13 @@ struct alignas(16) BackShared {
   Quad<E> quads[2 * T * kParts];                  // B and C, as they were read ahead
   Couple couples[C / 2];                          // pairs of channels; bias and D of them
   float4 constants[C / 2];
+  int64_t places[C / 2];                          // of the first of a pair, at step 0
   struct alignas(16) Source {
     const char* data;
     int time;
   } sources[4 * T * C * sizeof(E) / 16],          // where each 16 bytes of raw come from
       weights_from[2 * T * kParts];               // and the rows of quads
+  float4 totals[kBackThreads];                    // gradients of D and the bias, of pairs at a row of each chunk
   const float* kept[kBackThreads];                // likewise of h, at chunk 0
   struct alignas(16) Sink {
     float* to;                                    // at chunk 0

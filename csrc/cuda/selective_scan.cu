@@ -133,9 +133,10 @@ struct Problem {
     }
     p.length = static_cast<int>(((p.time + pick - 1) / pick + 31) / 32 * 32);
     p.segments = (p.time + p.length - 1) / p.length;
-    const int64_t state = int64_t(p.batch) * p.segments * p.slices * 2 * kSlice * p.padded;
-    if (p.segments > 1) p.ahead = scratch(state);
+    if (p.segments > 1) p.ahead = scratch(2 * state());
   }
+  // Numbers of all segments' states.
+  int64_t state() const { return int64_t(p.batch) * p.segments * p.slices * kSlice * p.padded; }
 
   // walk(element type, planes), both as types; elapsed time of 1 makes the asynchronous rule that of zoh
   template <class F>
@@ -168,6 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
   p.y = y.data_ptr();
   p.last = static_cast<float*>(last.data_ptr());
   problem.cut(int64_t(p.groups) * tiles_of(p, 32) * p.batch, 4, .7);
+  if (p.slices > 1) p.carry = problem.scratch(problem.state());
   problem.with([&](auto e, auto planes) {
     using E = decltype(e);
     constexpr int PL = decltype(planes)::value;
@@ -217,9 +219,9 @@ Gradients selective_scan_backward(
     p.part_B = problem.scratch(blocks * rows(p.B) * width);
     p.part_C = problem.scratch(blocks * rows(p.C) * width);
     p.part_channel = problem.scratch(sequences * (width + 2) * p.padded);
-    if (p.slices > 1) p.carry = problem.scratch(sequences * width * p.padded);
+    if (p.slices > 1) p.carry = problem.scratch(problem.state());
     if (p.dt) p.part_dt = problem.scratch(blocks * p.batch * p.time);
-    if (p.segments > 1) p.behind = problem.scratch(sequences * 2 * width * p.padded);
+    if (p.segments > 1) p.behind = problem.scratch(2 * problem.state());
     const bool again = kept.numel() == 0;
     if (again) kept = empty(u, problem.kept(), wide);
     float* const saved = static_cast<float*>(kept.data_ptr());

@@ -5,7 +5,7 @@
 // recurrence: each has two adjacent channels at some steps, and hands {span, drive} over in shared memory. Where there
 // are few channels, time is cut into segments: a walk before finds what each does to the state that it is given, and
 // the main walk folds the earlier segments in. More than 16 numbers of a state are walked slice after slice, over 32
-// steps at a time, while the state of the other slices waits in shared memory.
+// steps at a time, while the state of the other slices waits in scratch memory.
 #pragma once
 #include "selective_tile.cuh"
 
@@ -25,14 +25,18 @@ struct SelectiveScan {
   using X = typename R::X;
   static constexpr bool OUT = MODE == kOutput, BACK = MODE == kReverse, STEP = R::SPLIT && !BACK;
   static constexpr int C = kScanChannels, NT = kScanThreads, TILE = kTileSteps;
+  static constexpr int VE = 16 / sizeof(E), VECTORS = C / VE, STAGED = NT / VECTORS;  // of a copy, a row; rows at once
   static constexpr int ROWS = NT / (C / 2), PS = TILE / ROWS;             // of the elementwise role: rows at once, turns
   static constexpr int YS = C + C / kParts;                               // a row of y, without bank conflicts
   static constexpr int UNROLLED = PL == 2 ? 4 : R::SHAPED ? 8 : 16;       // more would not fit the instruction cache
 
-  struct Shared {
-    float B[2][TILE * kSlice], C[OUT ? 2 : 1][OUT ? TILE * kSlice : 4];
+  struct alignas(16) Shared {
+    float B[TILE * kSlice], C[OUT ? TILE * kSlice : 4];
     float2 x[TILE * SelectiveScan::C];                                    // span, drive
     float step[STEP ? TILE * SelectiveScan::C : 4], y[OUT ? TILE * YS : 4];
+    E raw[2][3][TILE][SelectiveScan::C];                                  // u or its gradient, delta, z
+    Quad<E> quads[OUT ? 2 : 1][NT];                                       // B and C, as they were read ahead
+    float elapsed[2][TILE];
   };
 
   const Selective p;  // a copy, whose fields the compiler knows not to change
@@ -47,15 +51,11 @@ struct SelectiveScan {
   X h, product;      // product of decays, unless their sum does
   float sum;         // of spans, once for each slice
   bool alive;        // no sequence started
-  float* kept;       // where the state goes next that is kept for the backward pass
-  // The elementwise role: channels, row, what was loaded for the next tile, and where more is read from
-  const Couple couple;
+  float* kept;          // where states of this tile go that the backward pass starts from
+  const Couple couple;  // of the elementwise role, as is its first row
   const unsigned er;
-  Pair<E> xu[PS], xd[PS], xz[PS];
-  float elapsed[PS];
   bool fresh;
-  Quad<E> qb, qc;
-  const char *at_u, *at_delta, *at_z, *at_B, *at_C;
+  const char *at_u, *at_delta, *at_z, *at_B, *at_C;  // what is copied next
 
   DEVICE SelectiveScan(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8),
@@ -65,14 +65,16 @@ struct SelectiveScan {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     steps = end - begin;
-    const int row = at(er), pair = couple.first * int(sizeof(E)), weight_row = at(tid / kParts);
-    const int states = home.group * PL * p.states * int(sizeof(E));
-    at_u = row_of<char>(BACK ? p.grad : p.u, row) + pair;
-    at_delta = row_of<char>(p.delta, row) + pair;
-    at_z = row_of<char>(p.z, row) + pair;
+    const int row = at(tid / VECTORS), c = home.from + min(int(tid % VECTORS) * VE, home.width - VE);
+    const int weight_row = at(tid / kParts), states = home.group * PL * p.states * int(sizeof(E));
+    at_u = row_of<char>(BACK ? p.grad : p.u, row) + c * int(sizeof(E));
+    at_delta = row_of<char>(p.delta, row) + c * int(sizeof(E));
+    at_z = row_of<char>(p.z, row) + c * int(sizeof(E));
     at_B = row_of<char>(BACK ? p.C : p.B, weight_row) + states;
     at_C = row_of<char>(p.C, weight_row) + states;
-    UNROLL for (int i = 0; i < PS; i++) elapsed[i] = 1;
+    const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + begin / kStepsKept;
+    kept = p.saved + (chunk * p.slices * kSlice + part * kHeld) * p.padded + home.padded + ch;
+    if (!p.dt && tid < TILE) sm.elapsed[0][tid] = sm.elapsed[1][tid] = 1;
   }
 
   DEVICE int at(int s) const {  // step of the walk -> time
@@ -80,7 +82,10 @@ struct SelectiveScan {
     return BACK ? end - 1 - s : begin + s;
   }
   DEVICE bool folds() const { return OUT || (!BACK && p.saved); }  // else it finds what a segment does
-  DEVICE float4& held(int slice) const { return selective_memory[slice * NT + tid]; }
+  DEVICE float4& waiting(int slice) const {
+    const int64_t row = (int64_t(b) * p.segments + segment) * p.slices + slice;
+    return reinterpret_cast<float4*>(p.carry)[(row * gridDim.x + blockIdx.x) * NT + tid];
+  }
   DEVICE float* place(float* of_segments, int s, int slice, int which) const {
     return of_segments + segment_row(p, b, s, slice, which) + int64_t(part * kHeld) * p.padded + home.padded + ch;
   }
@@ -103,13 +108,13 @@ struct SelectiveScan {
   DEVICE void take(int slice) {
     if (p.slices == 1) return;
     rates.init(StateAt<PL>(p, slice, part).load(p.A, d));
-    h = load_four<PL>(&held(slice).x);
+    h = load_four<PL>(&waiting(slice).x);
     if constexpr (!R::POWERS)
       if (!folds()) product = load_column<PL>(result(slice, 0), p.padded);
   }
   DEVICE void leave(int slice) {
     if (p.slices == 1) return;
-    held(slice) = as_four<PL>(h);
+    waiting(slice) = as_four<PL>(h);
     if constexpr (!R::POWERS)
       if (!folds()) store_column<PL>(result(slice, 0), p.padded, product);
   }
@@ -125,69 +130,64 @@ struct SelectiveScan {
     }
   }
 
-  // ---- loading, a tile ahead; beyond the last step what stands before it is read again ----
+  // ---- copying, a tile ahead; beyond the last step what stands before it is read again ----
   DEVICE static void advance(const char*& at, const Along& x, int rows) { at += (BACK ? -rows : rows) * x.time; }
   DEVICE void next_weights(int s0) {
-    if (s0 + int(tid / kParts) >= steps) return;
-    advance(at_B, BACK ? p.C : p.B, TILE);
-    if constexpr (OUT) advance(at_C, p.C, TILE);
+    const int further = s0 + int(tid / kParts) < steps ? TILE : 0;
+    advance(at_B, BACK ? p.C : p.B, further);
+    if constexpr (OUT) advance(at_C, p.C, further);
   }
-  DEVICE void load_weights(int slice) {
-    load_quad<E, PL>(qb, reinterpret_cast<const E*>(at_B), p, slice, tid % kParts);
-    if constexpr (OUT) load_quad<E, PL>(qc, reinterpret_cast<const E*>(at_C), p, slice, tid % kParts);
+  DEVICE void stage_weights(int slice) {
+    stage_quad<E, PL>(sm.quads[0][tid], reinterpret_cast<const E*>(at_B), p, slice, tid % kParts);
+    if constexpr (OUT) stage_quad<E, PL>(sm.quads[1][tid], reinterpret_cast<const E*>(at_C), p, slice, tid % kParts);
   }
-  DEVICE static void put(float* to, Quad<E> q, bool conjugate) {
-    float4 v = q.get();
-    if (PL == 2 && conjugate) v = make_float4(v.x, v.y, -v.z, -v.w);
-    *reinterpret_cast<float4*>(to) = v;
+  DEVICE void put_weights() {
+    put_quad<E, PL>(sm.B + tid * 4, sm.quads[0][tid], BACK);
+    if constexpr (OUT) put_quad<E, PL>(sm.C + tid * 4, sm.quads[1][tid], true);
   }
-  DEVICE void store_weights(int k) {
-    put(sm.B[k] + tid * 4, qb, BACK);
-    if constexpr (OUT) put(sm.C[k] + tid * 4, qc, true);
-  }
-  template <bool MORE, class F>  // MORE: there are ROWS steps after this tile
-  DEVICE void load_pairs(int s0, const F& load) {
-    UNROLL for (int i = 0; i < PS; i++) {
-      load(xu[i], reinterpret_cast<const E*>(at_u));
-      load(xd[i], reinterpret_cast<const E*>(at_delta));
-      if (MODE != kStates && p.z.data) load(xz[i], reinterpret_cast<const E*>(at_z));
-      if (MORE || s0 + int(er) + (i + 1) * ROWS < steps) {
-        advance(at_u, BACK ? p.grad : p.u, ROWS);
-        advance(at_delta, p.delta, ROWS);
-        if constexpr (MODE != kStates) advance(at_z, p.z, ROWS);
+  DEVICE void stage_elements(int s0, int buffer) {
+    const bool gates = MODE != kStates && p.z.data;
+    E* const to = &sm.raw[buffer][0][0][0];
+    if (p.vectors) {
+      UNROLL for (int row = 0; row < TILE; row += STAGED) {
+        const uint32_t place = shared_address(to + row * C + tid * VE), plane = TILE * C * sizeof(E);
+        copy16(place, at_u, true);
+        copy16(place + plane, at_delta, true);
+        if (gates) copy16(place + 2 * plane, at_z, true);
+        const int further = s0 + row + STAGED + int(tid / VECTORS) < steps ? STAGED : 0;
+        advance(at_u, BACK ? p.grad : p.u, further);
+        advance(at_delta, p.delta, further);
+        advance(at_z, p.z, further);
+      }
+    } else {
+#pragma unroll 1
+      for (int e = tid; e < (gates ? 3 : 2) * TILE * C; e += NT) {
+        const Along from = e < TILE * C ? BACK ? p.grad : p.u : e < 2 * TILE * C ? p.delta : p.z;
+        to[e] = row_of<E>(from, at(s0 + e / C % TILE))[home.channel(e % C)];
       }
     }
+    const int t = at(s0 + tid % TILE);
+    if (p.dt && tid < TILE) copy_one(&sm.elapsed[buffer][tid], p.dt + int64_t(b) * p.time + t, true);
+    if (p.reset) fresh = s0 + int(tid % TILE) < steps && p.reset[int64_t(b) * p.time + t];
   }
-  DEVICE void load_elements(int s0) {
-    if (p.pairs && s0 + TILE + ROWS <= steps)
-      load_pairs<true>(s0, [](Pair<E>& to, const E* from) { to.load(from); });
-    else
-      load_pairs<false>(s0, [this](Pair<E>& to, const E* from) { p.pairs ? to.load(from) : to.load(from, couple.next); });
-    if (p.dt) UNROLL for (int i = 0; i < PS; i++) elapsed[i] = p.dt[int64_t(b) * p.time + at(s0 + er + i * ROWS)];
-    if (p.reset) {
-      const int s = s0 + tid % 32;
-      fresh = s < steps && p.reset[int64_t(b) * p.time + at(s)];
-    }
-  }
-  DEVICE static float2 gated(float2 x, float2 z) {
-    return make_float2(x.x * z.x * sigmoid(z.x), x.y * z.y * sigmoid(z.y));
+  DEVICE float2 raw(int buffer, int which, int i) const {
+    return load_pair(&sm.raw[buffer][which][er + i * ROWS][tid % (C / 2) * 2]);
   }
 
   // {span, drive} of two channels at each row; zeros hold the state after the last step. All rows at once, so that
   // the chains of one hide those of another.
-  DEVICE void hand_over(int s0, float2 bias) {
+  DEVICE void hand_over(int s0, int buffer, float2 bias) {
     float2 x[PS], step[PS];
     UNROLL for (int i = 0; i < PS; i++) {
-      const float2 raw = xd[i].get();
-      step[i] = make_float2(raw.x + bias.x, raw.y + bias.y);
-      x[i] = xu[i].get();
+      step[i] = add(raw(buffer, 1, i), bias);
+      x[i] = raw(buffer, 0, i);
     }
-    if (p.softplus) UNROLL for (int i = 0; i < PS; i++) step[i] = make_float2(soft_plus(step[i].x), soft_plus(step[i].y));
-    if (BACK && p.z.data) UNROLL for (int i = 0; i < PS; i++) x[i] = gated(x[i], xz[i].get());
+    if (p.softplus) UNROLL for (int i = 0; i < PS; i++) step[i] = soft_plus(step[i]);
+    if (BACK && p.z.data) UNROLL for (int i = 0; i < PS; i++) x[i] = gated(x[i], raw(buffer, 2, i));
     UNROLL for (int i = 0; i < PS; i++) {
       const int to = (er + i * ROWS) * C + tid % (C / 2) * 2;
-      const float2 span = make_float2(step[i].x * elapsed[i], step[i].y * elapsed[i]);
-      if (RULE == kEuler && !BACK) x[i] = make_float2(x[i].x * span.x, x[i].y * span.y);
+      const float2 span = mul(step[i], twice(sm.elapsed[buffer][er + i * ROWS]));
+      if (RULE == kEuler && !BACK) x[i] = mul(x[i], span);
       *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x[i].x, span.y, x[i].y);
       if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step[i];
     }
@@ -202,16 +202,16 @@ struct SelectiveScan {
 
   // ---- the recurrence over four steps, the sums of whose four lanes for y are exchanged at the end ----
   template <bool CUT>
-  DEVICE void walk(int s0, int t0, int t1, int k, int slice, uint32_t cuts) {
+  DEVICE void walk(int s0, int t0, int t1, int slice, uint32_t cuts) {
     float y[kParts];
     UNROLL for (int q = 0; q < kParts; q++) {
       const int t = t0 + t1 + q;
       const bool cut = CUT && (cuts >> t & 1);
       if constexpr (MODE != kReverse)
         if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps)
-          keep();
+          keep(t, slice);
       const float2 x = sm.x[t * C + ch];
-      const X B = load_four<PL>(sm.B[k] + t * kSlice + part * kHeld);
+      const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
       X a = rates.decay(x.x);
       if constexpr (BACK) {
         a = conj(a);
@@ -228,7 +228,7 @@ struct SelectiveScan {
       }
       if constexpr (!OUT && !R::POWERS) product = mul(product, a);
       if constexpr (!OUT && R::POWERS) sum += x.x;
-      if constexpr (OUT) y[q] = dot(load_four<PL>(sm.C[k] + t * kSlice + part * kHeld), h);
+      if constexpr (OUT) y[q] = dot(load_four<PL>(sm.C + t * kSlice + part * kHeld), h);
     }
     if constexpr (OUT) {
       UNROLL for (int o = kParts / 2; o; o /= 2) {
@@ -243,37 +243,37 @@ struct SelectiveScan {
     }
   }
   // Also for places beyond the last channel, so that what the backward pass reads there is finite.
-  DEVICE void keep() {
-    store_column<PL>(kept, p.padded, h);
-    kept += int64_t(p.slices * kSlice) * p.padded;
+  DEVICE void keep(int t, int slice) const {
+    store_column<PL>(kept + int64_t(t / kStepsKept * p.slices + slice) * (kSlice * p.padded), p.padded, h);
   }
-  DEVICE void walk_tile(int s0, int k, int slice, uint32_t cuts) {
-    if (!BACK && p.saved) {
-      const int64_t chunk = int64_t(b) * ((p.time + kStepsKept - 1) / kStepsKept) + (begin + s0) / kStepsKept;
-      const int64_t row = (chunk * p.slices + slice) * kSlice + part * kHeld;
-      kept = p.saved + row * p.padded + home.padded + ch;
-    }
+  DEVICE void walk_tile(int s0, int slice, uint32_t cuts) {
 #pragma unroll 1
     for (int t0 = 0; t0 < TILE; t0 += UNROLLED) {
       if (cuts) {  // as if a sequence started, by short code
 #pragma unroll 1
-        for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<true>(s0, t0, t1, k, slice, cuts);
+        for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<true>(s0, t0, t1, slice, cuts);
       } else {
-        UNROLL for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<false>(s0, t0, t1, k, slice, 0);
+        UNROLL for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<false>(s0, t0, t1, slice, 0);
       }
     }
   }
 
-  DEVICE void write(int s0, const Pair<E> (&u)[PS], const Pair<E> (&z)[PS], float2 skip) const {
+  DEVICE void write(int s0, int buffer, float2 skip) const {
     float2 out[PS];
     UNROLL for (int i = 0; i < PS; i++) {
-      const float2 y = *reinterpret_cast<const float2*>(&sm.y[(er + i * ROWS) * YS + tid % (C / 2) * 2]), x = u[i].get();
-      out[i] = make_float2(fmaf(skip.x, x.x, y.x), fmaf(skip.y, x.y, y.y));
+      const float2 y = *reinterpret_cast<const float2*>(&sm.y[(er + i * ROWS) * YS + tid % (C / 2) * 2]);
+      out[i] = mad(skip, raw(buffer, 0, i), y);
     }
-    if (p.z.data) UNROLL for (int i = 0; i < PS; i++) out[i] = gated(out[i], z[i].get());
-    E* to = static_cast<E*>(p.y) + ((int64_t(b) * p.time + begin + s0 + er) * p.channels + couple.first);
-    UNROLL for (int i = 0; i < PS; i++, to += ROWS * p.channels)
-      if (s0 + int(er) + i * ROWS < steps) couple.put(p.pairs, to, out[i]);
+    if (p.z.data) UNROLL for (int i = 0; i < PS; i++) out[i] = gated(out[i], raw(buffer, 2, i));
+    E* const to = static_cast<E*>(p.y) + ((int64_t(b) * p.time + begin + s0 + er) * p.channels + couple.first);
+    const auto each = [&](const auto& put) {
+      UNROLL for (int i = 0; i < PS; i++)
+        if (couple.inside && s0 + int(er) + i * ROWS < steps) put(to + int64_t(i * ROWS) * p.channels, out[i]);
+    };
+    if (p.pairs)
+      each([](E* to, float2 v) { store_pair(to, v); });
+    else
+      each([&](E* to, float2 v) { couple.put(false, to, v); });
   }
 
   DEVICE void run() {
@@ -293,35 +293,36 @@ struct SelectiveScan {
 
   DEVICE void run_tiles() {
     const float2 bias = couple.of(p.bias), skip = couple.of(p.D);
-    load_weights(0);
-    load_elements(0);
-    store_weights(0);
-    int k = 0;
+    stage_elements(0, 0);
+    stage_weights(0);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+    int buffer = 0;
 #pragma unroll 1
-    for (int s0 = 0; s0 < steps; s0 += TILE) {
-      Pair<E> u[PS], z[PS];
-      UNROLL for (int i = 0; i < PS; i++) {
-        u[i] = xu[i];
-        z[i] = xz[i];
-      }
-      hand_over(s0, bias);
+    for (int s0 = 0; s0 < steps; s0 += TILE, buffer ^= 1) {
+      hand_over(s0, buffer, bias);
       const uint32_t cuts = __ballot_sync(~0u, fresh);
       alive &= !cuts;
       const bool more = s0 + TILE < steps;
-      if (more) load_elements(s0 + TILE);
 #pragma unroll 1
-      for (int slice = 0; slice < p.slices; slice++, k ^= 1) {
-        const bool next = slice + 1 < p.slices, any = next || more;
+      for (int slice = 0; slice < p.slices; slice++) {
+        const bool next = slice + 1 < p.slices;
+        put_weights();
+        __syncthreads();
+        // What is read ahead goes where all threads had done with before this barrier.
+        if (slice == 0 && more) stage_elements(s0 + TILE, buffer ^ 1);
         if (!next) next_weights(s0 + TILE);
-        if (any) load_weights(next ? slice + 1 : 0);
-        if (slice == 0) __syncthreads();
+        if (next || more) stage_weights(next ? slice + 1 : 0);
+        commit_copies();
         take(slice);
-        walk_tile(s0, k, slice, cuts);
+        walk_tile(s0, slice, cuts);
         leave(slice);
-        if (any) store_weights(k ^ 1);
+        wait_copies<0>();
         __syncthreads();
       }
-      if constexpr (OUT) write(s0, u, z, skip);
+      if constexpr (OUT) write(s0, buffer, skip);
+      kept += int64_t(TILE / kStepsKept * p.slices) * (kSlice * p.padded);
     }
   }
 };
@@ -329,8 +330,7 @@ struct SelectiveScan {
 template <class E, int PL, int RULE, int MODE>
 __global__ void __launch_bounds__(kScanThreads, 4) selective_scan_kernel(const Selective p) {
   using Scan = SelectiveScan<E, PL, RULE, MODE>;
-  __shared__ __align__(16) typename Scan::Shared shared;
-  Scan(p, shared).run();
+  Scan(p, *reinterpret_cast<typename Scan::Shared*>(selective_memory)).run();
 }
 
 }  // namespace lrnnx::cuda

@@ -1,16 +1,26 @@
 // What the kernels of the selective scan share: where a block's channels lie, and storage types in twos and fours.
 #pragma once
+#include "memory.cuh"
 #include "selective_rule.cuh"
 
 namespace lrnnx::cuda {
 
-// max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(−|x|), which is log(1 + exp(x)): keeps the digits of a small step.
+// max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(−|x|), which is log(1 + exp(x)): keeps the digits of a small step. The
+// polynomial is atanh(t) / t to 4.5e-9 for t ≤ 1/3 (minimax).
 DEVICE float soft_plus(float x) {
-  const float e = exponential(-fabsf(x)), t = quotient(e, 2 + e), s = t * t;
-  float q = 1.f / 13;
-  UNROLL for (int k = 11; k > 0; k -= 2) q = fmaf(s, q, 1.f / k);
+  const float e = exponential(-fabsf(x)), t = e * reciprocal(2 + e), s = t * t;
+  const float q = fmaf(s, fmaf(s, fmaf(s, fmaf(s, .140059935f, .140009026f), .200107636f), .333332081f), 1.f);
   return fmaf(2 * t, q, fmaxf(x, 0.f));
 }
+
+// ---- a pair of channels ----
+DEVICE float2 twice(float x) { return make_float2(x, x); }
+DEVICE float2 mad(float2 a, float2 b, float2 c) { return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)); }
+DEVICE float2 mul(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }
+DEVICE float2 add(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+DEVICE float2 sigmoid(float2 x) { return make_float2(sigmoid(x.x), sigmoid(x.y)); }
+DEVICE float2 soft_plus(float2 x) { return make_float2(soft_plus(x.x), soft_plus(x.y)); }
+DEVICE float2 gated(float2 x, float2 z) { return mul(mul(x, z), sigmoid(z)); }
 
 DEVICE float2 widen(uint32_t w, __nv_bfloat16) {
   return make_float2(__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u));
@@ -25,24 +35,21 @@ DEVICE uint32_t narrow(float a, float b, __half) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-// Numbers as they were loaded: converted only where they are used, so that nothing waits for a load ahead of time.
+// Numbers as they are stored.
 template <class E>
 struct Pair {
   uint32_t bits;
-  DEVICE void load(const E* p) { bits = *reinterpret_cast<const uint32_t*>(p); }
-  DEVICE void load(const E* p, int next) {
-    reinterpret_cast<E*>(&bits)[0] = p[0];
-    reinterpret_cast<E*>(&bits)[1] = p[next];
-  }
   DEVICE float2 get() const { return widen(bits, E()); }
 };
 template <>
 struct Pair<float> {
   float2 v;
-  DEVICE void load(const float* p) { v = *reinterpret_cast<const float2*>(p); }
-  DEVICE void load(const float* p, int next) { v = make_float2(p[0], p[next]); }
   DEVICE float2 get() const { return v; }
 };
+template <class E>
+DEVICE float2 load_pair(const E* p) {
+  return reinterpret_cast<const Pair<E>*>(p)->get();
+}
 DEVICE void store_pair(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
 template <class E>
 DEVICE void store_pair(E* p, float2 v) {
@@ -52,17 +59,6 @@ DEVICE void store_pair(E* p, float2 v) {
 template <class E>
 struct alignas(4 * sizeof(E)) Quad {
   Pair<E> a, b;
-  DEVICE void load(const E* p) {
-    if constexpr (sizeof(E) == 4) {
-      const float4 v = *reinterpret_cast<const float4*>(p);
-      a.v = make_float2(v.x, v.y);
-      b.v = make_float2(v.z, v.w);
-    } else {
-      const uint2 v = *reinterpret_cast<const uint2*>(p);
-      a.bits = v.x;
-      b.bits = v.y;
-    }
-  }
   DEVICE void set(int i, E x) { reinterpret_cast<E*>(i < 2 ? &a : &b)[i % 2] = x; }
   DEVICE float4 get() const {
     const float2 x = a.get(), y = b.get();
@@ -71,18 +67,29 @@ struct alignas(4 * sizeof(E)) Quad {
 };
 
 // Four numbers of B or C of a group at a step, from `part` of a slice: 4 states, or the real and then the imaginary
-// parts of 2; zero beyond the last state.
+// parts of 2; zero beyond the last state. Whole quads arrive by the next wait for copies.
 template <class E, int PL>
-DEVICE void load_quad(Quad<E>& to, const E* row, const Selective& p, int slice, int part) {
+DEVICE void stage_quad(Quad<E>& to, const E* row, const Selective& p, int slice, int part) {
   constexpr int V = kHeld / PL;
   const int n = (slice * kParts + part) * V;
   if (PL == 1 && p.quads) {
-    to = {};
-    if (n < p.states) to.load(row + n);
-    return;
+    const E* const from = row + min(n, p.states - kHeld);
+    if constexpr (sizeof(E) == 4)
+      copy16(shared_address(&to), from, n < p.states);
+    else
+      copy_one(reinterpret_cast<uint2*>(&to), reinterpret_cast<const uint2*>(from), n < p.states);
+  } else {
+    UNROLL for (int j = 0; j < kHeld; j++)
+      to.set(j, n + j % V < p.states ? row[j / V * p.states + n + j % V] : E(0.f));
   }
-  UNROLL for (int j = 0; j < kHeld; j++)
-    to.set(j, n + j % V < p.states ? row[j / V * p.states + n + j % V] : E(0.f));
+}
+
+// As float, and C conjugated.
+template <class E, int PL>
+DEVICE void put_quad(float* to, const Quad<E>& quad, bool conjugate) {
+  float4 v = quad.get();
+  if (PL == 2 && conjugate) v = make_float4(v.x, v.y, -v.z, -v.w);
+  *reinterpret_cast<float4*>(to) = v;
 }
 
 // The channels of a block, C at most, all of a group; places beyond them read the last.

@@ -11,8 +11,9 @@ void start_scan(const Selective& p, int segments, cudaStream_t stream) {
   const bool pads = MODE != kReverse && p.saved;
   const int tiles = pads ? tiles_of(p, kBlockOf) * (kBlockOf / kScanChannels) : tiles_of(p, kScanChannels);
   const dim3 grid(p.groups * tiles, p.batch, segments);
-  const int64_t waiting = p.slices > 1 ? int64_t(p.slices) * kScanThreads * sizeof(float4) : 0;
-  start(selective_scan_kernel<E, PL, RULE, MODE>, grid, kScanThreads, waiting, stream, p);
+  constexpr int64_t bytes = sizeof(typename SelectiveScan<E, PL, RULE, MODE>::Shared);
+  static_assert(bytes <= 99 << 10, "every GPU has as much");
+  start(selective_scan_kernel<E, PL, RULE, MODE>, grid, kScanThreads, bytes, stream, p);
 }
 
 template <class E, int PL>

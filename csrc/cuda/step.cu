@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kGiven = -1, kAsynchronous = 4;  // rules besides those of discretize.cuh, as step.py numbers them
 constexpr int kStepThreads = 128;
+constexpr int64_t kHeldThreads = 1 << 17;  // about half of what a large GPU runs at once
 
 struct Operand {  // broadcasts to (B, G, P, n): strides of 0
   const void* data;
@@ -50,20 +51,23 @@ __global__ void __launch_bounds__(kStepThreads) diagonal_step_kernel(Step p) {
   const int thread = blockIdx.x * kStepThreads + threadIdx.x, item = thread / p.lanes, lane = thread % p.lanes;
   const bool inside = item < p.B * p.G;
   Place<S, PL> at{item / p.G, item % p.G, 0};
-  S sum = 0;
+  const auto step_of = [&] {
+    const S step = p.step.data ? Place<S, 1>{at.b, at.g, at.n}.of(p.step).v[0][0] : S(1);
+    return p.softplus ? soft_plus(step) : step;
+  };
+  S sum = 0, step = RULED && inside && !p.step.state ? step_of() : S(1);
+  const S elapsed = p.dt && inside ? static_cast<const S*>(p.dt)[at.b] : S(1);
   for (at.n = lane; inside && at.n < p.N; at.n += p.lanes) {
     X a = at.of(p.a), drive = at.template of<E>(p.v);
     if (p.shared_input) drive.v[PL - 1][0] *= PL == 1;  // the input is real
     if constexpr (RULED) {
-      S step = p.step.data ? Place<S, 1>{at.b, at.g, at.n}.of(p.step).v[0][0] : S(1);
-      if (p.softplus) step = soft_plus(step);
+      if (p.step.state) step = step_of();  // else all states share one
       Source source;
       source.z = a;
       source.rule = p.rule == kAsynchronous ? int(kZoh) : p.rule;
       source.exponential.init(a);
       typename Source::In in{};
       in.dt = step;
-      const S elapsed = p.dt ? static_cast<const S*>(p.dt)[at.b] : S(1);
       X gain;
       if (p.rule == kAsynchronous) gain = source.gain(in, source.at(in)).gain;
       in.dt = step * elapsed;
@@ -158,6 +162,8 @@ std::tuple<Tensor, Tensor> diagonal_step(
   p.softplus = softplus;
   p.lanes = 1;
   while (p.lanes < 32 && p.lanes < p.N) p.lanes *= 2;
+  // Lanes with a state each are soonest done; where there are more than a GPU holds, four states share what is done once.
+  for (int halved = 0; halved < 2 && p.lanes > 1 && int64_t(p.B) * p.G * p.lanes > kHeldThreads; halved++) p.lanes /= 2;
   STD_TORCH_CHECK(h.numel() < (int64_t(1) << 31), "state too large");
   if (h.numel() == 0) return {w, after};
   const cudaStream_t stream = current_stream(v);

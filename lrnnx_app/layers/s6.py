@@ -111,10 +111,10 @@ class S6(Layer):
         u, conv = short_conv(u[:, None], kernel, self.conv1d.bias, state.conv, silu=True)
         projected = self.x_proj(u[:, 0])
         r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
-        planes = 2 if self.config.complex else 1
-        B, C = BC.unflatten(-1, (2, 1, planes, -1)).unbind(1)
+        B, C = BC.unflatten(-1, (2, 1, 2 if self.config.complex else 1, -1)).unbind(1)
+        C = 2 * C if self.config.complex else C
         h = state.h if self.config.complex else state.h.unsqueeze(-2)
-        y, h = self.advance(u[:, 0], self.dt_proj(r), B, planes * C, h, dt, z)
+        y, h = self.advance(u[:, 0], self.dt_proj(r), B, C, h, dt, z)
         return self.out_proj(y), S6State(conv, h if self.config.complex else h.squeeze(-2))
 
     def advance(
