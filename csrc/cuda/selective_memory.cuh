@@ -27,7 +27,7 @@ struct alignas(16) BackShared {
   } sources[4 * T * C * sizeof(E) / 16],          // where each 16 bytes of raw come from
       weights_from[2 * T * kParts];               // and the rows of quads
   float4 totals[kBackThreads];                    // gradients of D and the bias, of pairs at a row of each chunk
-  const float* kept[kBackThreads];                // likewise of h, at chunk 0
+  const float* kept[kBackThreads];                // where h comes from, at chunk 0
   struct alignas(16) Sink {
     float* to;                                    // at chunk 0
     int from, step;                               // place in `weights`; how far the next chunk's is, 0 if all share one
