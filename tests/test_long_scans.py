@@ -4,17 +4,22 @@ The reference is torch code in float64 on the same inputs. Tolerances are ‖out
 of gradients; half-precision storage rounds both by itself.
 """
 
+import functools
 import itertools
 
 import pytest
 import torch
 
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._selective import blocked as chunks
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rglru_scan import coefficients, rglru_scan
+from lrnnx_app.ops.selective_scan import selective_scan
+from lrnnx_app.ops.step import CODES
 from tests.test_kernels import blocked, error
+from tests.test_selective_scan import TOLERANCE as SELECTIVE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 LENGTHS = (1, 2, 3, 31, 33, 127, 500, 1000, 2049, 16384, 65537)
@@ -47,10 +52,10 @@ def outputs_and_gradients(function, inputs, wide=False):
     return [x.detach() for x in outputs], list(grads)
 
 
-def agree(function, definition, inputs, planes):
+def agree(function, definition, inputs, limits):
     got, again = (outputs_and_gradients(function, inputs) for _ in range(2))
     want = outputs_and_gradients(definition, inputs, wide=True)
-    for kind, limit in enumerate(tolerance(planes, inputs[0].dtype)):
+    for kind, limit in enumerate(limits):
         for i, (x, second, y) in enumerate(zip(got[kind], again[kind], want[kind], strict=True)):
             assert torch.equal(x, second), ("differs between two runs", kind, i)
             assert error(x.double(), y) <= limit, (("output", "gradient")[kind], i, error(x.double(), y))
@@ -75,7 +80,7 @@ def test_linear_scan(planes, constant, reverse, time):
             lambda b, a, h: linear_scan(a, b, h, reverse=reverse),
             lambda b, a, h: blocked(a, b, h, reverse=reverse),
             [flat(v), flat(a), flat(h0)],
-            planes,
+            tolerance(planes, dtype),
         )
 
 
@@ -99,7 +104,7 @@ def test_discretized_scan(planes, rule, reverse, time):
             lambda v, z, dt, h: discretized_scan(z, dt, v, h, rule=rule, reverse=reverse),
             definition,
             [v, z, (0.1 * drawn["dt"]).to(h0.dtype), h0],
-            planes,
+            tolerance(planes, dtype),
         )
 
 
@@ -120,8 +125,43 @@ def test_rglru_scan(timed, time):
             ),
             definition,
             inputs,
-            1,
+            tolerance(1, dtype),
         )
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_selective_scan(planes, rule, time):
+    """Every operand, two groups, memories up to some thousand steps, and the gradients of all ten inputs."""
+    number = (16,) if planes == 1 else (2, 8)
+    generator = torch.Generator("cuda").manual_seed(time)
+    normal, uniform = (
+        functools.partial(f, generator=generator, device="cuda") for f in (torch.randn, torch.rand)
+    )
+    A = -0.5 - 7.5 * uniform(CHANNELS, *number)
+    if planes == 2:
+        A[:, 1] *= 3
+    wide = [
+        A,
+        normal(CHANNELS),
+        normal(CHANNELS) - 5,
+        uniform(BATCH, time) + 0.5,
+        normal(BATCH, CHANNELS, *number),
+    ]
+    elements = [normal(BATCH, time, CHANNELS) for _ in range(3)]
+    weights = [normal(BATCH, time, 2, *number) for _ in range(2)]
+
+    def function(u, delta, z, B, C, A, D, bias, dt, h0):
+        return selective_scan(u, delta, A, B, C, D, h0, z=z, bias=bias, dt=dt, rule=rule, softplus=True)
+
+    def definition(u, delta, z, B, C, A, D, bias, dt, h0):
+        return chunks(u, delta, A, B, C, D, z, bias, dt, h0, None, None, True, CODES[rule])
+
+    for dtype, limit in SELECTIVE.items():
+        if dtype != torch.float64:  # which takes torch code
+            narrow = [x.to(dtype) for x in (*elements, *weights)]
+            agree(function, definition, [*narrow, *wide], (limit, limit))
 
 
 @pytest.mark.parametrize(("shape", "planes"), [*itertools.product([(1, 3, 65536), (3, 65537, 1)], [1, 2])])
