@@ -34,6 +34,8 @@ def test_streaming(tmp_path):
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
     steps = streaming.step_rows("cpu", ["lru", "s6"], [1])
     assert all(row["batch 1 µs"] > 0 for row in steps)
+    matmuls = streaming.matmul_rows("cpu", [1])
+    assert all(row["row_linear batch 1 µs"] > 0 for row in matmuls)
 
 
 def test_largest_number_of_voices_is_within_an_eighth(monkeypatch):

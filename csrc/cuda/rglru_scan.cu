@@ -1,4 +1,5 @@
 // lrnnx::rglru_scan and its backward on CUDA: coefficients and drive are made in registers from the gates' logits.
+#include "chained.cuh"
 #include "gates.cuh"
 #include "reduce.cuh"
 
@@ -7,9 +8,10 @@ namespace {
 
 // A single step, as streams take it: nothing to be read ahead, and no blocks that wait for each other.
 struct Step {
-  const void *gate, *input_gate, *u, *rate, *dt, *first;  // `first`: the state; it and dt may be null
-  const bool* unit;                                       // (B,): the input enters whole; may be null
+  const void *gate, *input_gate, *u, *rate;
+  const void *dt, *first, *unit;                          // (B,); the state; (B,) not 0: the input enters whole
   void *y, *last;
+  int64_t gate_row, input_row;                            // strides of gate and input_gate
   int64_t count, N;
 };
 
@@ -17,28 +19,32 @@ template <class E>
 __global__ void __launch_bounds__(128) one_step(const Step p) {
   using S = typename Storage<E>::Sum;
   using X = Val<S, 1, 1>;
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, b = i / p.N;
+  await_launch_before();
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, b = i / p.N, n = i % p.N;
   if (i >= p.count) return;
-  const auto number = [&](const void* x) { return static_cast<S>(static_cast<const E*>(x)[i]); };
+  const auto number = [&](const void* x, int64_t row) { return static_cast<S>(static_cast<const E*>(x)[b * row + n]); };
   Gates<S, 1, 1, false> gates;
-  gates.rate.v[0][0] = static_cast<const S*>(p.rate)[i % p.N];
+  gates.rate.v[0][0] = static_cast<const S*>(p.rate)[n];
   typename Gates<S, 1, 1, false>::In in{};
-  in.raw[0].v[0][0] = number(p.gate);
-  in.raw[1].v[0][0] = number(p.input_gate);
+  in.raw[0].v[0][0] = number(p.gate, p.gate_row);
+  in.raw[1].v[0][0] = number(p.input_gate, p.input_row);
   in.dt = p.dt ? static_cast<const S*>(p.dt)[b] : S(1);
-  in.mode = p.unit && p.unit[b] ? kUnit : kPlain;
+  in.mode = p.unit && static_cast<const S*>(p.unit)[b] != 0 ? kUnit : kPlain;
   X u, h{};
-  u.v[0][0] = number(p.u);
+  u.v[0][0] = number(p.u, p.N);
   if (p.first) h.v[0][0] = static_cast<const S*>(p.first)[i];
   const X a = gates.at(in), after = mad(a, h, gates.drive(in, a, u));
   static_cast<S*>(p.last)[i] = after.v[0][0];
   static_cast<E*>(p.y)[i] = static_cast<E>(after.v[0][0]);
 }
 
+Tensor rows_whole(const Tensor& x, ScalarType dtype) {
+  return x.scalar_type() == dtype && (x.size(2) == 1 || x.stride(2) == 1) ? x : dense(x, dtype);
+}
+
 void start(ScalarType dtype, const Step& p, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((p.count + 127) / 128);
-  by_dtype(dtype, [&](auto e) { one_step<decltype(e)><<<blocks, 128, 0, stream>>>(p); });
-  check(cudaGetLastError());
+  by_dtype(dtype, [&](auto e) { start_chained(one_step<decltype(e)>, blocks, 128, stream, p); });
 }
 
 }  // namespace
@@ -51,20 +57,23 @@ std::tuple<Tensor, Tensor> rglru_scan(
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
   Tensor out = empty(u, sizes(u), dtype), last = empty(u, state_sizes(u), wide);
   if (u.numel() == 0) return {out, last};
-  gate = dense(gate, dtype);
-  input_gate = dense(input_gate, dtype);
   u = dense(u, dtype);
   dt = dense(dt, wide);
   h0 = dense(h0, wide);
   const Coefficient rates = channels(rate, x, wide);
   if (x.time == 1 && !lengths && !reset) {
-    const Optional unit = dense(first, ScalarType::Bool);
+    const Optional unit = dense(first, wide);
+    gate = rows_whole(gate, dtype);
+    input_gate = rows_whole(input_gate, dtype);
     start(dtype,
           {gate.data_ptr(), input_gate.data_ptr(), u.data_ptr(), rates.tensor.data_ptr(), data_or_null<void>(dt),
-           data_or_null<void>(h0), data_or_null<bool>(unit), out.data_ptr(), last.data_ptr(), u.numel(), x.channels},
+           data_or_null<void>(h0), data_or_null<void>(unit), out.data_ptr(), last.data_ptr(), gate.stride(0),
+           input_gate.stride(0), u.numel(), x.channels},
           current_stream(u));
     return {out, last};
   }
+  gate = dense(gate, dtype);
+  input_gate = dense(input_gate, dtype);
   const Optional mode = modes(u, x, lengths, reset, false, first);
   Request request = prepare(Kind::kGates, x, u, rates, mode, true, false);
   Params& p = request.params;

@@ -203,24 +203,19 @@ struct SelectiveBackward {
     const float2 d_skip = mad(dy, u, make_float2(total.x, total.y)), d_bias = add(make_float2(total.z, total.w), ddelta);
     sm.totals[tid] = make_float4(d_skip.x, d_skip.y, d_bias.x, d_bias.y);
     const int64_t to = sm.places[lane] + int64_t(t) * p.channels;
-    put(static_cast<E*>(p.du) + to, du);
-    put(static_cast<E*>(p.ddelta) + to, ddelta);
-    if (p.z.data) put(static_cast<E*>(p.dz) + to, dz);
+    const auto put = [&](void* tensor, float2 v) {
+      const int c = lane * 2;
+      put_pair(p.pairs, c < home.width, c + 1 < home.width, static_cast<E*>(tensor) + to, v);
+    };
+    put(p.du, du);
+    put(p.ddelta, ddelta);
+    if (p.z.data) put(p.dz, dz);
     if (!p.dt) return;
     const float2 ddt = mul(along, step_of(delta));
     const Couple pair = couple();
     float sum = (pair.inside ? ddt.x : 0.f) + (pair.both ? ddt.y : 0.f);
     for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
     if (lane == 0) p.part_dt[(int64_t(blockIdx.x) * p.batch + b) * p.time + t] = sum;
-  }
-  DEVICE void put(E* to, float2 v) const {
-    const int c = lane * 2;
-    if (p.pairs) {
-      if (c < home.width) store_pair(to, v);
-    } else {
-      if (c < home.width) to[0] = static_cast<E>(v.x);
-      if (c + 1 < home.width) to[1] = static_cast<E>(v.y);
-    }
   }
   // The eight warps' sums of B and C at a step.
   DEVICE void sum_weights(int chunk, int slice) const {

@@ -5,14 +5,6 @@
 
 namespace lrnnx::cuda {
 
-// max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(−|x|), which is log(1 + exp(x)): keeps the digits of a small step. The
-// polynomial is atanh(t) / t to 4.5e-9 for t ≤ 1/3 (minimax).
-DEVICE float soft_plus(float x) {
-  const float e = exponential(-fabsf(x)), t = e * reciprocal(2 + e), s = t * t;
-  const float q = fmaf(s, fmaf(s, fmaf(s, fmaf(s, .140059935f, .140009026f), .200107636f), .333332081f), 1.f);
-  return fmaf(2 * t, q, fmaxf(x, 0.f));
-}
-
 // ---- a pair of channels ----
 DEVICE float2 twice(float x) { return make_float2(x, x); }
 DEVICE float2 mad(float2 a, float2 b, float2 c) { return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)); }
@@ -109,6 +101,17 @@ struct Home {
   DEVICE int channel(int c) const { return from + min(c, width - 1); }
 };
 
+// Two channels, of which there may be `one` or both; as a whole if they come in pairs.
+template <class E>
+DEVICE void put_pair(bool pairs, bool one, bool both, E* to, float2 v) {
+  if (pairs) {
+    if (one) store_pair(to, v);
+  } else {
+    if (one) to[0] = static_cast<E>(v.x);
+    if (both) to[1] = static_cast<E>(v.y);
+  }
+}
+
 // A pair of adjacent channels that a thread does elementwise work for; c is even.
 struct Couple {
   int first, next;     // channels; `next` is how far the second is away: 1, or 0 beyond the last
@@ -127,12 +130,7 @@ struct Couple {
   }
   template <class E>
   DEVICE void put(bool pairs, E* to, float2 v) const {
-    if (pairs && both) {
-      store_pair(to, v);
-    } else {
-      if (inside) to[0] = static_cast<E>(v.x);
-      if (both) to[1] = static_cast<E>(v.y);
-    }
+    put_pair(pairs, inside, both, to, v);
   }
 };
 

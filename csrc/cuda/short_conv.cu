@@ -1,7 +1,7 @@
 // lrnnx::short_conv on CUDA and its gradients. A thread has a vector of channels and a strip of steps: it reads each
 // input once, and keeps the window, or the gradients that the window still owes, in registers.
+#include "chained.cuh"
 #include "reduce.cuh"
-#include "value.cuh"
 
 namespace lrnnx::cuda {
 namespace {
@@ -18,23 +18,6 @@ struct Conv {
   int B, T, D, strip;                     // strip: steps of a thread
   bool silu;
 };
-
-template <class E, int V>
-struct alignas(sizeof(E) * V) Packed {
-  E v[V];
-};
-
-template <class S, class E, int V>
-DEVICE void load(S (&to)[V], const E* from) {
-  const Packed<E, V> packed = *reinterpret_cast<const Packed<E, V>*>(from);
-  UNROLL for (int i = 0; i < V; i++) to[i] = static_cast<S>(packed.v[i]);
-}
-template <class E, class S, int V>
-DEVICE void store(E* to, const S (&from)[V]) {
-  Packed<E, V> packed;
-  UNROLL for (int i = 0; i < V; i++) packed.v[i] = static_cast<E>(from[i]);
-  *reinterpret_cast<Packed<E, V>*>(to) = packed;
-}
 
 // One thread's place and taps, and the window of inputs: window[k] is that of k steps ago. MASKED: there are lengths
 // or resets.
@@ -64,9 +47,9 @@ struct Walk {
 
   DEVICE void input(int t, S (&to)[V]) const {
     if (t >= 0 && t < length)
-      load(to, inputs(t));
+      load_packed(to, inputs(t));
     else if (t < 0 && p.state)
-      load(to, static_cast<const S*>(p.state) + (int64_t(b) * SPAN + SPAN + t) * p.D + d);
+      load_packed(to, static_cast<const S*>(p.state) + (int64_t(b) * SPAN + SPAN + t) * p.D + d);
     else
       UNROLL for (int i = 0; i < V; i++) to[i] = 0;
   }
@@ -88,6 +71,7 @@ template <class E, int W, int V, bool MASKED>
 __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
   using S = typename Storage<E>::Sum;
   constexpr int SPAN = W - 1, AHEAD = 4;
+  await_launch_before();
   const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
   const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
   if (d >= p.D || first >= p.T) return;
@@ -95,11 +79,11 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
   E* const y = static_cast<E*>(p.y) + (int64_t(b) * p.T) * p.D + d;
   S* const last = static_cast<S*>(p.last) + int64_t(b) * SPAN * p.D + d;
   if (first == 0 && walk.length == 0)
-    UNROLL for (int k = 0; k < SPAN; k++) store(last + (SPAN - 1 - k) * p.D, walk.window[k]);
+    UNROLL for (int k = 0; k < SPAN; k++) store_packed(last + (SPAN - 1 - k) * p.D, walk.window[k]);
   for (int start = first; start < end; start += AHEAD) {
     S next[AHEAD][V];
     if (start + AHEAD <= walk.length) {
-      UNROLL for (int k = 0; k < AHEAD; k++) load(next[k], walk.inputs(start + k));
+      UNROLL for (int k = 0; k < AHEAD; k++) load_packed(next[k], walk.inputs(start + k));
     } else {
       UNROLL for (int k = 0; k < AHEAD; k++) walk.input(start + k, next[k]);
     }
@@ -115,10 +99,10 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
           UNROLL for (int j = 0; j < SPAN; j++) {
             S kept[V];
             UNROLL for (int i = 0; i < V; i++) kept[i] = walk.sees(j) ? walk.window[j][i] : S(0);
-            store(last + (SPAN - 1 - j) * p.D, kept);
+            store_packed(last + (SPAN - 1 - j) * p.D, kept);
           }
       }
-      store(y + int64_t(t) * p.D, out);
+      store_packed(y + int64_t(t) * p.D, out);
     }
   }
 }
@@ -141,8 +125,8 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
     S owed[W][V] = {}, next_grad[V] = {}, next_input[V] = {};
     const auto fetch = [&](int t) {
       if (t >= walk.length || t >= end + SPAN) return;
-      load(next_grad, grad + int64_t(t) * p.D);
-      load(next_input, walk.inputs(t));
+      load_packed(next_grad, grad + int64_t(t) * p.D);
+      load_packed(next_input, walk.inputs(t));
     };
     fetch(first);
     for (int t = first; t < end + SPAN; t++) {
@@ -156,7 +140,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
         UNROLL for (int k = 0; k < SPAN; k++)
           if (walk.sees(k) || t == 0) {
             S of_last[V];
-            load(of_last, grad_last + (SPAN - 1 - k) * p.D);
+            load_packed(of_last, grad_last + (SPAN - 1 - k) * p.D);
             UNROLL for (int i = 0; i < V; i++) owed[k][i] += of_last[i];
           }
       UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) owed[k][i] = owed[k - 1][i];
@@ -180,9 +164,9 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
       }
       const int s = t - SPAN;
       if (s >= first)
-        store(dx + int64_t(s) * p.D, owed[SPAN]);
+        store_packed(dx + int64_t(s) * p.D, owed[SPAN]);
       else if (s < 0 && SPAN > 0)
-        store(d_state + (SPAN + s) * p.D, owed[SPAN]);
+        store_packed(d_state + (SPAN + s) * p.D, owed[SPAN]);
     }
   }
   // The strips of a block are added in order, one tap at a time.
@@ -215,13 +199,16 @@ dim3 grid_of(const Conv& p, int V) {
 
 template <class E, int W, int V, bool BWD>
 void start(const Conv& p, cudaStream_t stream) {
-  const auto run = [&](auto kernel) { kernel<<<grid_of(p, V), dim3(kLanes, kStrips), 0, stream>>>(p); };
+  const dim3 grid = grid_of(p, V), threads(kLanes, kStrips);
   const bool masked = p.lengths || p.reset;
-  if constexpr (BWD)
-    masked ? run(short_conv_backward<E, W, V, true>) : run(short_conv_backward<E, W, V, false>);
-  else
-    masked ? run(short_conv_forward<E, W, V, true>) : run(short_conv_forward<E, W, V, false>);
-  check(cudaGetLastError());
+  if constexpr (BWD) {
+    const auto kernel = masked ? short_conv_backward<E, W, V, true> : short_conv_backward<E, W, V, false>;
+    kernel<<<grid, threads, 0, stream>>>(p);
+    check(cudaGetLastError());
+  } else {
+    const auto kernel = masked ? short_conv_forward<E, W, V, true> : short_conv_forward<E, W, V, false>;
+    start_chained(kernel, grid, threads, stream, p);
+  }
 }
 
 template <class E, bool BWD>
@@ -293,6 +280,7 @@ struct Tensors {
 
 std::tuple<Tensor, Tensor> short_conv(
     Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths, Optional reset, bool silu) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
   const int64_t width = weight.size(1);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);
@@ -307,6 +295,7 @@ std::tuple<Tensor, Tensor> short_conv(
 std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
     Tensor grad, Tensor grad_last, Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths,
     Optional reset, bool silu) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
   const int64_t width = weight.size(1);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);

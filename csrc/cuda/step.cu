@@ -1,6 +1,6 @@
 // lrnnx::diagonal_step on CUDA: lanes for the states of a group, which a reduction over them contracts.
+#include "chained.cuh"
 #include "discretize.cuh"
-#include "request.h"
 
 namespace lrnnx::cuda {
 namespace {
@@ -22,46 +22,62 @@ struct Step {
   bool softplus, shared_input;
 };
 
-template <class S>
-DEVICE S soft_plus(S x) {
-  const S e = exponential(-fabs(x));
-  return fmax(x, S(0)) + log1p(e);
-}
-
-template <class S, int PL>
+template <class S, int PL, int V>
 struct Place {
   int b, g, n;
   DEVICE int64_t in(const Operand& x) const {
     return int64_t(b) * x.batch + int64_t(g) * x.group + int64_t(n) * x.state;
   }
   template <class E = S>
-  DEVICE Val<S, PL, 1> of(const Operand& x) const {
-    Val<S, PL, 1> r;
+  DEVICE Val<S, PL, V> of(const Operand& x) const {
+    Val<S, PL, V> r;
     const E* const from = static_cast<const E*>(x.data) + in(x);
-    UNROLL for (int plane = 0; plane < PL; plane++) r.v[plane][0] = static_cast<S>(from[plane * x.plane]);
+    UNROLL for (int plane = 0; plane < PL; plane++) {
+      if (V == 1 || x.state)
+        load_packed(r.v[plane], from + plane * x.plane);
+      else
+        UNROLL for (int i = 0; i < V; i++) r.v[plane][i] = static_cast<S>(from[plane * x.plane]);
+    }
     return r;
   }
 };
 
-template <class E, int PL, bool RULED>
+// V states of a lane lie side by side, or all share one number of an operand.
+template <class E, int PL, bool RULED, int V>
 __global__ void __launch_bounds__(kStepThreads) diagonal_step_kernel(Step p) {
   using S = typename Storage<E>::Sum;
-  using X = Val<S, PL, 1>;
-  using Source = Ruled<S, PL, 1, false>;
+  using X = Val<S, PL, V>;
+  using Source = Ruled<S, PL, V, false>;
+  await_launch_before();
   const int thread = blockIdx.x * kStepThreads + threadIdx.x, item = thread / p.lanes, lane = thread % p.lanes;
   const bool inside = item < p.B * p.G;
-  Place<S, PL> at{item / p.G, item % p.G, 0};
-  const auto step_of = [&] {
-    const S step = p.step.data ? Place<S, 1>{at.b, at.g, at.n}.of(p.step).v[0][0] : S(1);
-    return p.softplus ? soft_plus(step) : step;
-  };
-  S sum = 0, step = RULED && inside && !p.step.state ? step_of() : S(1);
+  Place<S, PL, V> at{item / p.G, item % p.G, 0};
   const S elapsed = p.dt && inside ? static_cast<const S*>(p.dt)[at.b] : S(1);
-  for (at.n = lane; inside && at.n < p.N; at.n += p.lanes) {
-    X a = at.of(p.a), drive = at.template of<E>(p.v);
-    if (p.shared_input) drive.v[PL - 1][0] *= PL == 1;  // the input is real
+  const Place<S, 1, 1> group{at.b, at.g, 0};
+  const S direct = p.direct && inside ? static_cast<const S*>(p.direct)[at.g] : S(0);
+  const S given = p.direct && inside ? group.template of<E>(p.v).v[0][0] : S(0);
+  const S logit = p.gate.data && inside ? group.template of<E>(p.gate).v[0][0] : S(0);
+  struct {
+    X a, drive, gain, c, h;
+    S step;
+  } x;
+  const auto read = [&] {  // all that is needed, before anything is computed
+    x.a = at.of(p.a);
+    x.drive = at.template of<E>(p.v);
+    x.h = at.of(p.h);
+    if (p.gain.data) x.gain = at.of(p.gain);
+    if (p.c.data) x.c = at.of(p.c);
+    x.step = RULED && p.step.data ? Place<S, 1, 1>{at.b, at.g, at.n}.of(p.step).v[0][0] : S(1);
+  };
+  S sum = 0, step = 0;
+  at.n = lane * V;
+  bool more = inside && at.n < p.N;
+  if (more) read();
+  for (bool first = true; more; first = false) {
+    X a = x.a, drive = x.drive;
+    if (p.shared_input) UNROLL for (int i = 0; i < V; i++) drive.v[PL - 1][i] *= PL == 1;  // the input is real
     if constexpr (RULED) {
-      if (p.step.state) step = step_of();  // else all states share one
+      if (first || p.step.state) step = p.softplus ? soft_plus(x.step) : x.step;  // else all states share one
       Source source;
       source.z = a;
       source.rule = p.rule == kAsynchronous ? int(kZoh) : p.rule;
@@ -75,37 +91,56 @@ __global__ void __launch_bounds__(kStepThreads) diagonal_step_kernel(Step p) {
       if (p.rule != kAsynchronous) gain = source.gain(in, a).gain;
       drive = mul(gain, drive);
     }
-    if (p.gain.data) drive = mul(at.of(p.gain), drive);
-    const X after = mad(a, at.of(p.h), drive);
+    if (p.gain.data) drive = mul(x.gain, drive);
+    const X after = mad(a, x.h, drive);
     S* const out = static_cast<S*>(const_cast<void*>(p.after.data)) + at.in(p.after);
-    UNROLL for (int plane = 0; plane < PL; plane++) out[plane * p.after.plane] = after.v[plane][0];
-    if (p.c.data) sum += real_sum(mul(at.of(p.c), after));
+    UNROLL for (int plane = 0; plane < PL; plane++) store_packed(out + plane * p.after.plane, after.v[plane]);
+    if (p.c.data) sum += real_sum(mul(x.c, after));
+    at.n += p.lanes * V;
+    more = at.n < p.N;
+    if (more) read();
   }
   if (!p.c.data) return;
   for (int distance = p.lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
   if (!inside || lane) return;
-  const Place<S, 1> group{at.b, at.g, 0};
-  if (p.direct) sum = fma(static_cast<const S*>(p.direct)[at.g], group.template of<E>(p.v).v[0][0], sum);
-  if (p.gate.data) {
-    const S z = group.template of<E>(p.gate).v[0][0];
-    sum *= z * sigmoid(z);
-  }
+  sum = fma(direct, given, sum);
+  if (p.gate.data) sum *= logit * sigmoid(logit);
   static_cast<E*>(p.w)[item] = static_cast<E>(sum);
 }
 
+constexpr int kQuad = 4;
+
+// Whether four states of an operand can be read at once, or are alike.
+bool quads(const Operand& x, int64_t size) {
+  const bool apart = (x.batch | x.group | x.plane) % kQuad || reinterpret_cast<uintptr_t>(x.data) % (size * kQuad);
+  return !x.data || x.state == 0 || (x.state == 1 && !apart);
+}
+
+template <class E, int PL, int V>
+void start(Step p, cudaStream_t stream) {
+  const int64_t groups = int64_t(p.B) * p.G;
+  p.lanes = 1;
+  while (p.lanes < 32 && p.lanes * V < p.N) p.lanes *= 2;
+  // Lanes with a state each are soonest done; more than a GPU holds, and four states share what is done once.
+  for (int halved = 0; V == 1 && halved < 2 && p.lanes > 1 && groups * p.lanes > kHeldThreads; halved++) p.lanes /= 2;
+  const unsigned blocks = static_cast<unsigned>((groups * p.lanes + kStepThreads - 1) / kStepThreads);
+  const auto run = [&](auto kernel) { start_chained(kernel, blocks, kStepThreads, stream, p); };
+  p.rule == kGiven ? run(diagonal_step_kernel<E, PL, false, V>) : run(diagonal_step_kernel<E, PL, true, V>);
+}
+
 template <class E, int PL>
-void start(const Step& p, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>((int64_t(p.B) * p.G * p.lanes + kStepThreads - 1) / kStepThreads);
-  if (p.rule == kGiven)
-    diagonal_step_kernel<E, PL, false><<<blocks, kStepThreads, 0, stream>>>(p);
-  else
-    diagonal_step_kernel<E, PL, true><<<blocks, kStepThreads, 0, stream>>>(p);
-  check(cudaGetLastError());
+void by_width(const Step& p, cudaStream_t stream) {
+  using S = typename Storage<E>::Sum;
+  bool wide = p.N % kQuad == 0 && p.step.state == 0 && quads(p.v, sizeof(E));
+  for (const Operand* x : {&p.h, &p.a, &p.gain, &p.c, &p.after}) wide &= quads(*x, sizeof(S));
+  if constexpr (sizeof(S) == sizeof(float))
+    if (wide) return start<E, PL, kQuad>(p, stream);
+  start<E, PL, 1>(p, stream);
 }
 
 template <class E>
 void by_planes(const Step& p, int64_t planes, cudaStream_t stream) {
-  planes == 1 ? start<E, 1>(p, stream) : start<E, 2>(p, stream);
+  planes == 1 ? by_width<E, 1>(p, stream) : by_width<E, 2>(p, stream);
 }
 
 enum Axes { kAll, kNoPlanes, kGroups };  // (B, G, P, n), (B, G, n) or (B, G), of which the first may be missing
@@ -130,6 +165,7 @@ Optional as(const Optional& x, ScalarType dtype) { return x ? Optional(as(*x, dt
 std::tuple<Tensor, Tensor> diagonal_step(
     Tensor v, Tensor h, Tensor a, Optional gain, Optional c, Optional direct, Optional step, Optional dt, Optional gate,
     int64_t rule, bool softplus) {
+  const torch::stable::accelerator::DeviceGuard guard(v.get_device_index());
   const ScalarType dtype = v.scalar_type(), wide = h.scalar_type();
   STD_TORCH_CHECK(wide == state_dtype(dtype), "v and h have dtypes that do not go together");
   STD_TORCH_CHECK(h.dim() == 4 && (h.size(2) == 1 || h.size(2) == 2), "h must be (B, G, P, n)");
@@ -160,10 +196,6 @@ std::tuple<Tensor, Tensor> diagonal_step(
   p.N = static_cast<int>(h.size(3));
   p.rule = static_cast<int>(rule);
   p.softplus = softplus;
-  p.lanes = 1;
-  while (p.lanes < 32 && p.lanes < p.N) p.lanes *= 2;
-  // Lanes with a state each are soonest done; where there are more than a GPU holds, four states share what is done once.
-  for (int halved = 0; halved < 2 && p.lanes > 1 && int64_t(p.B) * p.G * p.lanes > kHeldThreads; halved++) p.lanes /= 2;
   STD_TORCH_CHECK(h.numel() < (int64_t(1) << 31), "state too large");
   if (h.numel() == 0) return {w, after};
   const cudaStream_t stream = current_stream(v);

@@ -133,10 +133,11 @@ def streaming_command(
         if largest:
             most = streaming.largest(model, device, seconds)
             print(f"voices whose p99 stays under the hop: {most}", flush=True)
-        more = streaming.step_rows(device) if steps else []
-        print(report.table(more) if more else "", end="\n" if more else "")
+        tables = [streaming.step_rows(device), streaming.matmul_rows(device)] if steps else []
+        for more in tables:
+            print(report.table(more), flush=True)
         if json_file is not None:
-            report.write_json(rows + more, json_file)
+            report.write_json(sum(tables, rows), json_file)
         if plot is not None:
             streaming.write_plot(rows, plot)
 

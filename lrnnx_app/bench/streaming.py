@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lrnnx_app.errors import LrnnxError, StreamError
 from lrnnx_app.layers._base import Layer, frozen
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.models._base import Model
+from lrnnx_app.ops.advance import advance
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.run import Run, build_task
 from lrnnx_app.streaming.graph import CaptureError, capture
@@ -29,6 +32,8 @@ PUSHES = (20, 2000)  # least and most that are timed
 INPUTS = 8  # different chunks, in turns
 STEP_WIDTH, STEP_BATCHES, STEP_STATES = 512, (1, 64), {"lru": 256, "s5": 256, "s7": 256}
 REPLAYS = 20
+MATMULS = ((512, 2048), (1024, 512), (512, 512), (1024, 64), (32, 1024))  # inputs and outputs
+CHAIN = 20  # matmuls in a row
 
 
 def load(run: Path | None) -> Model:
@@ -169,18 +174,41 @@ def step_rows(
 def _step_us(layer: Layer, batch: int, device: str) -> float:
     x = torch.randn(batch, layer.d_model, device=device)
     state = layer.init_state(batch)
+    active = torch.ones(batch, dtype=torch.bool, device=device)
 
     def run() -> torch.Tensor:
         with torch.inference_mode():
             y, new = layer.step(x, state)
-            for held, value in zip(state, new, strict=True):
-                held.copy_(value)
+            advance(state, new, active)
         return y
 
-    if device == "cpu":
+    return _us(run, x.device)
+
+
+def matmul_rows(device: str, batches: Sequence[int] = (1, 16, 64)) -> list[dict[str, Any]]:
+    """One dictionary for each matmul as steps have them: µs of one in a chain, and of torch's."""
+    found = []
+    for inputs, outputs in MATMULS:
+        weight, row = torch.randn(outputs, inputs, device=device), {}
+        for batch in batches:
+            x = torch.randn(batch, inputs, device=device)
+            for name, run in (("row_linear", row_linear), ("torch", torch.nn.functional.linear)):
+                chain = partial(_repeated, run, x, weight)
+                row[f"{name} batch {batch} µs"] = _us(chain, x.device) / CHAIN
+        found.append({"inputs": inputs, "outputs": outputs, **row})
+    return found
+
+
+def _repeated(run: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return [run(*args) for _ in range(CHAIN)][-1]
+
+
+def _us(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    if device.type == "cpu":
         return 1e3 * min(_cpu_ms(run) for _ in range(3))
     try:
-        graph, _ = capture(run, x.device)
+        graph, _ = capture(run, device)
     except CaptureError:
         return math.nan
     return 1e3 * min(_replay_ms(graph.replay) for _ in range(5))

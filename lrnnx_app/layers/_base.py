@@ -16,6 +16,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.ops.step import diagonal_step
 
 Value = TypeVar("Value")
@@ -245,13 +246,13 @@ def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """
     if gain is not None and gain.ndim == 2:
         weight, gain = scaled(weight, gain), None
-    b = nn.functional.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
+    b = row_linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
     return b if gain is None else planar.mul(gain, b)
 
 
 def scaled(weight: Tensor, gain: Tensor) -> Tensor:
     """The rows of weight (2, N, H) times gain (2, N), both planar."""
-    return planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1)
+    return planar.mul(gain, weight.movedim(-1, 0)).movedim(0, -1).contiguous()
 
 
 def readout_matrix(weight: Tensor) -> Tensor:
@@ -271,8 +272,7 @@ def real_readout(h: Tensor, matrix: Tensor, skip: Tensor, x: Tensor) -> Tensor:
     Returns:
         (B, T, H).
     """
-    y = nn.functional.linear(h.flatten(-2), matrix)
-    return torch.addcmul(y, skip.to(y.dtype), x.to(y.dtype))
+    return row_linear(h.flatten(-2), matrix, skip=skip, via=x)
 
 
 def autocast(x: Tensor) -> Tensor:

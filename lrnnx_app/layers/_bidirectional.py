@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import StreamError, one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._linear import Linear
 
 JOINS = ("concat", "sum")
 
@@ -26,7 +27,7 @@ class Bidirectional(nn.Module):
         one_of("join", join, JOINS)
         self.ahead, self.back = make(), make()
         self.d_model, self.uses_dt = self.ahead.d_model, self.ahead.uses_dt
-        self.join = nn.Linear(2 * self.d_model, self.d_model) if join == "concat" else None
+        self.join = Linear(2 * self.d_model, self.d_model) if join == "concat" else None
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from lrnnx_app.layers._chunks import by_step
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.row_linear import row_linear
 
 MODES = ("dws", "pointwise", "neck", "full")
 KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
@@ -82,7 +83,7 @@ class Centaurus(BankLayer):
     def inputs(self, x: Tensor) -> Tensor:
         if self.mode == "full":
             return x[..., None].expand(-1, -1, -1, self.E.shape[-1]).flatten(2)
-        return x if self.mode == "dws" else nn.functional.linear(x, self.B)
+        return x if self.mode == "dws" else row_linear(x, self.B)
 
     def rows(self, x: Tensor) -> Tensor:
         if self.mode in ("dws", "full"):
@@ -92,7 +93,7 @@ class Centaurus(BankLayer):
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         if self.mode == "dws":
             return by_step(w)
-        return nn.functional.linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
+        return row_linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
 
     def collect(self, h: Tensor) -> Tensor:
         return h[..., 0, :] if self.dense else super().collect(h)

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
 
 
@@ -32,7 +34,7 @@ class GLU(Layer):
         super().__init__(d_model)
         entry = LAYERS[config.layer]
         self.layer = entry(d_model, entry.Config(**config.options))
-        self.output_linear = nn.Linear(d_model, 2 * d_model)
+        self.output_linear = Linear(d_model, 2 * d_model)
         self.causal, self.rule_name = self.layer.causal, self.layer.rule_name
 
     def init_state(self, batch: int) -> Any:
@@ -58,7 +60,7 @@ class GLU(Layer):
         return self.layer.recurrent_parameters()
 
     def _gated(self, y: Tensor) -> Tensor:
-        return F.glu(self.output_linear(F.gelu(y)))
+        return F.glu(row_linear(y, self.output_linear.weight, self.output_linear.bias, gelu=True))
 
     @property
     def n_states(self) -> str:

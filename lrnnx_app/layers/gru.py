@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalState, Layer
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -38,9 +39,9 @@ class GRU(Layer):
         super().__init__(d_model)
         self.config = config
         n = config.d_state
-        self.in_proj = nn.Linear(d_model, 3 * n)
+        self.in_proj = Linear(d_model, 3 * n)
         self.u = nn.Parameter(torch.empty(3, n).uniform_(-1, 1) / math.sqrt(2))
-        self.out_proj = nn.Linear(n, d_model)
+        self.out_proj = Linear(n, d_model)
         self.iterations = torch.tensor(0)
 
     def init_state(self, batch: int) -> DiagonalState:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops.short_conv import documents, window_at_end
 
 
@@ -51,9 +52,9 @@ class LocalAttention(Layer):
             )
         self.config = config
         self.d_head = d_model // config.heads
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.kv_proj = nn.Linear(d_model, 2 * self.d_head, bias=False)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.q_proj = Linear(d_model, d_model, bias=False)
+        self.kv_proj = Linear(d_model, 2 * self.d_head, bias=False)
+        self.out_proj = Linear(d_model, d_model)
 
     def init_state(self, batch: int) -> WindowState:
         past = self.config.window - 1

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops.linear_scan import state_dtype
 
 
@@ -31,8 +32,8 @@ class MinGRU(DiagonalLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.state_shape = (config.d_state,)
-        self.in_proj = nn.Linear(d_model, 2 * config.d_state)
-        self.out_proj = nn.Linear(config.d_state, d_model)
+        self.in_proj = Linear(d_model, 2 * config.d_state)
+        self.out_proj = Linear(config.d_state, d_model)
         times = torch.empty(config.d_state).uniform_(math.log(2), math.log(config.max_time)).exp()
         with torch.no_grad():
             self.in_proj.bias[: config.d_state] = -torch.log(times - 1)  # z = 1/time

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops.rglru_scan import rglru_scan
+from lrnnx_app.ops.row_linear import few, row_linear, wants_gradient
 from lrnnx_app.ops.short_conv import short_conv
 
 STARTS = ("paper", "released")
@@ -58,15 +60,15 @@ class RGLRU(Layer):
         if size % heads:
             raise RecipeError(f"heads: {heads} does not divide d_rnn = {size}; choose a divisor")
         width = size // heads
-        self.linear_y = nn.Linear(d_model, size)
-        self.linear_x = nn.Linear(d_model, size)
+        self.linear_y = Linear(d_model, size)
+        self.linear_x = Linear(d_model, size)
         self.conv1d = nn.Conv1d(size, size, config.d_conv, groups=size)
         self.input_gate_weight = nn.Parameter(torch.randn(heads, width, width) / math.sqrt(width))
         self.input_gate_bias = nn.Parameter(torch.zeros(heads, width))
         self.recurrent_gate_weight = nn.Parameter(torch.randn(heads, width, width) / math.sqrt(width))
         self.recurrent_gate_bias = nn.Parameter(torch.zeros(heads, width))
         self.recurrent_param = nn.Parameter(self._start(size))
-        self.linear_out = nn.Linear(size, d_model)
+        self.linear_out = Linear(size, d_model)
 
     def _start(self, size: int) -> Tensor:
         """Λ with decay(r = 1) as `start` says: the inverse of `decay`."""
@@ -111,12 +113,13 @@ class RGLRU(Layer):
         return self._outputs(h, x), RGLRUState(conv, last, fresh)
 
     def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
+        fresh = torch.zeros_like(state.fresh)  # first, since all launches after it overlap
         x = x[:, None]
         u, conv, first = self._inputs(x, state)
         elapsed = None if dt is None else dt[:, None]
         rate = self.constant("rate", self.rate)
         h, last = rglru_scan(*self.gates(u), u, rate, state.h, dt=elapsed, first=first)
-        return self._outputs(h, x)[:, 0], RGLRUState(conv, last, torch.zeros_like(state.fresh))
+        return self._outputs(h, x)[:, 0], RGLRUState(conv, last, fresh)
 
     def _inputs(
         self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None
@@ -128,16 +131,20 @@ class RGLRU(Layer):
         )
         if not self.config.unit_start:
             return u, conv, None
-        first = (state.fresh > 0.5)[:, None]
+        first = state.fresh[:, None]
         first = first if x.shape[1] == 1 else F.pad(first, (0, x.shape[1] - 1))
-        return u, conv, first if reset is None else first | reset
+        return u, conv, first if reset is None else first.bool() | reset
 
     def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
-        y = F.gelu(self.linear_y(x), approximate="tanh")
-        return self.linear_out(y * h.to(y.dtype))
+        weight, bias = self.linear_y.weight, self.linear_y.bias
+        return self.linear_out(row_linear(x, weight, bias, activation="gelu_tanh", times=h))
 
     def gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
+        if few(u, self.input_gate_weight) and not wants_gradient(u, *self.parameters()):
+            weight, bias = self.constant("rows", self._gate_rows)
+            recurrent, other = row_linear(u, weight, bias, heads=len(self.input_gate_weight)).chunk(2, -1)
+            return recurrent, other
         weight, bias = self.constant("gates", self._gate_weights)
         blocks = u.flatten(0, 1).unflatten(-1, (weight.shape[0], -1)).transpose(0, 1)
         both = torch.baddbmm(bias[:, None], blocks, weight).unflatten(-1, (2, -1))
@@ -148,6 +155,12 @@ class RGLRU(Layer):
         """Both gates side by side, for one matmul that reads its input once: (heads, w, 2w), (heads, 2w)."""
         weights = (self.recurrent_gate_weight, self.input_gate_weight)
         return torch.cat(weights, -1), torch.cat((self.recurrent_gate_bias, self.input_gate_bias), -1)
+
+    def _gate_rows(self) -> tuple[Tensor, Tensor]:
+        """Both gates one below the other, as of `row_linear`: (2·D, w), (2·D,)."""
+        weights = torch.stack((self.recurrent_gate_weight, self.input_gate_weight))
+        biases = torch.stack((self.recurrent_gate_bias, self.input_gate_bias))
+        return weights.mT.flatten(0, 2), biases.flatten()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.input_gate_weight.shape[0]}, start={self.config.start}"

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
@@ -59,10 +60,10 @@ class S6(Layer):
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         planes = 2 if config.complex else 1
         self.state_shape = (inner, 2, n) if config.complex else (inner, n)
-        self.in_proj = nn.Linear(d_model, 2 * inner, bias=config.bias)
+        self.in_proj = Linear(d_model, 2 * inner, bias=config.bias)
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner, bias=config.conv_bias)
-        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * planes * n, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.x_proj = Linear(inner, self.dt_rank + 2 * planes * n, bias=False)
+        self.dt_proj = Linear(self.dt_rank, inner)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         self.dt_proj.bias = nn.Parameter(inverse_softplus_steps(inner, config.dt_min, config.dt_max))
         start = torch.full((n,), 0.5) if config.complex else torch.arange(1.0, n + 1)
@@ -70,7 +71,7 @@ class S6(Layer):
         modes = (math.pi * torch.arange(n)).repeat(inner, 1)
         self.A_imag = nn.Parameter(modes) if config.complex else None
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, d_model, bias=config.bias)
+        self.out_proj = Linear(inner, d_model, bias=config.bias)
 
     def eigenvalues(self) -> Tensor:
         """A (D, N), or planar (D, 2, N)."""

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout
 from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.row_linear import few, row_linear
 
 SELECTIVE = ("step", "b", "c")
 
@@ -63,8 +64,8 @@ class S7(DiagonalLayer):
         self.B = nn.Parameter(torch.randn(2, n, d_model) / math.sqrt(2 * d_model))
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(4 * n))
         self.D = nn.Parameter(torch.randn(d_model))
-        self.select = nn.ModuleDict({name: nn.Linear(d_model, n, bias=False) for name in config.selective})
-        self.gate = nn.Linear(d_model, d_model)
+        self.select = nn.ModuleDict({name: Linear(d_model, n, bias=False) for name in config.selective})
+        self.gate = Linear(d_model, d_model)
 
     def eigenvalues(self) -> Tensor:
         """λ (2, N), planar."""
@@ -73,7 +74,11 @@ class S7(DiagonalLayer):
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
         logits = self.step_bias.expand(*x.shape[:2], -1)
         if "step" in self.select:
-            logits = logits + self._selected("step", x)
+            matrix = self.select["step"]
+            if isinstance(matrix, Linear) and few(x, matrix.weight):
+                logits = row_linear(x, matrix.weight, self.step_bias)
+            else:
+                logits = logits + self._selected("step", x)
         b = drive(x, self.B)
         if "b" in self.select:
             b = b * (1 + self._selected("b", x)).unsqueeze(-2)
@@ -84,7 +89,7 @@ class S7(DiagonalLayer):
             h = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
         y = real_readout(h.to(x.dtype), C, self.D, x)
-        return y * torch.sigmoid(self.gate(F.gelu(y)))
+        return row_linear(y, self.gate.weight, self.gate.bias, activation="sigmoid", times=y, gelu=True)
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
         """The input-dependent part (B, T, N)."""

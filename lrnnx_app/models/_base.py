@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.recipe import layer_nodes
 
 
@@ -48,12 +50,13 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
         self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
-        self.gate = nn.Linear(d_model, d_model)
+        self.gate = Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         y = nn.functional.gelu(y)
-        return x + self.dropout(y * self.gate(y).sigmoid())
+        gated = row_linear(y, self.gate.weight, self.gate.bias, activation="sigmoid", times=y)
+        return x + self.dropout(gated)
 
     def forward(
         self,

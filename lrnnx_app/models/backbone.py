@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 
 POOLS = ("mean", "last", "none")
@@ -47,10 +48,10 @@ class Backbone(Model):
         super().__init__(spec)
         self.pool = config.pool
         width = config.d_model
-        self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else nn.Linear(spec.d_input, width)
+        self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else Linear(spec.d_input, width)
         self.blocks = Blocks([width] * config.depth, config.layer, config.dropout, config.bidirectional)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, spec.d_output)
+        self.head = Linear(width, spec.d_output)
 
     def init_state(self, batch: int) -> BackboneState:
         return BackboneState(self.blocks.init_state(batch), *self._empty_pool(batch))

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 
 
@@ -52,16 +53,16 @@ class Staged(Model):
         self.depth, self.recompute = config.depth, config.recompute
         first, last = config.d_model, config.d_model * config.expansion
         widths = [first, *[last] * len(config.pools)]
-        self.encoder = nn.Embedding(spec.d_input, first) if spec.tokens else nn.Linear(spec.d_input, first)
+        self.encoder = nn.Embedding(spec.d_input, first) if spec.tokens else Linear(spec.d_input, first)
         blocks = [width for width in widths for _ in range(config.depth)]
         self.blocks = Blocks(blocks, config.layer, config.dropout)
         pairs = list(zip(widths[:-1], widths[1:], config.pools, strict=True))
         self.pools = nn.ModuleList(EventPool(width, stride, config.pool_by) for width, _, stride in pairs)
         self.widen = nn.ModuleList(
-            nn.Identity() if narrow == wide else nn.Linear(narrow, wide) for narrow, wide, _ in pairs
+            nn.Identity() if narrow == wide else Linear(narrow, wide) for narrow, wide, _ in pairs
         )
         self.norm = nn.LayerNorm(widths[-1])
-        self.head = nn.Linear(widths[-1], spec.d_output)
+        self.head = Linear(widths[-1], spec.d_output)
 
     def init_state(self, batch: int) -> StagedState:
         like = self.head.weight

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 
 
-class Down(nn.Linear):
+class Down(Linear):
     """`stride` steps of d_in features become one step of d_out: (B, T, d_in) → (B, T/stride, d_out)."""
 
     def __init__(self, d_in: int, d_out: int, stride: int) -> None:
@@ -23,7 +24,7 @@ class Down(nn.Linear):
         return super().forward(input.unflatten(1, (-1, self.stride)).flatten(2))
 
 
-class Up(nn.Linear):
+class Up(Linear):
     """The way back: (B, T, d_in) → (B, T·stride, d_out)."""
 
     def __init__(self, d_in: int, d_out: int, stride: int) -> None:
@@ -76,7 +77,7 @@ class UNet(Model):
             [width for width in levels for _ in range(config.depth)], config.layer, config.dropout
         )
         self.up = nn.ModuleList(Up(wide, narrow, stride) for narrow, wide, stride in reversed(steps))
-        self.mask = nn.Linear(widths[0], widths[0])
+        self.mask = Linear(widths[0], widths[0])
         self.synthesis = Up(widths[0], spec.d_output, strides[0])
         self._start_as_identity()
 

@@ -38,7 +38,7 @@ def rglru_scan(
         rate: decay −log a at r = 1 and δ = 1, (N,), not negative.
         h0: state before the first step, (B, N); zero if None.
         dt: (B, T) elapsed time δ; None is 1.
-        first: (B, T) bool; true where a sequence starts and its input enters whole.
+        first: (B, T); true, or not 0, where a sequence starts and its input enters whole.
         lengths, reset: as of `linear_scan`.
 
     Returns:
@@ -70,7 +70,7 @@ def coefficients(
     log_a = log_a if dt is None else log_a * dt.to(dtype)[..., None]
     multiplier = bounded_sqrt(-torch.expm1(2 * log_a))
     if first is not None:
-        multiplier = torch.where(first[..., None], 1, multiplier)
+        multiplier = torch.where(first[..., None].bool(), 1, multiplier)
     return torch.exp(log_a), multiplier * torch.sigmoid(input_gate.to(dtype)) * u
 
 
@@ -123,6 +123,7 @@ def _adjoint(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, 
     a, root = torch.exp(log_a), torch.sqrt(-torch.expm1(2 * log_a))
     by_log_a = -2 * a * a / (2 * root).clamp_min(1 / SLOPE)
     if first is not None:
+        first = first.bool()
         root, by_log_a = torch.where(first[..., None], 1, root), torch.where(first[..., None], 0, by_log_a)
     da, c, dh0 = run(grad.to(dtype), grad_last, a, states.to(dtype), h0, lengths, reset, False)
     d_log = da * a + c * i * u_ * by_log_a

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._base import frozen
 from lrnnx_app.models._base import Model
+from lrnnx_app.ops.advance import advance
 from lrnnx_app.streaming import graph as graphs
 
 WAITING = "waiting"  # name in a saved state of the samples that do not fill a hop yet
@@ -63,7 +64,6 @@ class StreamingSession:
         self._names, self._leaves = zip(*_named(self._state), strict=True)
         self._active = torch.ones(batch, dtype=torch.bool, device=self.device)
         self._all_active = True
-        self._masks = [self._active.view(-1, *[1] * (leaf.ndim - 1)) for leaf in self._leaves]
         self._passes: dict[bool, _Pass] = {}
         self._waiting = self._input(0)
         self.graph_reason = ""
@@ -220,8 +220,7 @@ class StreamingSession:
         """One pass of the model; the states of active streams move on in place."""
         with torch.inference_mode():
             y, state = self._model(x, self._state, dt=dt, lengths=lengths)
-            for (_, new), leaf, mask in zip(_named(state), self._leaves, self._masks, strict=True):
-                torch.where(mask, new, leaf, out=leaf)
+            advance(self._leaves, [new for _, new in _named(state)], self._active)
         return y
 
     def _pass(self, timed: bool) -> _Pass:

@@ -1,0 +1,41 @@
+"""The states of the streams that move on, written in place: all tensors of a model by one launch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.ops import _extension
+
+
+def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> None:
+    """held[i][b] = new[i][b] for every i, where active[b].
+
+    Args:
+        held: contiguous tensors (B, …).
+        new: as many, shaped like them.
+        active: (B,) bool.
+    """
+    torch.ops.lrnnx.advance(held, new, active)
+
+
+def reference(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> None:
+    """The definition; arguments as of `advance`."""
+    for old, value in zip(held, new, strict=True):
+        torch.where(active.view(-1, *[1] * (old.ndim - 1)), value.to(old.dtype), old, out=old)
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define("advance(Tensor(a!)[] held, Tensor[] new, Tensor active) -> ()")
+
+
+@torch.library.impl(_library, "advance", "CompositeExplicitAutograd")
+def _anywhere(held, new, active):
+    kernels = active.is_cuda and _extension.first_use("cuda")
+    run = torch.ops.lrnnx.advance if kernels else reference
+    run(held, new, active)
+
+
+@torch.library.register_fake("lrnnx::advance", lib=_library)
+def _(held, new, active):
+    pass

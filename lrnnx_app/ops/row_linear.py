@@ -1,0 +1,114 @@
+"""A matmul of a few rows and what follows it elementwise, for streaming: a single launch on a GPU.
+
+    y = act(W x + bias + skip∘via)∘times, or GELU(x) in the place of x
+
+One step of a layer is a chain of such products, each of which a GPU is done with sooner than a general matmul
+starts. The kernel takes float32 and gives its accuracy, whatever torch allows matmuls to round to. Where it
+does not apply (more rows, other dtypes, autocast, gradients, other devices) torch calls do the same.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrnnx_app.ops import _extension
+
+MOST = 64  # rows, beyond which a general matmul is as fast
+CODES = {None: 0, "sigmoid": 1, "gelu_tanh": 2}  # as csrc/ numbers them
+ACTIVATIONS = {0: lambda y: y, 1: torch.sigmoid, 2: lambda y: F.gelu(y, approximate="tanh")}
+
+
+def row_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    skip: Tensor | None = None,
+    via: Tensor | None = None,
+    times: Tensor | None = None,
+    heads: int = 1,
+    activation: str | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """Multiply rows by a matrix.
+
+    Args:
+        x: (…, heads·K).
+        weight: (M, K). With several heads, of matrices one below the other, each of square blocks along its
+            diagonal, one for each head, which alone are stored: (…·heads·K, K).
+        bias: (M,); None is 0.
+        skip: (M,) what of `via` (…, M) is added; None is 0.
+        times: (…, M) factor of the result; None is 1.
+        activation: None | sigmoid | gelu_tanh.
+        gelu: multiply GELU(x).
+
+    Returns:
+        y (…, M).
+    """
+    code = CODES[activation]
+    if not few(x, weight) or wants_gradient(x, weight, bias, skip, via, times):
+        return reference(x, weight, bias, skip, via, times, heads, code, gelu)
+    rows, wide = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    via, times = (z if z is None else z.float().reshape(-1, wide) for z in (via, times))
+    y = torch.ops.lrnnx.row_linear(rows, weight, bias, skip, via, times, heads, code, gelu)
+    return y.reshape(*x.shape[:-1], wide)
+
+
+def few(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel takes such rows and weights, gradients aside."""
+    return (
+        x.is_cuda
+        and x.dtype == weight.dtype == torch.float32
+        and 0 < x.numel() <= MOST * x.shape[-1]
+        and weight.shape[1] % 4 == 0
+        and (x.shape[-1] == weight.shape[1] or weight.shape[1] % 16 == 0)
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    via: Tensor | None,
+    times: Tensor | None,
+    heads: int,
+    activation: int,
+    gelu: bool,
+) -> Tensor:
+    """The definition by torch calls; arguments and result as of `row_linear`."""
+    x = F.gelu(x) if gelu else x
+    if heads == 1:
+        y = F.linear(x, weight, bias)
+    else:
+        blocks = weight.unflatten(0, (-1, heads, weight.shape[1]))
+        y = torch.einsum("...hk,shmk->...shm", x.unflatten(-1, (heads, -1)), blocks).flatten(-3)
+        y = y if bias is None else y + bias.to(y.dtype)
+    if skip is not None and via is not None:
+        y = torch.addcmul(y, skip.to(y.dtype), via.to(y.dtype))
+    y = ACTIVATIONS[activation](y)
+    return y if times is None else y * times.to(y.dtype)
+
+
+_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library.define(
+    "row_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? skip, Tensor? via, Tensor? times, int heads,"
+    " int activation, bool gelu) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "row_linear", "CompositeExplicitAutograd")
+def _anywhere(x, *rest):
+    run = torch.ops.lrnnx.row_linear if x.is_cuda and _extension.first_use("cuda") else reference
+    return run(x, *rest)
+
+
+@torch.library.register_fake("lrnnx::row_linear", lib=_library)
+def _(x, weight, bias, skip, via, times, heads, activation, gelu):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -1,0 +1,152 @@
+"""A matmul of a few rows and what follows it, against its definition in float64; and launches in a chain."""
+
+import itertools
+
+import pytest
+import torch
+
+from lrnnx_app.layers import rglru
+from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops import _extension
+from lrnnx_app.ops.row_linear import CODES, MOST, reference, row_linear
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+ROWS = (1, 3, 8, 9, 16, 33, 64, 65)
+SIZES = ((512, 2048), (1024, 64), (32, 1024), (1024, 512), (20, 7), (21, 5), (4, 1), (100, 1000))
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """A device whose kernels are loaded, if this machine can build them."""
+    _extension.load(request.param)
+    return request.param
+
+
+def check(
+    device, dtype, x, weight, bias=None, skip=None, via=None, times=None, heads=1, activation=None, gelu=False
+):
+    given = [x, weight, bias, skip, via, times]
+    x, weight, bias, skip, via, times = (z if z is None else z.to(device, dtype) for z in given)
+    options = {"skip": skip, "via": via, "times": times, "heads": heads}
+    got = row_linear(x, weight, bias, **options, activation=activation, gelu=gelu)
+    precise = [z if z is None else z.double() for z in (x, weight, bias, skip, via, times)]
+    want = reference(*precise, heads, CODES[activation], gelu)
+    assert got.shape == want.shape
+    assert got.dtype == dtype
+    assert (got.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_equals_the_definition(device, rows):
+    for (inputs, outputs), dtype in itertools.product(SIZES, TOLERANCE):
+        x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+        check(device, dtype, x, weight)
+        check(device, dtype, x, weight, bias)
+
+
+@pytest.mark.parametrize("activation", CODES)
+def test_what_follows(device, activation):
+    for rows, outputs in itertools.product((1, 5, 64), (33, 512)):
+        x, weight, bias = torch.randn(rows, 64) / 8, torch.randn(outputs, 64), torch.randn(outputs)
+        skip, via, times = torch.randn(outputs), torch.randn(rows, outputs), torch.randn(rows, outputs)
+        check(device, torch.float32, x, weight, bias, skip, via, times, activation=activation)
+        check(device, torch.float32, x, weight, None, skip, via, activation=activation)
+        check(device, torch.float32, x, weight, bias, times=times, activation=activation)
+        check(device, torch.float32, 8 * x, weight, bias, activation=activation, gelu=True)
+
+
+def test_blocks_along_the_diagonal(device):
+    for rows, (heads, width) in itertools.product((1, 7, 64), ((2, 16), (16, 32), (3, 20))):
+        x, weight = torch.randn(rows, heads * width), torch.randn(2 * heads * width, width)
+        check(device, torch.float32, x, weight, torch.randn(len(weight)), heads=heads)
+        whole = torch.cat([torch.block_diag(*part.split(width)) for part in weight.split(heads * width)])
+        torch.testing.assert_close(reference(x, weight, *[None] * 4, heads, 0, False), x @ whole.T)
+
+
+def test_rows_and_weights_as_they_lie(device):
+    """Parts of wider rows, rows that start at any number, a batch of steps, no rows."""
+    wide, weight = torch.randn(9, 200).to(device), torch.randn(48, 64).to(device)
+    for x in (wide[:, :64], wide[:, 4:68], wide[:, 3:67], wide[::2, 64:128], wide[:, :64].mT.contiguous().mT):
+        torch.testing.assert_close(row_linear(x, weight), x @ weight.mT, rtol=1e-5, atol=1e-5)
+        times = wide[: len(x), 1:49]
+        want = (x @ weight.mT) * times
+        torch.testing.assert_close(row_linear(x, weight, times=times), want, rtol=1e-5, atol=1e-5)
+    steps = wide[:8, :64].unflatten(0, (2, 4))
+    torch.testing.assert_close(row_linear(steps, weight), steps @ weight.mT, rtol=1e-5, atol=1e-5)
+    assert row_linear(wide[:0, :64], weight).shape == (0, 48)
+    misplaced = torch.randn(48 * 64 + 1).to(device)[1:].unflatten(0, (48, 64))
+    torch.testing.assert_close(
+        row_linear(wide[:, :64], misplaced), wide[:, :64] @ misplaced.mT, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_numbers_without_a_value_stay_in_their_row(device):
+    x, weight = torch.randn(4, 64).to(device), torch.randn(32, 64).to(device)
+    x[1, 3], x[2, 5] = torch.nan, torch.inf
+    y = row_linear(x, weight)
+    assert y[[0, 3]].isfinite().all()
+    assert not y[[1, 2]].isfinite().any()
+
+
+def test_gradients(device):
+    layer = Linear(8, 16).to(device, torch.float64)
+    x = torch.randn(3, 8, dtype=torch.float64, device=device, requires_grad=True)
+    options = {
+        "skip": torch.randn(16).to(x),
+        "via": torch.randn(3, 16).to(x),
+        "times": torch.randn(3, 16).to(x),
+    }
+
+    def run(*z):
+        return row_linear(*z, **options, activation="gelu_tanh")
+
+    assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias))
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # raised inside opcheck itself
+def test_opcheck(device):
+    given = [torch.randn(*shape).to(device) for shape in ((3, 32), (64, 32), (64,), (64,), (3, 64), (3, 64))]
+    torch.library.opcheck(torch.ops.lrnnx.row_linear.default, (*given, 1, CODES["sigmoid"], True))
+
+
+def test_gates_of_a_step_and_of_a_sequence_agree(device):
+    layer = rglru.RGLRU(64, rglru.RGLRU.Config()).to(device).requires_grad_(False)
+    u = torch.randn(2, MOST, 64).to(device)
+    u = u[..., :1].expand(-1, -1, layer.recurrent_param.shape[0]).contiguous()
+    want = layer.gates(u)
+    for t in (0, 7):
+        for got, whole in zip(layer.gates(u[:, t : t + 1]), want, strict=True):
+            torch.testing.assert_close(got[:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="this machine has no CUDA device")
+def test_each_launch_of_a_chain_waits_for_the_one_before():
+    """Launches that are on the GPU early, among others and copies, give in a graph what they give apart."""
+    weights = [torch.randn(256, 256, device="cuda") / 16 for _ in range(8)]
+    held, x = torch.zeros(4, 256, device="cuda"), torch.randn(4, 256, device="cuda")
+
+    def run(wait):
+        y = x
+        for k in range(40):
+            y = row_linear(y, weights[k % 8], times=y)
+            wait()
+            if k % 5 == 4:
+                held.copy_(y)  # by a copy, a kernel of torch's, and in place
+                y = held.clamp(-3, 3)
+                held.add_(y)
+                wait()
+        return y + held
+
+    apart = run(torch.cuda.synchronize)
+    for _ in range(20):
+        assert torch.equal(run(lambda: None), apart)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run(lambda: None)
+    for _ in range(200):
+        y.zero_()
+        graph.replay()
+        assert torch.equal(y, apart)
