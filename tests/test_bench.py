@@ -62,14 +62,16 @@ def test_scaling_compares_the_losses_of_two_processes_with_those_of_one(
 
 
 def test_soak(tmp_path, monkeypatch):
-    monkeypatch.setattr(soak, "SEGMENTS", 3)
-    list(soak.rows(streaming.load(None), "cpu", 3 * 1.024))  # what a first run allocates for good
-    rows = list(soak.rows(streaming.load(None), "cpu", 3 * 1.024))
+    monkeypatch.setattr(soak, "SEGMENTS", 16)
+    list(soak.rows(streaming.load(None), "cpu", 16 * 1.024))  # what a first run allocates for good
+    rows = list(soak.rows(streaming.load(None), "cpu", 16 * 1.024))
     ok, words = soak.verdict(rows)
     assert ok, words
-    assert rows[-1]["stream s"] == 3 * 1.024
+    assert rows[-1]["stream s"] == 16 * 1.024
     soak.write_plot(rows, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
     assert not soak.verdict([*rows, rows[-1] | {"error": 1e-3}])[0]
-    assert not soak.verdict([*rows, rows[-1] | {"MiB": 1e6}])[0]
+    leaking = [row | {"MiB": row["MiB"] + 10 * i} for i, row in enumerate(rows)]
+    assert not soak.verdict(leaking)[0]
+    assert soak.verdict([*rows, rows[-1] | {"MiB": 1e6}])[0]  # for a moment
     assert not soak.verdict([*rows, rows[-1] | {"finite": False}])[0]

@@ -74,6 +74,18 @@ def test_definition(device, masked, timed):
             assert error <= TOLERANCE[dtype], (name, time, channels, dtype, error)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("time", [1, 6])
+def test_numbers_say_as_well_where_a_sequence_starts(device, time):
+    inputs, mask = make(time, masked="first")
+    for got, want in zip(
+        run(fused, inputs, {"first": mask["first"].float()}, device),
+        run(fused, inputs, mask, device),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
+
+
 def test_gradients_stay_finite_where_nothing_decays():
     inputs, mask = make(5)
     inputs[3].zero_()

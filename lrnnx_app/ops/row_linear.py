@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
 
-MOST = 64  # rows, beyond which a general matmul is as fast
+MOST = 64  # rows; more are left to general matmuls
 CODES = {None: 0, "sigmoid": 1, "gelu_tanh": 2}  # as csrc/ numbers them
 ACTIVATIONS = {0: lambda y: y, 1: torch.sigmoid, 2: lambda y: F.gelu(y, approximate="tanh")}
 
