@@ -33,6 +33,13 @@ if not compiles():  # what is said then is tested in test_extension; here it wou
     os.environ["LRNNX_BUILD"] = "off"
 
 
+@pytest.fixture(params=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+def device(request):
+    """A device whose kernels are loaded, if this machine can build them."""
+    _extension.load(request.param)
+    return request.param
+
+
 def needs_kernels(device: str) -> None:
     """Skip a test about kernels where they are switched off; elsewhere they must load."""
     if device not in _extension.wanted():

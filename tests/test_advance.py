@@ -3,17 +3,7 @@
 import pytest
 import torch
 
-from lrnnx_app.ops import _extension
 from lrnnx_app.ops.advance import advance, reference
-
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    """A device whose kernels are loaded, if this machine can build them."""
-    _extension.load(request.param)
-    return request.param
 
 
 def states(batch, device):

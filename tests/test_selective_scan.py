@@ -8,7 +8,6 @@ from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 from tests.conftest import needs_kernels
 
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 LENGTHS = torch.tensor([9, 4, 0])
 RESET = torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) < 0.3
@@ -69,13 +68,6 @@ def test_optional_arguments():
     given = case() | dict.fromkeys(("D", "h0", "dt", "z", "bias"))
     for a, b in zip(selective_scan(**given), reference(**given), strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    """A device whose kernels are loaded, if this machine can build them."""
-    _extension.load(request.param)
-    return request.param
 
 
 def differentiate(run, given, device="cpu", dtype=None, **options):

@@ -5,7 +5,6 @@ from torch.autograd import gradcheck, gradgradcheck
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops.short_conv import blocked, reference, short_conv
 
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
@@ -91,13 +90,6 @@ def expanded(x, weight, bias, state, *, lengths=None, reset=None, silu):
 def sized(batch, time, channels, width, dtype):
     shapes = ((batch, time, channels), (channels, width), (channels,), (batch, width - 1, channels))
     return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    """A device whose kernels are loaded, if this machine can build them."""
-    _extension.load(request.param)
-    return request.param
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -5,18 +5,10 @@ import itertools
 import pytest
 import torch
 
-from lrnnx_app.ops import _extension, planar
+from lrnnx_app.ops import planar
 from lrnnx_app.ops.step import CODES, diagonal_step, reference
 
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    """A device whose kernels are loaded, if this machine can build them."""
-    _extension.load(request.param)
-    return request.param
 
 
 def operands(planes, groups, n, batch=3, dtype=torch.float64, contracted=True):
