@@ -33,6 +33,16 @@ def test_more_tensors_than_a_launch_takes(device):
         assert (x[1] == 0).all()
 
 
+def test_larger_tensors_than_a_kernel_counts(device, monkeypatch):
+    monkeypatch.setattr("lrnnx_app.ops.advance.LARGEST", 64)
+    held, new = (
+        [torch.zeros(2, k, device=device) for k in (3, 9)],
+        [torch.ones(2, k, device=device) for k in (3, 9)],
+    )
+    advance(held, new, torch.tensor([False, True], device=device))
+    assert [x.sum(1).tolist() for x in held] == [[0, 3], [0, 9]]
+
+
 def test_new_states_may_lie_otherwise_and_be_of_another_dtype(device):
     held, new = torch.zeros(3, 4, 5, device=device), torch.randn(3, 5, 4, device=device).mT
     advance([held], [new.double()], torch.ones(3, dtype=torch.bool, device=device))

@@ -4,7 +4,8 @@
 
 namespace lrnnx::cuda {
 
-// The first thing that a chained kernel does, in all threads: nothing is read or written before.
+// The first thing that a chained kernel does, in all threads: nothing is read or written before. Several may be on the
+// GPU, but as each waits for the end of the one before it, it waits for all that came before that too.
 DEVICE void await_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");

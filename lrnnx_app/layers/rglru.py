@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rglru_scan import rglru_scan
-from lrnnx_app.ops.row_linear import few, row_linear, wants_gradient
+from lrnnx_app.ops.row_linear import few, row_linear
 from lrnnx_app.ops.short_conv import short_conv
 
 STARTS = ("paper", "released")

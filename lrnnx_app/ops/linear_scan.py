@@ -92,6 +92,11 @@ def reference(
     return planes(torch.stack(states, 1)).to(b.dtype), planes(h)
 
 
+def wants_gradient(*operands: Tensor | None) -> bool:
+    """Whether autograd records what is made of them."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+
+
 _library = torch.library.Library("lrnnx", "FRAGMENT")
 _library.define(
     "linear_scan(Tensor a, Tensor b, Tensor? h0, Tensor? lengths, Tensor? reset, bool reverse)"

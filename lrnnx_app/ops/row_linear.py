@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops.linear_scan import wants_gradient
 
 MOST = 64  # rows; more are left to general matmuls
 CODES = {None: 0, "sigmoid": 1, "gelu_tanh": 2}  # as csrc/ numbers them
@@ -65,10 +66,6 @@ def few(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cuda")
         and not torch.compiler.is_compiling()
     )
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
 
 
 def reference(

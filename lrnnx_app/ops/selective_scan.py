@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._selective import blocked, reference
-from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.linear_scan import state_dtype, wants_gradient
 from lrnnx_app.ops.step import CODES
 
 __all__ = ["blocked", "reference", "selective_scan"]
@@ -73,7 +73,7 @@ def selective_scan(
     _check(u, delta, A, B, C, h0, dt, z)
     B, C = (_whole(w, u) for w in (B, C))
     given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule])
-    needed = torch.is_grad_enabled() and any(x.requires_grad for x in given if isinstance(x, Tensor))
+    needed = wants_gradient(u, delta, A, B, C, D, z, bias, dt, h0)
     if needed and _taken(u, A) and 4 * math.prod(_kept(u, A, B)) <= KEPT_BYTES:
         y, last, _ = torch.ops.lrnnx.selective_scan_kernel(*given, True)
         return y, last

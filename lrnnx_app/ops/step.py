@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension, planar
 from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.linear_scan import wants_gradient
 
 CODES = {"dirac": 0, "zoh": 1, "bilinear": 2, "euler": 3, "asynchronous": 4}  # as csrc/ numbers them
 NAMES = {code: name for name, code in CODES.items()}
@@ -52,8 +53,7 @@ def diagonal_step(
     code = GIVEN if rule is None else CODES[rule]
     operands = (v, h, a, gain, c, direct, step, dt, gate)
     traced = torch.compiler.is_compiling()  # by export as well
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    run = reference if traced or wanted else torch.ops.lrnnx.diagonal_step
+    run = reference if traced or wants_gradient(*operands) else torch.ops.lrnnx.diagonal_step
     return run(*operands, code, softplus)
 
 
