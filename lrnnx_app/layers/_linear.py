@@ -1,8 +1,19 @@
-"""The dense layer of every model here."""
+"""Dense layers and short convolutions, as modules that may be wrapped, hooked or replaced.
 
+What reads the weights of a module must not pass by an adapter, a hook or a quantized replacement. These
+functions do so for `plain` modules alone, for which kernels take more than one operation at once.
+"""
+
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
-from lrnnx_app.ops.row_linear import row_linear
+from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.row_linear import activated, row_linear
+from lrnnx_app.ops.short_conv import documents, short_conv, window_at_end
 
 
 class Linear(nn.Linear):
@@ -10,3 +21,76 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return row_linear(input, self.weight, self.bias)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`, or `forward` is not that of its class."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether a module's weights say all that a call of it does."""
+    return type(module) in (Linear, nn.Linear, nn.Conv1d) and not hooked(module)
+
+
+def linear(
+    module: Any,
+    x: Tensor,
+    *,
+    activation: str | None = None,
+    times: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """act(module(x))∘times, or of GELU(x); options as of `row_linear`."""
+    if plain(module):
+        weight, bias = module.weight, module.bias
+        return row_linear(x, weight, bias, activation=activation, times=times, gelu=gelu)
+    return activated(module(F.gelu(x) if gelu else x), activation, times)
+
+
+def without_bias(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a dense module makes of x, and its bias where that is still to be added."""
+    return (F.linear(x, module.weight), module.bias) if plain(module) else (module(x), None)
+
+
+def convolve(
+    module: Any,
+    x: Tensor,
+    state: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`short_conv` by a depthwise `nn.Conv1d`, or by what has taken its place.
+
+    That is given (B, D, T + W − 1) and must return (B, D, T), whatever T is.
+    """
+    if plain(module):
+        kernel = module.weight.squeeze(1)
+        return short_conv(x, kernel, module.bias, state, lengths=lengths, reset=reset, silu=silu)
+    span, time = state.shape[1], x.shape[1]
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
+        x = torch.where(valid, x, 0)
+    padded = torch.cat((state, x.to(state_dtype(x.dtype))), 1)
+    document = None if reset is None else documents(reset, span)
+    given = padded.to(x.dtype).mT
+    if document is None:
+        y = module(given).mT
+    else:  # each step's window by itself, without what it must not see
+        windows = given.unfold(2, span + 1, 1).permute(0, 2, 1, 3)
+        seen = document.unfold(1, span + 1, 1) == document[:, span:, None]
+        windows = torch.where(seen[:, :, None], windows, 0)
+        y = module(windows.flatten(0, 1)).squeeze(-1).unflatten(0, x.shape[:2])
+    y = F.silu(y) if silu else y
+    y = y if valid is None else torch.where(valid, y, 0)
+    return y, window_at_end(padded, span, lengths, document)

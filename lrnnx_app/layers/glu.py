@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops.row_linear import row_linear
+from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
 
 
@@ -60,7 +59,7 @@ class GLU(Layer):
         return self.layer.recurrent_parameters()
 
     def _gated(self, y: Tensor) -> Tensor:
-        return F.glu(row_linear(y, self.output_linear.weight, self.output_linear.bias, gelu=True))
+        return F.glu(linear(self.output_linear, y, gelu=True))
 
     @property
     def n_states(self) -> str:

@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.layers._linear import Linear
+from lrnnx_app.layers._linear import Linear, convolve, linear
 from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rglru_scan import rglru_scan
 from lrnnx_app.ops.row_linear import few, row_linear
-from lrnnx_app.ops.short_conv import short_conv
 
 STARTS = ("paper", "released")
 
@@ -126,10 +125,7 @@ class RGLRU(Layer):
         self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The convolved input u (B, T, D), the convolution's state, and where the multiplier is 1 (B, T)."""
-        kernel = self.conv1d.weight.squeeze(1)
-        u, conv = short_conv(
-            self.linear_x(x), kernel, self.conv1d.bias, state.conv, lengths=lengths, reset=reset
-        )
+        u, conv = convolve(self.conv1d, self.linear_x(x), state.conv, lengths=lengths, reset=reset)
         if not self.config.unit_start:
             return u, conv, None
         first = state.fresh[:, None]
@@ -137,8 +133,7 @@ class RGLRU(Layer):
         return u, conv, first if reset is None else first.bool() | reset
 
     def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
-        weight, bias = self.linear_y.weight, self.linear_y.bias
-        return self.linear_out(row_linear(x, weight, bias, activation="gelu_tanh", times=h))
+        return self.linear_out(linear(self.linear_y, x, activation="gelu_tanh", times=h))
 
     def gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""

@@ -6,15 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.layers._linear import Linear
+from lrnnx_app.layers._linear import Linear, convolve, without_bias
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.short_conv import short_conv
 from lrnnx_app.ops.step import diagonal_step
 
 
@@ -95,21 +93,19 @@ class S6(Layer):
     ) -> tuple[Tensor, S6State]:
         state = self.init_state(x.shape[0]) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
-        kernel = self.conv1d.weight.squeeze(1)
-        u, conv = short_conv(u, kernel, self.conv1d.bias, state.conv, lengths=lengths, reset=reset, silu=True)
+        u, conv = convolve(self.conv1d, u, state.conv, lengths=lengths, reset=reset, silu=True)
         projected = self.x_proj(u)
         r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
         B, C = BC.unflatten(-1, (2, 1, *self.state_shape[1:])).unbind(2)
-        logits = F.linear(r, self.dt_proj.weight)  # its bias is added in the precision of a state
+        logits, bias = without_bias(self.dt_proj, r)  # which is added in the precision of a state
         C = 2 * C if self.config.complex else C
-        options = {"h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
+        options = {"bias": bias, "h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
         y, h = self.scan(u, logits, B, C, **options)
         return self.out_proj(y), S6State(conv, h)
 
     def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
         u, z = self.in_proj(x).chunk(2, -1)
-        kernel = self.conv1d.weight.squeeze(1)
-        u, conv = short_conv(u[:, None], kernel, self.conv1d.bias, state.conv, silu=True)
+        u, conv = convolve(self.conv1d, u[:, None], state.conv, silu=True)
         projected = self.x_proj(u[:, 0])
         r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
         B, C = BC.unflatten(-1, (2, 1, 2 if self.config.complex else 1, -1)).unbind(1)
@@ -133,8 +129,7 @@ class S6(Layer):
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The recurrence and the gate, on all steps."""
         A = self.constant("A", self.eigenvalues)
-        made_by = {"rule": self.config.rule, "bias": self.dt_proj.bias, "softplus": True}
-        return selective_scan(u, logits, A, B, C, self.D, **made_by, **options)
+        return selective_scan(u, logits, A, B, C, self.D, rule=self.config.rule, softplus=True, **options)
 
     @property
     def n_states(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.layers._linear import Linear
+from lrnnx_app.layers._linear import Linear, linear, plain
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -74,8 +75,8 @@ class S7(DiagonalLayer):
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
         logits = self.step_bias.expand(*x.shape[:2], -1)
         if "step" in self.select:
-            matrix = self.select["step"]
-            if isinstance(matrix, Linear) and few(x, matrix.weight):
+            matrix: Any = self.select["step"]
+            if plain(matrix) and few(x, matrix.weight):
                 logits = row_linear(x, matrix.weight, self.step_bias)
             else:
                 logits = logits + self._selected("step", x)
@@ -89,7 +90,7 @@ class S7(DiagonalLayer):
             h = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
         y = real_readout(h.to(x.dtype), C, self.D, x)
-        return row_linear(y, self.gate.weight, self.gate.bias, activation="sigmoid", times=y, gelu=True)
+        return linear(self.gate, y, activation="sigmoid", times=y, gelu=True)
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
         """The input-dependent part (B, T, N)."""

@@ -34,8 +34,9 @@ class Stream(S6):
         self.b = nn.Parameter(inverse_softplus_steps(self.state_shape[0], config.dt_min, config.dt_max))
 
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        A, z = self.constant("A", self.eigenvalues), options.pop("z")
-        logits = logits.to(state_dtype(logits.dtype)) + self.dt_proj.bias
+        A, z, bias = self.constant("A", self.eigenvalues), options.pop("z"), options.pop("bias")
+        logits = logits.to(state_dtype(logits.dtype))
+        logits = logits if bias is None else logits + bias
         rate = self.constant("rate", lambda: F.softplus(self.b.to(logits.dtype))).expand_as(logits)
         driven = F.softplus(logits) * u
         y, h = selective_scan(driven, rate, A, B, C, rule=self.config.rule, **options)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
-from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops.row_linear import row_linear
+from lrnnx_app.layers._linear import Linear, hooked, linear
+from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.recipe import layer_nodes
 
 
@@ -34,6 +34,11 @@ class Model(nn.Module):
         """The state before the first sample: a pytree of (batch, …) tensors."""
         raise NotImplementedError
 
+    def _zeros(self, *shape: int) -> Tensor:
+        """Zeros in the precision of a state, on the model's device."""
+        like = next(self.parameters())
+        return like.new_zeros(shape, dtype=state_dtype(like.dtype))
+
     def forward(
         self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
@@ -55,7 +60,7 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         y = nn.functional.gelu(y)
-        gated = row_linear(y, self.gate.weight, self.gate.bias, activation="sigmoid", times=y)
+        gated = linear(self.gate, y, activation="sigmoid", times=y)
         return x + self.dropout(gated)
 
     def forward(
@@ -67,7 +72,8 @@ class Block(nn.Module):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        if x.shape[1] == 1 and state is not None and lengths is None and reset is None:
+        single = x.shape[1] == 1 and state is not None and lengths is None and reset is None
+        if single and not hooked(self.layer):  # hooks are for `forward`
             y, state = self.step(x[:, 0], state, None if dt is None else dt[:, 0])
             return y[:, None], state
         y, state = self.layer(self.norm(x), state, dt=dt, lengths=lengths, reset=reset)

@@ -46,7 +46,7 @@ class Backbone(Model):
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
         super().__init__(spec)
-        self.pool = config.pool
+        self.pool, self.d_model = config.pool, config.d_model
         width = config.d_model
         self.encoder = nn.Embedding(spec.d_input, width) if spec.tokens else Linear(spec.d_input, width)
         self.blocks = Blocks([width] * config.depth, config.layer, config.dropout, config.bidirectional)
@@ -57,8 +57,7 @@ class Backbone(Model):
         return BackboneState(self.blocks.init_state(batch), *self._empty_pool(batch))
 
     def _empty_pool(self, batch: int) -> tuple[Tensor, Tensor]:
-        like = self.head.weight
-        return like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
+        return self._zeros(batch, self.d_model), self._zeros(batch)
 
     def forward(
         self,

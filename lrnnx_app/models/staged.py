@@ -12,6 +12,7 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
+from lrnnx_app.ops.linear_scan import state_dtype
 
 
 class StagedState(NamedTuple):
@@ -53,6 +54,7 @@ class Staged(Model):
         self.depth, self.recompute = config.depth, config.recompute
         first, last = config.d_model, config.d_model * config.expansion
         widths = [first, *[last] * len(config.pools)]
+        self.d_last = widths[-1]
         self.encoder = nn.Embedding(spec.d_input, first) if spec.tokens else Linear(spec.d_input, first)
         blocks = [width for width in widths for _ in range(config.depth)]
         self.blocks = Blocks(blocks, config.layer, config.dropout)
@@ -65,11 +67,9 @@ class Staged(Model):
         self.head = Linear(widths[-1], spec.d_output)
 
     def init_state(self, batch: int) -> StagedState:
-        like = self.head.weight
+        like, pooled = next(self.parameters()), self._zeros(batch, self.d_last)
         pools = tuple(pool.init_state(like, batch) for pool in self._pools())
-        return StagedState(
-            self.blocks.init_state(batch), pools, like.new_zeros(batch, like.shape[1]), like.new_zeros(batch)
-        )
+        return StagedState(self.blocks.init_state(batch), pools, pooled, self._zeros(batch))
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class Staged(Model):
         if lengths is None:
             lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
         valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
-        kind = self.head.weight.dtype
+        kind = state_dtype(next(self.parameters()).dtype)
         pooled, steps = torch.where(valid, x, 0).sum(1, dtype=kind), lengths.to(kind)
         if state is not None:
             pooled, steps = pooled + state.pooled, steps + state.steps

@@ -89,6 +89,15 @@ def reference(
         y = y if bias is None else y + bias.to(y.dtype)
     if skip is not None and via is not None:
         y = torch.addcmul(y, skip.to(y.dtype), via.to(y.dtype))
+    return _after(y, activation, times)
+
+
+def activated(y: Tensor, activation: str | None, times: Tensor | None) -> Tensor:
+    """act(y)∘times, as at the end of `row_linear`."""
+    return _after(y, CODES[activation], times)
+
+
+def _after(y: Tensor, activation: int, times: Tensor | None) -> Tensor:
     y = ACTIVATIONS[activation](y)
     return y if times is None else y * times.to(y.dtype)
 
