@@ -3,13 +3,15 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import MambaConfig, MambaForCausalLM, RecurrentGemmaConfig
+from transformers import FalconMambaConfig, MambaConfig, MambaForCausalLM, RecurrentGemmaConfig
+from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
     RecurrentGemmaRecurrentBlock,
     RecurrentGemmaRglru,
 )
 
+from lrnnx_app.errors import UserError
 from lrnnx_app.interop import load
 
 LIMITS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-10, 1e-10)}  # outputs, gradients
@@ -86,6 +88,52 @@ def test_mamba_block(dtype, changes):
     x = draw(2, 150, 12, dtype=dtype)
     compare(theirs, ours, lambda name: name, x, dtype, theirs)
     assert error(steps(ours, x), theirs(x).detach()) <= LIMITS[dtype][0]
+
+
+def falcon_mixer(dtype, **changes):
+    config = {"hidden_size": 12, "state_size": 5, "vocab_size": 30, "num_hidden_layers": 1} | changes
+    return randomize(FalconMambaMixer(FalconMambaConfig(**config), 0, initialize_mixer_weights=False), dtype)
+
+
+@in_both
+@pytest.mark.parametrize("changes", [{}, {"mixer_rms_eps": 0.3, "use_bias": True}], ids=str)
+def test_falcon_mamba_block(dtype, changes):
+    theirs = falcon_mixer(dtype, **changes)
+    ours = load("falcon-mamba", theirs)
+    x = draw(2, 50, 12, dtype=dtype)
+    compare(theirs, ours, lambda name: name, x, dtype, theirs)
+    assert error(steps(ours, x), theirs(x).detach()) <= LIMITS[dtype][0]
+    told = load("falcon-mamba", theirs.state_dict(), mixer_rms_eps=theirs.rms_eps)
+    assert error(told(x)[0], ours(x)[0]) == 0
+
+
+def test_a_module_or_its_state_dict_is_of_the_source_that_is_named():
+    mamba, falcon = MambaMixer(mamba_config(), 0), falcon_mixer(torch.float32)
+    gemma = gemma_block(torch.float32)
+    for given in (falcon, falcon.state_dict()):
+        with pytest.raises(UserError, match=r"^mamba: .*(FalconMambaMixer|_layernorm)"):
+            load("mamba", given)
+    for given in (mamba, mamba.state_dict()):
+        with pytest.raises(UserError, match=r"^falcon-mamba: .*(MambaMixer|_layernorm)"):
+            load("falcon-mamba", given)
+    with pytest.raises(UserError, match="RecurrentGemmaRecurrentBlock is not of this source"):
+        load("mamba", gemma)
+    with pytest.raises(UserError, match="MambaMixer is not of this source"):
+        load("s5", mamba)
+    assert load("mamba", mamba).d_model == load("recurrentgemma", gemma).d_model == 12
+
+
+def test_an_activation_that_the_layer_has_not_is_refused():
+    with pytest.raises(UserError, match="mamba: hidden_act must be silu, not gelu"):
+        load("mamba", MambaMixer(mamba_config(hidden_act="gelu"), 0))
+    config = RecurrentGemmaConfig(
+        hidden_size=12, num_attention_heads=3, lru_width=12, num_hidden_layers=1, hidden_activation="relu"
+    )
+    block = RecurrentGemmaRecurrentBlock(config, 0)
+    with pytest.raises(UserError, match="recurrentgemma: act_fn must be GELUTanh, not ReLU"):
+        load("recurrentgemma", block)
+    with pytest.raises(UserError, match="hidden_activation must be gelu_pytorch_tanh, not relu"):
+        load("recurrentgemma", block.state_dict(), hidden_activation="relu")
 
 
 class MambaStack(torch.nn.Module):

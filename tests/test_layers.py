@@ -33,7 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "s4": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "l_max": 7}, {"path": "scan", "l_max": 16}],
     "s4d": [{"path": "chunk"}, {"path": "scan"}, {"path": "chunk", "rule": "bilinear", "init": "legs"}],
     "s5": [{}, {"rule": "bilinear", "blocks": 2}, {"conj_sym": False, "rule": "dirac"}],
-    "s6": [{}, {"complex": True}, {"rule": "zoh"}],
+    "s6": [{}, {"complex": True}, {"rule": "zoh"}, {"norm_eps": 1e-6}],
     "s7": [{}, {"selective": ["step", "b", "c"]}],
 }
 NEAR_ONE = ("log_dt", "log_step", "nu_log", "log_A_real")  # at −20, |a| rounds to 1 in bfloat16 and float32

@@ -6,10 +6,11 @@ import pkgutil
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrnnx_app.errors import UserError, nearest
 from lrnnx_app.interop._params import Converted, Params
@@ -23,25 +24,33 @@ SOURCES = sorted(
 )
 
 
-def convert(source: str, params: Mapping[str, Any], **options: Any) -> tuple[str, Any, dict[str, Tensor]]:
+def convert(
+    source: str, params: Mapping[str, Any] | nn.Module, **options: Any
+) -> tuple[str, Any, dict[str, Tensor]]:
     """Translate parameters.
+
+    A source is one way to compute: two that save the same names have a name each, such as `mamba` and
+    `falcon-mamba`. A module, or its `state_dict()` as it was returned, is checked to be of the source. A
+    plain dict of tensors cannot be: there the source and the options are taken at their word.
 
     Args:
         source: one of SOURCES.
-        params: that source's parameter names -> numpy arrays or tensors.
+        params: the source's module, which tells its options too; or its parameter names -> numpy arrays or
+            tensors.
         options: what the parameters do not tell; see the source's file.
 
     Returns:
         name of the layer, its Config, and its state_dict.
 
     Raises:
-        UserError: an unknown source or option, a parameter that is missing, misshapen or not of the source.
+        UserError: an unknown source or option, a module of another source, a parameter that is missing,
+            misshapen or not of the source.
     """
     converted = _convert(source, params, options)
     return converted.layer, converted.config, converted.state
 
 
-def load(source: str, params: Mapping[str, Any], **options: Any) -> Layer:
+def load(source: str, params: Mapping[str, Any] | nn.Module, **options: Any) -> Layer:
     """A layer with these parameters, in their precision; arguments and errors as of `convert`."""
     name, d_model, config, state = _convert(source, params, options)
     layer = LAYERS[name](d_model, config)
@@ -50,16 +59,43 @@ def load(source: str, params: Mapping[str, Any], **options: Any) -> Layer:
     return layer
 
 
-def _convert(source: str, params: Mapping[str, Any], options: dict[str, Any]) -> Converted:
+def _convert(source: str, params: Mapping[str, Any] | nn.Module, options: dict[str, Any]) -> Converted:
     if source not in SOURCES:
         raise UserError(f"unknown source '{source}'; {nearest(source, SOURCES)}")
-    translate = importlib.import_module(f"lrnnx_app.interop.{source.replace('-', '_')}").convert
-    known = list(inspect.signature(translate).parameters)[1:]
+    module = importlib.import_module(f"lrnnx_app.interop.{source.replace('-', '_')}")
+    known = list(inspect.signature(module.convert).parameters)[1:]
     for option in options:
         if option not in known:
             hint = nearest(option, known) if known else "it has none"
             raise UserError(f"{source}: unknown option '{option}'; {hint}")
     given = Params(source, params)
-    converted = translate(given, **options)
-    given.finish()
+    if isinstance(params, nn.Module):
+        options = _told(given, module, params) | options
+    converted = module.convert(given, **options)
+    given.finish(getattr(module, "PARTS", ()))
     return converted
+
+
+def _told(given: Params, source: ModuleType, params: nn.Module) -> dict[str, Any]:
+    """The options that a source's module tells by its attributes (OPTIONS: name -> path).
+
+    Raises:
+        UserError: its class is none of the source's (MODULES), or a setting (FIXED) is another.
+    """
+    name, classes = type(params).__name__, getattr(source, "MODULES", ())
+    if name not in classes:
+        expected = f"expected {' or '.join(classes)}" if classes else "give its parameters by name"
+        raise given.error(f"a {name} is not of this source; {expected}")
+    for path, wanted in getattr(source, "FIXED", {}).items():
+        if (value := _attribute(params, path)) not in (None, wanted):
+            raise given.error(f"{path} must be {wanted}, not {value}: there is no layer for it")
+    found = {option: _attribute(params, path) for option, path in getattr(source, "OPTIONS", {}).items()}
+    return {option: value for option, value in found.items() if value is not None}
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    """What lies at a dotted path, a module's class by its name; None where the path ends before."""
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return type(value).__name__ if isinstance(value, nn.Module) else value

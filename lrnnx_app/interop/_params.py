@@ -1,12 +1,15 @@
 """What a source's function works with: parameters by name, every one of which must be used."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrnnx_app.errors import UserError, nearest
+
+TERM = re.compile(r"(\d*)([A-Za-z]\w*)|(\d+)")  # 2D: twice the size named D; D: that size; 2: the number
 
 
 class Converted(NamedTuple):
@@ -19,39 +22,86 @@ class Converted(NamedTuple):
 
 
 class Params:
-    """Parameters of one source by its names, numpy arrays or tensors; each can be taken as a tensor."""
+    """Parameters of one source by its names, numpy arrays or tensors; each can be taken as a tensor.
 
-    def __init__(self, source: str, params: Mapping[str, Any]) -> None:
+    A size that has a name is the same wherever that name occurs. A module's state_dict remembers its parts,
+    so that those without parameters are checked too.
+    """
+
+    def __init__(self, source: str, params: Mapping[str, Any] | nn.Module) -> None:
         self.source = source
-        self._params = params
-        self._left = set(params)
+        self._params = params.state_dict() if isinstance(params, nn.Module) else params
+        self._parts = set(getattr(self._params, "_metadata", ()))
+        self._left = set(self._params)
+        self._known = {""}
+        self._sizes: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._params
 
     def take(self, name: str, shape: str) -> Tensor:
-        """The parameter as a tensor; `shape` names its sizes, one letter or number an axis, as "N H 2".
+        """The parameter as a tensor; `shape` names its sizes, one for each axis, as "N H 2" or "R+2N D".
+
+        A sum or a multiple is of sizes that were named before.
 
         Raises:
-            UserError: there is none, or its rank or a numbered size differs.
+            UserError: there is none, it is not of real numbers, or its rank or a size differs.
         """
         if name not in self._params:
-            raise UserError(f"{self.source}: parameter '{name}' is missing; {nearest(name, self._params)}")
-        value = torch.as_tensor(self._params[name]).detach()
+            raise self.error(f"parameter '{name}' is missing; {nearest(name, self._params)}")
+        try:
+            value = torch.as_tensor(self._params[name]).detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise self.error(f"'{name}' must be an array of numbers") from None
+        if value.is_complex():
+            raise self.error(f"'{name}' must be real numbers, not {value.dtype}")
         sizes = shape.split()
-        fits = value.ndim == len(sizes) and all(
-            not size.isdigit() or int(size) == n for size, n in zip(sizes, value.shape, strict=True)
-        )
-        if not fits:
-            raise UserError(f"{self.source}: '{name}' must be ({', '.join(sizes)}), not {tuple(value.shape)}")
+        fits = [value.ndim == len(sizes)]
+        fits += [self._fits(size, n) for size, n in zip(sizes, value.shape, strict=False) if fits[0]]
+        if not all(fits):
+            wanted = ", ".join(f"{s}={self._sizes[s]}" if s in self._sizes else s for s in sizes)
+            raise self.error(f"'{name}' must be ({wanted}), not {tuple(value.shape)}")
         self._left.discard(name)
         return value
+
+    def _fits(self, size: str, n: int) -> bool:
+        """Whether a size is n; one that is named for the first time is."""
+        if size.isidentifier():
+            return self._sizes.setdefault(size, n) == n
+        total = 0
+        for factor, name, number in (TERM.fullmatch(term).groups() for term in size.split("+")):  # pyright: ignore[reportOptionalMemberAccess]  (a shape of ours)
+            total += int(number) if number else int(factor or 1) * self._sizes[name]
+        return total == n
 
     def number(self, name: str) -> int:
         """A parameter that is one integer."""
         return int(self.take(name, ""))
 
-    def finish(self) -> None:
-        """Raises UserError if a parameter was given that the source does not have."""
+    def part(self, name: str) -> None:
+        """Take a part without parameters, which a dict of tensors does not tell.
+
+        Raises:
+            UserError: the module has no such part.
+        """
+        if self._parts and name not in self._parts:
+            raise self.error(f"this module has no '{name}', which is of this source; name its own")
+        self._known.add(name)
+
+    def error(self, text: str) -> UserError:
+        """What to raise, in one line that begins with the source."""
+        return UserError(f"{self.source}: {text}")
+
+    def finish(self, parts: tuple[str, ...] = ()) -> None:
+        """Raises UserError if there is a parameter or a part that the source does not have.
+
+        Args:
+            parts: what the source's module may have besides, without parameters.
+        """
         if self._left:
-            raise UserError(f"{self.source}: no use for parameter '{min(self._left)}'; leave it out")
+            raise self.error(f"no use for parameter '{min(self._left)}'; leave it out")
+        known = {*self._known, *parts}
+        for name in self._params:
+            pieces = name.split(".")
+            known |= {".".join(pieces[:k]) for k in range(1, len(pieces))}
+        if unknown := self._parts - known:
+            raise self.error(f"this module has a '{min(unknown)}', which is not of this source; name its own")

@@ -14,11 +14,15 @@ def convert(
     conj_sym: bool = True,
     clip_eigs: bool = False,
     step_rescale: float = 1.0,
+    stride: int = 1,
 ) -> Converted:
     """Lambda_re, Lambda_im (P), B (P, H, 2), C (H, P, 2), D (H), log_step (P, 1).
 
-    zoh and dirac multiply the learned step by the elapsed time, async only in the decay.
+    zoh and dirac multiply the learned step by the elapsed time, async only in the decay. A layer whose width
+    changes or that pools (stride beyond 1) is refused.
     """
+    if stride != 1:
+        raise params.error(f"stride must be 1, not {stride}: the layer does not pool")
     state = system(params)
     config = EventSSM.Config(
         d_state=len(state["Lambda_re"]) * (2 if conj_sym else 1),

@@ -3,6 +3,9 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.rglru import RGLRU
 
+MODULES = ("RecurrentGemmaRecurrentBlock",)
+PARTS = ("act_fn",)
+FIXED = {"act_fn": "GELUTanh"}
 SHAPES = {
     "linear_y.weight": "R H",
     "linear_y.bias": "R",
@@ -20,19 +23,27 @@ SHAPES = {
 }
 
 
-def convert(params: Params, unit_start: bool = True) -> Converted:
+def convert(
+    params: Params, unit_start: bool = True, hidden_activation: str = "gelu_pytorch_tanh"
+) -> Converted:
     """linear_y, linear_x, linear_out and conv_1d (weight, bias), and rg_lru.* as in SHAPES.
 
     unit_start: at the first position of a document, in a fresh stream or at a reset, the input multiplier
     is 1 instead of √(1 − a²), as the source does where position_ids is 0.
+    hidden_activation: the gate's, which must be the tanh form of GELU.
     """
+    if hidden_activation != "gelu_pytorch_tanh":
+        raise params.error(f"hidden_activation must be gelu_pytorch_tanh, not {hidden_activation}")
     state = {
         name.removeprefix("rg_lru.").replace("conv_1d", "conv1d"): params.take(name, shape)
         for name, shape in SHAPES.items()
     }
+    heads, width, _ = state["input_gate_weight"].shape
+    if heads * width != (channels := state["recurrent_param"].shape[0]):
+        raise params.error(f"'rg_lru.input_gate_weight' has {heads} heads of {width} for {channels} channels")
     config = RGLRU.Config(
-        d_rnn=state["recurrent_param"].shape[0],
-        heads=state["input_gate_weight"].shape[0],
+        d_rnn=channels,
+        heads=heads,
         d_conv=state["conv1d.weight"].shape[2],
         unit_start=unit_start,
     )

@@ -20,7 +20,8 @@ def convert(
 ) -> Converted:
     """Lambda_re, Lambda_im (P), B (P, H, 2), C (H, P, 2), D (H), log_step (P, 1).
 
-    If bidirectional, C1 and C2 in place of C. With conjugate symmetry P counts one of each pair.
+    If bidirectional, C1 and C2 in place of C; or, where the source draws C as complex_normal, one C
+    (H, 2P, 2), the columns of the forward scan first. With conjugate symmetry P counts one of each pair.
     """
     state = system(params, bidirectional)
     config = S5.Config(
@@ -36,12 +37,16 @@ def convert(
 
 def system(params: Params, bidirectional: bool = False) -> dict[str, Tensor]:
     """The state_dict of S5."""
-    columns = [params.take(name, "H P 2") for name in (("C1", "C2") if bidirectional else ("C",))]
-    return {
-        "Lambda_re": params.take("Lambda_re", "P"),
-        "Lambda_im": params.take("Lambda_im", "P"),
+    state = {"Lambda_re": params.take("Lambda_re", "P"), "Lambda_im": params.take("Lambda_im", "P")}
+    if not bidirectional:
+        C = params.take("C", "H P 2")
+    elif "C" in params:
+        C = params.take("C", "H 2P 2")
+    else:
+        C = torch.cat((params.take("C1", "H P 2"), params.take("C2", "H P 2")), 1)
+    return state | {
         "B": params.take("B", "P H 2").movedim(-1, 0),
-        "C": torch.cat(columns, 1).movedim(-1, 0),
+        "C": C.movedim(-1, 0),
         "D": params.take("D", "H"),
         "log_step": params.take("log_step", "P 1")[:, 0],
     }

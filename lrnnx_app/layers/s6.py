@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
@@ -45,6 +46,7 @@ class S6(Layer):
         complex: bool = False  # A starts as S4D-Lin instead of −1 … −N
         bias: bool = False  # of in_proj and out_proj
         conv_bias: bool = True
+        norm_eps: float | None = None  # ε of RMS norms of r, B and C, as in FalconMamba; None: there are none
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1
 
@@ -94,9 +96,8 @@ class S6(Layer):
         state = self.init_state(x.shape[0]) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = convolve(self.conv1d, u, state.conv, lengths=lengths, reset=reset, silu=True)
-        projected = self.x_proj(u)
-        r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
-        B, C = BC.unflatten(-1, (2, 1, *self.state_shape[1:])).unbind(2)
+        r, B, C = self.select(u)
+        B, C = (w.unflatten(-1, (1, *self.state_shape[1:])) for w in (B, C))
         logits, bias = without_bias(self.dt_proj, r)  # which is added in the precision of a state
         C = 2 * C if self.config.complex else C
         options = {"bias": bias, "h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
@@ -106,13 +107,24 @@ class S6(Layer):
     def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = convolve(self.conv1d, u[:, None], state.conv, silu=True)
-        projected = self.x_proj(u[:, 0])
-        r, BC = projected[..., : self.dt_rank], projected[..., self.dt_rank :]
-        B, C = BC.unflatten(-1, (2, 1, 2 if self.config.complex else 1, -1)).unbind(1)
+        r, B, C = self.select(u[:, 0])
+        B, C = (w.unflatten(-1, (1, 2 if self.config.complex else 1, -1)) for w in (B, C))
         C = 2 * C if self.config.complex else C
         h = state.h if self.config.complex else state.h.unsqueeze(-2)
         y, h = self.advance(u[:, 0], self.dt_proj(r), B, C, h, dt, z)
         return self.out_proj(y), S6State(conv, h if self.config.complex else h.squeeze(-2))
+
+    def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """r (…, dt_rank), B and C (…, planes·N) of the input of the recurrence."""
+        size, eps = math.prod(self.state_shape[1:]), self.config.norm_eps
+        r, B, C = self.x_proj(u).split((self.dt_rank, size, size), -1)
+        if eps is None:
+            return r, B, C
+        return (
+            F.rms_norm(r, r.shape[-1:], eps=eps),
+            F.rms_norm(B, B.shape[-1:], eps=eps),
+            F.rms_norm(C, C.shape[-1:], eps=eps),
+        )
 
     def advance(
         self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
