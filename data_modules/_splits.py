@@ -1,5 +1,6 @@
 """Splits of a user's files that do not leak: what belongs together goes into one split."""
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def share(
     """
 
     def tenth(path: Path) -> int:
-        return zlib.crc32(group(path.relative_to(root).as_posix()).encode()) % 10
+        return zlib.crc32(os.fsencode(group(path.relative_to(root).as_posix()))) % 10
 
     chosen = [path for path in paths if TENTHS.get(tenth(path), "train") == split]
     if not chosen:

@@ -1,6 +1,7 @@
 """Reading audio files, and folders of them, as mono float32 at one rate."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,7 +30,7 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a wav, flac or ogg file")
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(os.fsencode(path))  # type: ignore[arg-type]  (any bytes)
     except (soundfile.LibsndfileError, TypeError) as error:
         raise DataError(f"{path}: not readable as audio; expected wav, flac or ogg ({error})") from error
     if file.frames < 1:

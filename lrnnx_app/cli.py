@@ -1,55 +1,55 @@
 """The `lrnnx` command: parses, delegates, prints. Whatever needs torch is imported where it is used."""
 
+import contextlib
 import errno
-import json
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from lrnnx_app import processes
+from lrnnx_app import __version__, options, terminal
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
+from lrnnx_app.options import Device, Json, Overrides, RunFolder
+from lrnnx_app.terminal import as_json, say, table
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-quiet = processes.rank() > 0  # of several processes one speaks
-console = Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+tracebacks = ContextVar("tracebacks", default=False)  # whether an error shows its own
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"lrnnx {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def options(
+def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train, stream and export linear recurrent neural networks."""
+    tracebacks.set(debug)
 
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe file, or a shipped one's name; --resume needs none.",
-        ),
-    ] = None,
+    recipe: options.Recipe = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, in place.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Train this many seeds: mean and sd.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train this many seeds: mean and sd.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
     ] = False,
@@ -77,24 +77,19 @@ def train(
     config = recipes.load(recipe, cells[0].overrides)
     folder, summary = training.train(config, out, resume)
     _show_summary(folder, summary)
-    console.print(f"Next: {_next_command(config, folder)}")
+    say(f"Next: {_next_command(config, folder)}")
 
 
 def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
-    table = Table("", "", show_header=False)
-    for key, value in summary["metrics"].items():
-        if key.startswith("test/"):
-            table.add_row(key, f"{value:.4g}")
-    for key, reason in summary.get("not_computed", {}).items():
-        table.add_row(f"test/{key}", f"not computed: {reason}")
-    table.add_row("parameters", f"{summary['parameters']:,}")
-    table.add_row(
-        "training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"
-    )
+    rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
+    rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
+    rows += [
+        ("parameters", f"{summary['parameters']:,}"),
+        ("training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"),
+    ]
     if "peak_gpu_mib" in summary:
-        table.add_row("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most")
-    table.add_row("run", str(folder))
-    console.print(table)
+        rows.append(("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most"))
+    table(("", ""), [*rows, ("run", str(folder))], header=False)
 
 
 def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
@@ -102,23 +97,21 @@ def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) 
 
     parent, outcomes = grid.run(recipe, cells, out, resume)
     failed = {folder: reason for folder, reason in outcomes if reason}
-    show.outcome(parent, failed, console)
+    show.outcome(parent, failed)
     raise typer.Exit(1 if failed else 0)
 
 
 def _dry_run(config: Any) -> None:
-    from omegaconf import OmegaConf
-
     from lrnnx_app import training
 
     loss, rows = training.dry_run(config)
-    console.print(OmegaConf.to_yaml(config))
-    table = Table("module", "type", "parameters")
-    for name, kind, count in rows:
-        table.add_row(name, kind, f"{count:,}")
-    table.add_row("total", "", f"{sum(row[2] for row in rows):,}")
-    console.print(table)
-    console.print(f"one batch forward and backward: loss {loss:.4g}")
+    say(*_yaml(config), "")
+    total = sum(row[2] for row in rows)
+    table(
+        ("module", "type", "parameters"),
+        [(name, kind, f"{count:,}") for name, kind, count in [*rows, ("total", "", total)]],
+    )
+    say(f"one batch forward and backward: loss {loss:.4g}")
 
 
 def _next_command(config: Any, folder: Path) -> str:
@@ -129,10 +122,10 @@ def _next_command(config: Any, folder: Path) -> str:
 
 @app.command()
 def evaluate(
-    run: RunArgument,
+    run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to_json: Json = False,
 ) -> None:
     """Metrics of a run's best checkpoint, on other data or at another rate if overrides say so."""
     from lrnnx_app import training
@@ -142,62 +135,78 @@ def evaluate(
 
     if split not in SPLITS:
         raise UserError(f"--split: unknown split '{split}'; {nearest(split, SPLITS)}")
-    metrics = training.evaluate(Run(run, overrides or ()), split)
-    if as_json:
-        return print(json.dumps(metrics))
-    table = Table(split, "value")
-    for key, value in metrics.items():
-        table.add_row(key, f"{value:.4g}")
-    console.print(table)
+    with terminal.results_only():
+        metrics = training.evaluate(Run(run, overrides or ()), split)
+    if to_json:
+        return print(as_json(metrics))
+    table((split, "value"), [(key, f"{value:.4g}") for key, value in metrics.items()])
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of runs.")],
     plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to_json: Json = False,
 ) -> None:
     """Compare runs: metric, parameters, state, training throughput, latency of a step on this machine."""
     from dataclasses import asdict
 
     from lrnnx_app import show
 
-    found = show.comparison(runs, Console(quiet=True) if as_json else console, plot)
-    if as_json:
-        print(json.dumps([asdict(row) for row in found]))
+    with terminal.results_only():
+        found = show.compared(runs, plot)
+    if to_json:
+        return print(as_json([asdict(row) for row in found]))
+    show.comparison(found)
 
 
 @app.command()
 def infer(
-    run: RunArgument,
+    run: RunFolder,
     inputs: Annotated[
         list[Path] | None, typer.Argument(metavar="INPUT…", help="Files, folders, or - for PCM on stdin.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Result file or folder, or - for stdout.")
     ] = None,
-    chunk_ms: Annotated[float | None, typer.Option(help="Chunk in ms; the model's hop by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Chunk in steps, instead.")] = None,
+    chunk_ms: Annotated[
+        float | None,
+        typer.Option(callback=options.positive, help="Chunk in ms; the model's hop by default."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Chunk in steps, instead.")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Each file in one go.")] = False,
     running: Annotated[
         bool, typer.Option("--running", help="Classes after each chunk, with the time.")
     ] = False,
     realtime: Annotated[bool, typer.Option("--realtime", help="Feed audio at its own rate.")] = False,
-    slots: Annotated[int | None, typer.Option(help="Files side by side in one session.")] = None,
-    rate: Annotated[int | None, typer.Option(help="Of PCM on stdin, in Hz; the model's by default.")] = None,
-    channels: Annotated[int, typer.Option(help="Of PCM on stdin; they are mixed down to one.")] = 1,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_SLOTS, help="Files side by side in one session.")
+    ] = None,
+    rate: Annotated[
+        int | None, typer.Option(min=1, help="Of PCM on stdin, in Hz; the model's by default.")
+    ] = None,
+    channels: Annotated[
+        int, typer.Option(min=1, max=options.MOST_CHANNELS, help="Of PCM on stdin, mixed down to one.")
+    ] = 1,
     form: Annotated[str, typer.Option("--format", help="Of PCM: s16le or f32le.")] = "s16le",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")] = None,
+    device: Device = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the first minute.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Of a CPU; 1 by default, or all if --offline.")] = None,
+    to_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=options.MOST_THREADS, help="Of a CPU; 1 by default, or all if --offline."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text, or @FILE, that a model of text continues.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Bytes to add to the prompt.")] = 400,
-    temperature: Annotated[float, typer.Option(help="Of the draws; 0 for the likeliest byte.")] = 0.8,
-    top: Annotated[int, typer.Option(help="Draw from so many likeliest bytes; 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    length: Annotated[int, typer.Option(min=1, help="Bytes to add to the prompt.")] = 400,
+    temperature: Annotated[
+        float, typer.Option(callback=options.not_negative, help="Of the draws; 0 for the likeliest byte.")
+    ] = 0.8,
+    top: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest bytes; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=options.MOST_SEED, help="Of the draws.")] = 0,
 ) -> None:
     """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
     continue a text."""
@@ -210,7 +219,7 @@ def infer(
         return sample.say(Run(run), sample.prompt_bytes(prompt), how)
     if not inputs:
         raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
-    options = inference.Options(
+    chosen = inference.Options(
         output,
         chunk_ms,
         steps,
@@ -223,25 +232,27 @@ def infer(
         form,
         device,
         plot,
-        as_json,
+        to_json,
         threads,
     )
     if Run(run).recipe.task.name == "predict":
-        if options != inference.Options(as_json=as_json):
+        if chosen != inference.Options(as_json=to_json):
             raise UserError("a run of the task predict is judged by whole files; expected --json or --prompt")
-        return sample.judge(Run(run), inputs, as_json)
-    raise typer.Exit(inference.infer(run, inputs, options))
+        return sample.judge(Run(run), inputs, to_json)
+    raise typer.Exit(inference.infer(run, inputs, chosen))
 
 
 @app.command()
 def export(
-    run: RunArgument,
+    run: RunFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.")],
     format: Annotated[
         str | None,
         typer.Option(help="safetensors, torch, onnx or huggingface; by the name's ending if left out."),
     ] = None,
-    chunk: Annotated[int | None, typer.Option(help="Samples of a call (torch, onnx).")] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Samples of a call (torch, onnx).")
+    ] = None,
     timed: Annotated[bool, typer.Option("--timed", help="dt is an input too (torch, onnx).")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits (onnx).")] = False,
 ) -> None:
@@ -251,135 +262,128 @@ def export(
 
     write = formats.find(format, output)
     for line in write(Run(run), output, formats.Options(chunk, timed, int8)):
-        console.print(line)
+        say(line)
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this recipe, resolved.")] = None,
+    name: options.RecipeName = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="A table of layers and data.")] = False,
+    to_json: Json = False,
 ) -> None:
     """List the shipped recipes, or show one resolved."""
-    from lrnnx_app import recipe
+    from lrnnx_app import listing, recipe
 
-    if matrix:
-        return _matrix(recipe.shipped())
     if name is not None:
         from omegaconf import OmegaConf
 
-        return print(OmegaConf.to_yaml(recipe.load(name)), end="")
-    table = Table("name", "task", "layer", "data", "what it is for")
-    for key, path in recipe.shipped().items():
-        content = recipe.read_yaml(path)
-        table.add_row(key, content["task"]["name"], *recipe.system(path), content.get("about", ""))
-    console.print(table)
+        config = recipe.load(name)
+        return print(as_json(OmegaConf.to_container(config))) if to_json else say(*_yaml(config))
+    columns, rows = listing.matrix() if matrix else listing.recipes()
+    if to_json:
+        return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    table(columns, [[", ".join(cell) if isinstance(cell, list) else cell for cell in row] for row in rows])
 
 
-def _matrix(shipped: dict[str, Path]) -> None:
-    from lrnnx_app.recipe import system
+def _yaml(config: Any) -> list[str]:
+    from omegaconf import OmegaConf
 
-    cells: dict[tuple[str, str], list[str]] = {}
-    for name, path in shipped.items():
-        cells.setdefault(system(path), []).append(name)
-    data = sorted({column for _, column in cells})
-    table = Table("layer", *data)
-    for layer in sorted({row for row, _ in cells}):
-        table.add_row(layer, *("\n".join(cells.get((layer, column), [])) for column in data))
-    for column in table.columns:
-        column.no_wrap = True  # names stay whole on a narrow terminal
-    Console(width=40 * (1 + len(data)), highlight=False, markup=False, quiet=quiet).print(table)
+    return OmegaConf.to_yaml(config).splitlines()
 
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, or a data module's name.")],
+    name: options.DataName,
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture of examples to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to_json: Json = False,
 ) -> None:
     """Show what data hold: splits, classes, lengths, times, padding; and a picture of four examples."""
     from dataclasses import asdict
 
     from lrnnx_app import show
 
-    found = show.data(name, overrides or (), Console(quiet=True) if as_json else console, plot)
-    if as_json:
-        print(json.dumps({split: asdict(content) for split, content in found.items()}))
+    with terminal.results_only():
+        opened, found = show.read(name, overrides or (), plot)
+    if to_json:
+        return print(as_json({split: asdict(content) for split, content in found.items()}))
+    show.data(opened, found)
 
 
 @app.command()
 def layers(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
+    to_json: Json = False,
 ) -> None:
     """List the layers: paper, kind, rules, event time, state and cost."""
     from lrnnx_app import catalog
 
     if markdown:
         return print(catalog.markdown())
-    table = Table(*catalog.COLUMNS)
-    for row in catalog.rows():
-        table.add_row(*row)
-    console.print(table)
-    console.print(catalog.LEGEND)
+    rows = catalog.rows()
+    if to_json:
+        return print(as_json([dict(zip(catalog.COLUMNS, row, strict=True)) for row in rows]))
+    table(catalog.COLUMNS, rows)
+    say(catalog.LEGEND)
 
 
 @app.command()
 def doctor(
     build: Annotated[bool, typer.Option("--build", help="Build the kernels ahead of use.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to_json: Json = False,
 ) -> None:
     """Show what this machine has and check every operator on it; exit code 1 if anything is wrong."""
     from dataclasses import asdict
 
     from lrnnx_app import doctor as examine
 
-    report = examine.run(build)
-    print(json.dumps(asdict(report)) if as_json else examine.text(report))
+    with terminal.results_only():
+        report = examine.run(build)
+    print(as_json(asdict(report)) if to_json else examine.text(report))
     raise typer.Exit(0 if report.ok else 1)
 
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
+    terminal.prepare()
+    tracebacks.set(False)
     try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        if debug:
-            raise
-        code = _fail(str(error))
+        code = app(prog_name="lrnnx", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        terminal.hang_up()
+        code = 0
     except Interrupted as stop:
-        if quiet:
-            return  # what started this process shall not take it for a failure
-        print(stop, file=sys.stderr)
-        code = STOPPED
-    except (
-        OSError
-    ) as error:  # of the machine, not of the program: a full disk, a folder that may not be written
-        if debug or (error.filename is None and error.errno not in NO_ROOM):
-            raise
-        code = _fail(f"{error.filename or 'output'}: {error.strerror}")
-    except typer.Exit as stop:
-        code = stop.exit_code
+        say(stop, aside=True)
+        code = 0 if terminal.quiet else STOPPED  # what started this process shall not take it for a failure
     except typer.Abort:
         code = 130
-    except (RuntimeError, MemoryError) as error:
-        if debug or "allocate" not in str(error):  # torch has no exception of its own for a CPU's memory
-            raise
-        code = _fail(
-            f"out of memory: {str(error).splitlines()[0]}; try smaller sizes, such as data.batch_size"
-        )
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is None or debug:
+        mistake = _mistake(error)
+        if mistake is None or tracebacks.get():
             raise
-        code = _fail(usage())
+        code = _fail(mistake)
     sys.exit(code)
 
 
+def _mistake(error: Exception) -> str | None:
+    """What a user or the machine did wrong; None for a fault of the program, "" where help has been shown."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+        return f"{error.filename or 'output'}: {error.strerror}"
+    if isinstance(error, RuntimeError | MemoryError) and "allocate" in str(
+        error
+    ):  # torch has no class for it
+        return f"out of memory: {str(error).splitlines()[0]}; try smaller sizes, such as data.batch_size"
+    usage = getattr(error, "format_message", None)
+    return None if usage is None else usage()
+
+
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if message:
+        with contextlib.suppress(OSError):  # standard error leads nowhere
+            print(f"error: {terminal.shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -1,7 +1,5 @@
 """A trained run on a user's files or pipe: which tracks, through which session, and the report."""
 
-import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +10,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from lrnnx_app import terminal
 from lrnnx_app.audio_io import check_rate, find_audio, open_audio
 from lrnnx_app.bench.cli import chosen_device
 from lrnnx_app.bench.report import table
@@ -24,6 +23,7 @@ from lrnnx_app.streaming.sinks import AudioFile, Pcm, Sink
 from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
 from lrnnx_app.streaming.threads import threads
 from lrnnx_app.streaming.tracks import AudioTrack, OutputTrack, Track, in_parts
+from lrnnx_app.terminal import as_json, say, shown
 
 PIPE = Path("-")
 CHUNK_SECONDS = 0.016  # of a model that takes single steps
@@ -63,7 +63,7 @@ def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
         try:
             timing = job.stream()
         except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            terminal.hang_up()
             return 0
         costs = report(job.model, job.session, timing, job.rate, job.delay)
     print(text(costs, options.as_json), file=job.aside, flush=True)
@@ -186,14 +186,14 @@ class Job:
     def _audio(self, path: Path) -> Track:
         options, rate, subtype = self.options, self.options.rate or self.rate, None
         if path == PIPE:
-            blocks = sources.pcm_blocks(sys.stdin.fileno(), options.channels, options.form)
+            blocks = sources.pcm_blocks(terminal.source(), options.channels, options.form)
         else:
             reader = open_audio(path)
             rate, subtype = reader.samplerate, reader.subtype
             blocks = sources.file_blocks(reader, path)
         check_rate(path, rate, self.rate)
         sink: Sink = (
-            Pcm(sys.stdout.buffer, options.form)
+            Pcm(terminal.target(), options.form)
             if self.piped
             else AudioFile(self.results[path], rate, subtype)
         )
@@ -209,7 +209,7 @@ class Job:
         if path == PIPE:
             if not self.rate or self.spec.d_input != 1:
                 raise DataError("-: this run does not classify audio samples; expected files")
-            blocks = sources.pcm_blocks(sys.stdin.fileno(), self.options.channels, self.options.form)
+            blocks = sources.pcm_blocks(terminal.source(), self.options.channels, self.options.form)
             rate = self.options.rate or self.rate
             check_rate("--rate", rate, self.rate)
             audio = sources.Resampled(blocks, rate, self.rate)
@@ -227,9 +227,9 @@ class Job:
         ranked = sorted(zip(self.names, shares.tolist(), strict=True), key=lambda pair: -pair[1])
         at = {"seconds" if self.rate else "time": round(time, 4)} if running else {}
         if self.options.as_json:
-            self._print(json.dumps({"file": name, **at, "classes": dict(ranked)}))
+            self._print(as_json({"file": name, **at, "classes": dict(ranked)}))
         elif running:
-            self._print(f"{name}  {time:10.3f}  {ranked[0][0]}  {ranked[0][1]:.4f}")
+            self._print(shown(f"{name}  {time:10.3f}  {ranked[0][0]}  {ranked[0][1]:.4f}"))
         else:
             rows: list[dict[str, Any]] = [{name: key, "probability": share} for key, share in ranked]
             self._print(table(rows))
@@ -240,10 +240,7 @@ class Job:
     def _done(self, track: Track) -> None:
         if isinstance(track, AudioTrack) and not self.piped:
             line = {"file": track.name, "seconds": round(track.seconds, 3)}
-            print(
-                text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s",
-                flush=True,
-            )
+            say(text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s")
 
 
 def _check(inputs: Sequence[Path], options: Options) -> None:

@@ -1,12 +1,12 @@
 """What a stream cost, in words or JSON, and a picture of its first minute."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrnnx_app import terminal
 from lrnnx_app.memory import peaks
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
@@ -49,7 +49,7 @@ def report(
 def text(costs: dict[str, Any], as_json: bool) -> str:
     """One line of JSON, or a few words."""
     if as_json:
-        return json.dumps(costs)
+        return terminal.as_json(costs)
     parts = []
     if "lookahead_ms" in costs:
         parts.append(f"look-ahead {costs['lookahead_ms']} ms")

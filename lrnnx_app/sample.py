@@ -1,7 +1,7 @@
 """A run that predicts the next step, on a user's files; and text that it continues."""
 
-import json
-import sys
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrnnx_app import terminal
 from lrnnx_app.data import Batch
 from lrnnx_app.errors import DataError, RunError, UserError
 from lrnnx_app.infer_report import text
@@ -18,6 +19,7 @@ from lrnnx_app.run import Run, build_data
 from lrnnx_app.streaming.slots import Timing
 from lrnnx_app.streaming.threads import threads
 from lrnnx_app.tasks.predict import Predict
+from lrnnx_app.terminal import as_json
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.temperature < 0 or self.top < 0:
-            raise UserError("--length, --temperature, --top: expected at least 1, 0 and 0")
+        if self.length < 1 or not 0 <= self.temperature < math.inf or self.top < 0:
+            raise UserError("--length, --temperature, --top: expected finite numbers of at least 1, 0 and 0")
 
 
 def continued(run: Run, prompt: bytes, how: Sampling) -> Iterator[int]:
@@ -73,12 +75,12 @@ def _drawn(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
     if how.top:
         least = logits.topk(min(how.top, len(logits))).values[-1]
         logits = logits.where(logits >= least, -torch.inf)
-    shares = (logits / how.temperature).softmax(-1)
+    shares = ((logits - logits.max()).double() / how.temperature).softmax(-1)
     return torch.multinomial(shares, 1, generator=generator)[0]
 
 
 @torch.inference_mode()
-def judge(run: Run, inputs: Sequence[Path], as_json: bool) -> None:
+def judge(run: Run, inputs: Sequence[Path], to_json: bool) -> None:
     """Print for each file how well the run predicts it: bits per byte of text, squared error of a signal.
 
     Raises:
@@ -92,8 +94,8 @@ def judge(run: Run, inputs: Sequence[Path], as_json: bool) -> None:
             x, y = x[:-1], x[1:]
         batch = Batch(x[None], y[None], dt=None if dt is None else dt[None])
         found = {"file": str(path), "steps": len(x), task.unit: float(task.errors_of(batch)[0].mean())}
-        print(
-            json.dumps(found) if as_json else f"{path}: {len(x):,} steps, {found[task.unit]:.4g} {task.unit}"
+        terminal.say(
+            as_json(found) if to_json else f"{path}: {len(x):,} steps, {found[task.unit]:.4g} {task.unit}"
         )
 
 
@@ -104,7 +106,7 @@ def prompt_bytes(prompt: str) -> bytes:
         DataError: the file is not readable.
     """
     if not prompt.startswith("@"):
-        return prompt.encode()
+        return os.fsencode(prompt)  # any bytes, as the shell gave them
     try:
         return Path(prompt[1:]).read_bytes()
     except OSError as error:
@@ -113,7 +115,7 @@ def prompt_bytes(prompt: str) -> bytes:
 
 def say(run: Run, prompt: bytes, how: Sampling) -> None:
     """Write the prompt and what follows it to standard output byte by byte, the cost to standard error."""
-    out, timing = sys.stdout.buffer, Timing()
+    out, timing = terminal.target(), Timing()
     with threads(1):
         following = continued(run, prompt, how)
         out.write(prompt)
@@ -127,4 +129,4 @@ def say(run: Run, prompt: bytes, how: Sampling) -> None:
         out.write(b"\n")
         out.flush()
         costs = timing.percentiles() | {"threads": 1} | peaks(torch.device("cpu"))
-        print(text(costs, False), file=sys.stderr)
+        terminal.say(text(costs, False), aside=True)

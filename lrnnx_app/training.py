@@ -223,7 +223,9 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     _quiet()
     seed_everything(run.recipe.seed, workers=True, verbose=False)
     task = run.task()
-    trainer = _passing_trainer(run.recipe, logger=False, enable_checkpointing=False)
+    trainer = _passing_trainer(
+        run.recipe, logger=False, enable_checkpointing=False, enable_progress_bar=sys.stderr.isatty()
+    )
     trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
     return {
         key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())

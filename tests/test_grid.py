@@ -97,7 +97,7 @@ def test_a_grid_loses_no_run_to_another_and_goes_on(tmp_path: Path, in_process: 
     assert dict(outcomes) == {"s5/seed_0": ""}
     assert (parent / "lru" / "seed_0" / "summary.json").stat().st_mtime_ns == done
 
-    show.outcome(parent, {"s7": "broken"}, show.ERRORS)
+    show.outcome(parent, {"s7": "broken"})
     content = json.loads((parent / "comparison.json").read_text())
     assert content["failed"] == {"s7": "broken"}
     for row in content["rows"]:

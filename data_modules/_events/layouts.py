@@ -1,5 +1,6 @@
 """Data sets in the layout they are published in: their sensor, classes, and the recordings of each split."""
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -167,7 +168,7 @@ def _files(
 
     store = Store(what, (cache.stamps(path for _, path in files), sensor), recordings)
     tenths = {0: "valid"} if tenths is None else tenths
-    found = [tenths.get(zlib.crc32(group.encode()) % 10, "train") for group in store.groups]
+    found = [tenths.get(zlib.crc32(os.fsencode(group)) % 10, "train") for group in store.groups]
     rows = np.flatnonzero([split in ("all", part) for part in found])
     if not len(rows):
         raise DataError(f"{what}: none of the {len(store)} recordings fell to the {split} split; add more")

@@ -1,10 +1,11 @@
 """Rows of a benchmark, each a flat dictionary, as a text table, a JSON file or a bar plot."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lrnnx_app.terminal import aligned, as_json, shown
 
 Rows = list[dict[str, Any]]
 
@@ -12,12 +13,7 @@ Rows = list[dict[str, Any]]
 def table(rows: Rows) -> str:
     """Aligned columns; numbers with three significant digits."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+    return aligned([list(map(shown, names)), *([_cell(row.get(name, "")) for name in names] for row in rows)])
 
 
 def line(row: dict[str, Any]) -> str:
@@ -26,9 +22,9 @@ def line(row: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return (
-        (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}") if isinstance(value, float) else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return shown(value)
 
 
 def machine() -> dict[str, str]:
@@ -48,7 +44,7 @@ def place() -> str:
 
 
 def write_json(rows: Rows, path: Path) -> None:
-    path.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+    path.write_text(as_json({**machine(), "rows": rows}, 1) + "\n", encoding="utf-8")
 
 
 def write_plot(rows: Rows, path: Path) -> None:

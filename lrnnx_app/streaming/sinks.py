@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import soundfile
 from torch import Tensor
@@ -38,7 +38,8 @@ class AudioFile:
         if subtype is None or not soundfile.check_format(target.suffix[1:].upper(), subtype):
             subtype = None
         try:
-            self._file = soundfile.SoundFile(self._part, "w", rate, 1, subtype)
+            place: Any = os.fsencode(self._part)  # any bytes of a name
+            self._file = soundfile.SoundFile(place, "w", rate, 1, subtype)
         except soundfile.LibsndfileError as error:
             raise DataError(f"{target}: cannot be written ({error})") from error
 

@@ -1,0 +1,5 @@
+"""`python -m lrnnx_app`."""
+
+from lrnnx_app.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""Arguments and options that several commands share, and what their numbers may be."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MOST_SEED = 2**32 - 1  # what every generator of random numbers takes
+MOST_STEPS = 2**24  # of one chunk
+MOST_THREADS = 1024
+MOST_SLOTS = 2**16
+MOST_CHANNELS = 1024
+
+
+def positive(value: float | None) -> float | None:
+    """The value of an option.
+
+    Raises:
+        BadParameter: it is not finite, or not above 0.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"expected a finite number above 0, not {value}")
+    return value
+
+
+def not_negative(value: float) -> float:
+    """The value of an option.
+
+    Raises:
+        BadParameter: it is not finite, or below 0.
+    """
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"expected a finite number of at least 0, not {value}")
+    return value
+
+
+def _recipes(incomplete: str) -> list[str]:
+    """Names for the completion of a shell."""
+    from lrnnx_app.recipe import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or a shipped one's name; --resume needs none.",
+        autocompletion=_recipes,
+    ),
+]
+RecipeName = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Show this recipe, resolved.", autocompletion=_recipes)
+]
+DataName = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A recipe, or a data module's name.", autocompletion=_recipes),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")]
