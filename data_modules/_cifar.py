@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ CIFAR10 = Published(
         File("or the same names with .bin", 30_730_000),
     ),
 )
-# What a pickle of bytes, lists and one array needs; anything else could run code.
-ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+# Steps of a pickle that bytes, numbers, lists and arrays need; of the rest some take all memory.
+STEPS = re.compile(
+    "PROTO|FRAME|STOP|MARK|POP|POP_MARK|NONE|NEWTRUE|NEWFALSE|INT|BININT[12]?|LONG1?|STRING|"
+    "(SHORT_)?BINSTRING|(SHORT_)?BINBYTES8?|UNICODE|(SHORT_)?BINUNICODE|(EMPTY_)?(LIST|DICT|TUPLE)|TUPLE[123]|"
+    "APPENDS?|SETITEMS?|(LONG_)?(BIN)?(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|BUILD"
+)
+NUMBERS = re.compile("[iu][1248]")  # numpy's codes of whole numbers
+MOST_TUPLES = 1000  # an array takes five; a deep nest of them breaks the interpreter
 
 
 def cifar10(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,34 +77,95 @@ def _binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        content = _Restricted(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        pixels, labels = content[b"data"], np.asarray(content[b"labels"], np.int64)
-    except DataError:
-        raise
+        content = path.read_bytes()
+        _check_steps(content)
+        batch = _Restricted(io.BytesIO(content), encoding="bytes").load()
+        pixels, labels = _numbers(batch[b"data"]), batch[b"labels"]
+        if isinstance(labels, _Array):
+            labels = _numbers(labels).tolist()
+        if type(labels) is not list or any(type(label) is not int for label in labels):
+            raise DataError("its labels are no list of numbers")
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
+            raise DataError(f"its data are not unsigned bytes (n, {PIXELS})")
     except Exception as error:  # unpickling raises whatever the bytes lead it to
-        raise DataError(
-            f"{path}: not a CIFAR-10 batch ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (PIXELS,):
-        raise DataError(f"{path}: expected data of unsigned bytes (n, {PIXELS})")
-    return pixels, labels.astype(np.uint8) if labels.min(initial=0) >= 0 else labels + 256
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+        raise DataError(f"{path}: not a CIFAR-10 batch ({kind}{reason})") from error
+    return pixels, np.array([label if 0 <= label <= 9 else 255 for label in labels], np.uint8)
+
+
+def _check_steps(content: bytes) -> None:
+    tuples = 0
+    for step, argument, _ in pickletools.genops(content):
+        if not STEPS.fullmatch(step.name) or (
+            step.name.endswith("PUT") and int(argument or 0) > len(content)
+        ):
+            raise DataError(f"a pickle with the step {step.name}; CIFAR-10 batches hold arrays only")
+        tuples += "TUPLE" in step.name
+    if tuples > MOST_TUPLES:
+        raise DataError(f"a pickle of {tuples} tuples; CIFAR-10 batches hold arrays only")
+
+
+def _numbers(array: Any) -> np.ndarray:
+    """An array from its description in a pickle, of which numpy sees plain numbers only."""
+    known = isinstance(array, _Array) and isinstance(array.dtype, _Dtype)
+    if not known or not NUMBERS.fullmatch(str(array.dtype.code)) or not isinstance(array.content, bytes):
+        raise DataError("holds something else than an array of unsigned bytes or whole numbers")
+    shape = [int(size) for size in array.shape]
+    if array.fortran or len(shape) > 2 or min(shape, default=0) < 0:
+        raise DataError(f"holds an array of shape {tuple(shape)} that is not in rows")
+    return np.frombuffer(array.content, array.dtype.order + array.dtype.code).reshape(shape)
+
+
+class _Dtype:
+    """Stands for numpy.dtype, whose own may hold pointers."""
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        self.code = code.decode() if isinstance(code, bytes) else code
+        self.order = "|"
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+        self.order = order if order in ("<", ">", "|", "=") else "|"
+
+
+class _Array:
+    """Stands for numpy.ndarray and for what rebuilds one."""
+
+    def __init__(self, *_: Any) -> None:
+        self.shape: Any = None
+        self.dtype: Any = None
+        self.fortran: Any = True
+        self.content: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.dtype, self.fortran, self.content = state
+
+
+class _Text:
+    """Stands for _codecs.encode, by which protocols below 3 write bytes."""
+
+    def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
+        return text.encode("latin1")
+
+
+STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Text,
+}
 
 
 class _Restricted(pickle.Unpickler):
-    """Builds arrays of numbers and nothing else."""
+    """Notes what arrays are made of, and builds nothing but lists, dictionaries and plain values."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) == ("_codecs", "encode"):
-            return _encode
         try:
-            return ALLOWED[module_name, global_name]
+            return STAND_INS[module_name, global_name]
         except KeyError:
             raise DataError(
                 f"a pickle asks for {module_name}.{global_name}; CIFAR-10 batches hold arrays only: "
                 "the file is damaged or meant to do harm"
             ) from None
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How protocols below 3 write bytes."""
-    return text.encode("latin1")

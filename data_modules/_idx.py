@@ -11,6 +11,7 @@ from lrnnx_app.errors import DataError
 
 VALID = 5000  # the last of the 60,000 training images
 UNSIGNED = 0x08  # IDX type code of unsigned bytes
+MOST_BYTES = 1 << 30  # of a file's content; the largest set in this format has a fifth of that
 MNIST = Published(
     "MNIST",
     "LeCun et al., 1998; plain, or gzipped with .gz appended",
@@ -47,14 +48,18 @@ def read_idx(root: Path, name: str, dimensions: int) -> np.ndarray:
     path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise MNIST.missing(root, name)
+    header = 4 + 4 * dimensions
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with opened(path, "rb") as file:
+            head = file.read(header)
+            shape = np.frombuffer(head[4:], ">u4") if len(head) == header else np.zeros(0, int)
+            size = int(np.prod(shape, dtype=object))
+            if head[:4] != bytes((0, 0, UNSIGNED, dimensions)) or size > MOST_BYTES:
+                raise DataError(f"{path}: not an IDX file of {dimensions}-dimensional bytes")
+            content = file.read(size + 1)  # a small file may unfold to more than there is memory
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable as gzip ({error})") from error
-    header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], ">u4") if len(content) >= header else np.zeros(0, int)
-    if content[:4] != bytes((0, 0, UNSIGNED, dimensions)) or len(content) != header + int(
-        np.prod(shape, dtype=object)
-    ):
+    if len(content) != size:
         raise DataError(f"{path}: not a whole IDX file of {dimensions}-dimensional bytes")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)

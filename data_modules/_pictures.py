@@ -1,5 +1,6 @@
 """A user's pictures by class: one folder for each class, of images or of folders with a video's frames."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+# Pillow's names of these. Its other decoders are never tried: some start programs, most are seldom used.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 def classes_of(folder: str) -> tuple[str, ...]:
@@ -64,12 +67,16 @@ def read_picture(path: Path, side: int, colour: bool) -> np.ndarray:
     """(side, side, 1 or 3), bytes; another size is scaled.
 
     Raises:
-        DataError: not a picture.
+        DataError: not a picture, or one of more pixels than Pillow takes without a warning.
     """
     try:
-        with Image.open(path) as image:
-            size = (side, side)
-            scaled = image.convert("RGB" if colour else "L").resize(size, Image.Resampling.BOX)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                size = (side, side)
+                scaled = image.convert("RGB" if colour else "L").resize(size, Image.Resampling.BOX)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}; expected a smaller picture") from error
     except Exception as error:  # a damaged file leads Pillow to exceptions of every kind
         raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
     return np.asarray(scaled).reshape(side, side, -1)

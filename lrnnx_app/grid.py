@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from omegaconf import OmegaConf
 
 from lrnnx_app import recipe as recipes
@@ -86,7 +85,7 @@ def seeds_from(recipe: str, overrides: Sequence[str], count: int) -> list[int]:
     first = given[-1] if given else recipes.read_yaml(recipes.find(recipe)).get("seed", 0)
     try:
         return list(range(int(first), int(first) + count))
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"seed: expected an integer, not '{first}'") from error
 
 
@@ -119,7 +118,7 @@ def run(
         )
     for cell, config in zip(grid, configs, strict=True):
         found = parent / cell.folder / RECIPE
-        if found.is_file() and yaml.safe_load(found.read_text()) != yaml.safe_load(OmegaConf.to_yaml(config)):
+        if found.is_file() and recipes.read_yaml(found) != OmegaConf.to_container(config):
             raise RunError(f"{found}: a run of other settings; resume with the command that began it")
     return parent, _train(recipe, grid, parent)
 

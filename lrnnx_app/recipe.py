@@ -18,9 +18,11 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lrnnx_app import plain_yaml
 from lrnnx_app.errors import RecipeError, nearest, one_of
 
 SUFFIX = ".yaml"
+PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
 STRATEGIES = ("auto", "ddp", "fsdp")
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
@@ -122,12 +124,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: not readable, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        with path.open("rb") as file:
+            text = file.read(plain_yaml.MOST_BYTES + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not readable as YAML; {_one_line(error)}") from error
+    return mapping(text, str(path))
+
+
+def mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping in a text in YAML.
+
+    Raises:
+        RecipeError: not YAML, more than plain values, or not a mapping; `source` says what it is about.
+    """
+    try:
+        content = plain_yaml.read(text)
+    except plain_yaml.NotPlainError as error:
+        raise RecipeError(f"{source}: not readable as YAML of plain values; {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise RecipeError(f"{path}: expected a mapping of keys such as task, model, data and trainer")
+        raise RecipeError(f"{source}: expected a mapping of keys such as task, model, data and trainer")
     return content
+
+
+def tree(content: dict[str, Any], source: str) -> DictConfig:
+    """A mapping as OmegaConf's.
+
+    Raises:
+        RecipeError: a value is of a kind that no recipe has.
+    """
+    try:
+        return OmegaConf.create(content)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise RecipeError(f"{source}: {_one_line(error)}") from error
 
 
 def system(path: Path) -> tuple[str, str]:
@@ -148,12 +176,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
         RecipeError: one line with file (or override), full key, what was expected and the nearest spelling.
     """
     path = find(recipe)
-    content = read_yaml(path)
-    try:
-        file = OmegaConf.create(content)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise RecipeError(f"{path}: {_one_line(error)}") from error
-    return resolve(file, dotlist(overrides), str(path), path.stem)
+    file = tree(read_yaml(path), str(path))
+    return resolve(file, dotlist(overrides), str(path), _plain_name(path.stem))
 
 
 def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = "") -> DictConfig:
@@ -175,27 +199,38 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     _drop_orphans(file, overrides, schema, layers)
     merged = _merge(schema, file, source)
     merged = _merge(merged, overrides, "command line")
-    try:
-        resolved = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise RecipeError(f"{source}: {_one_line(error)}") from error
-    plain = OmegaConf.create(resolved)
-    assert isinstance(plain, DictConfig)
-    merged = _merge(schema, plain, source)
     if layers != ["model.layer"]:
         OmegaConf.update(
             merged, "model.layer", [OmegaConf.select(merged, key) for key in layers], merge=False
         )
     if overrides:
         source += " with the overrides"
+    _check_words(merged, source)
     for key in (*layers, "model", "task", "data", "trainer"):
         try:
             OmegaConf.to_object(OmegaConf.select(merged, key))
         except RecipeError as error:
             raise RecipeError(f"{source}: {key}.{_one_line(error)}") from error
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise RecipeError(f"{source}: {key}: {_one_line(error)}") from error
     return merged
+
+
+def _check_words(config: DictConfig, source: str) -> None:
+    """`name` becomes a folder's, and both are printed and go into model cards."""
+    name, about = str(config.name), str(config.about)
+    if name and not PLAIN_NAME.fullmatch(name):
+        raise RecipeError(
+            f"{source}: name: expected a plain name of letters, digits, spaces and . _ + -, at most 100 of "
+            f"them, and no path; not {name!a}"
+        )
+    if plain_yaml.unsafe(about):
+        raise RecipeError(f"{source}: about: holds letters that cannot be shown; expected plain text")
+
+
+def _plain_name(stem: str) -> str:
+    """A file's name as that of a recipe."""
+    return stem if PLAIN_NAME.fullmatch(stem) else re.sub(r"[^\w .+-]+", "-", stem).strip("-. +")[:100]
 
 
 def typed(config: DictConfig) -> Recipe:
@@ -292,9 +327,14 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         RecipeError: one is not `key.sub=value`.
     """
     for item in overrides:
-        key, equals, _ = item.partition("=")
+        key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
+        try:
+            plain_yaml.check(key)
+            plain_yaml.read(value)
+        except plain_yaml.NotPlainError as error:
+            raise RecipeError(f"override '{key}': {error}; expected key.sub=value") from error
     try:
         return OmegaConf.from_dotlist([NAMED.sub(r"\1.name=\2", item) for item in overrides])
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from lrnnx_app import checkpoints
 from lrnnx_app import recipe as recipes
@@ -43,9 +42,9 @@ class Run:
         if not (path / RECIPE).is_file():
             raise RunError(f"{path}: no {RECIPE} in it; expected the folder of a finished or interrupted run")
         self.path = path
-        content = OmegaConf.create(recipes.read_yaml(path / RECIPE))
-        name = content.get("name")
-        self.config = recipes.resolve(content, recipes.dotlist(overrides), str(path / RECIPE), str(name))
+        source = str(path / RECIPE)
+        content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
+        self.config = recipes.resolve(content, recipes.dotlist(overrides), source)
         self.recipe = recipes.typed(self.config)
 
     @property

@@ -12,18 +12,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from data_modules._events import hdf5
 from data_modules._events.recording import Recording, Sensor, checked, label_of
 from lrnnx_app.errors import DataError
 
 SENSOR = Sensor(700, 1, 1)
-# Reads every sample. On some damaged files HDF5's own library ends its process, so that one tries them first.
-TRIAL = """
-import sys, h5py
-with h5py.File(sys.argv[1]) as file:
-    for name in ("spikes/times", "spikes/units"):
-        for i in range(len(file[name])):
-            file[name][i]
-"""
 
 
 def read(path: Path, classes: int) -> Iterator[Recording]:
@@ -32,7 +25,7 @@ def read(path: Path, classes: int) -> Iterator[Recording]:
     Raises:
         DataError: not HDF5 of this layout, truncated or damaged, or a sample is not as it should be.
     """
-    trial = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, check=False)
+    trial = subprocess.run([sys.executable, "-P", hdf5.__file__, str(path)], capture_output=True, check=False)
     if trial.returncode < 0:  # by a signal; what else is wrong is said below
         raise DataError(f"{path}: damaged, its HDF5 breaks the library; expected a whole file of SHD or SSC")
     try:
@@ -47,9 +40,11 @@ def read(path: Path, classes: int) -> Iterator[Recording]:
 
 
 def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
-    times, units, labels = (_dataset(file, name) for name in ("spikes/times", "spikes/units", "labels"))
-    labels = np.asarray(labels)
-    speakers = np.asarray(file["extra/speaker"]) if "extra/speaker" in file else np.zeros(len(labels), int)
+    names = ("spikes/times", "spikes/units", "labels")
+    times, units, labels = (hdf5.dataset(file, name) for name in names)
+    labels = _numbers(labels)
+    known = hdf5.find(file, "extra/speaker")
+    speakers = np.zeros(len(labels), int) if known is None else _numbers(known)
     if len({len(times), len(units), len(labels), len(speakers)}) > 1:
         raise DataError(
             f"{path}: {len(times)} times, {len(units)} units, {len(labels)} labels, "
@@ -64,9 +59,8 @@ def _samples(file: h5py.File, path: Path, classes: int) -> Iterator[Recording]:
         yield recording._replace(label=label, name=str(i), group=f"speaker {int(speakers[i])}")
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """An array of the file; KeyError if it is none."""
-    data = file[name]
-    if not isinstance(data, h5py.Dataset):
-        raise KeyError(f"{name} is no array")
-    return data
+def _numbers(column: h5py.Dataset) -> np.ndarray:
+    """Whole numbers (n,); KeyError if they are none."""
+    if column.dtype.kind not in "iu":
+        raise KeyError(f"{column.name} is of {column.dtype}; expected whole numbers")
+    return np.asarray(column)

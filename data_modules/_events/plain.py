@@ -12,6 +12,10 @@ from data_modules._events.recording import Recording, Sensor, checked
 from lrnnx_app.errors import DataError
 
 COLUMNS = ("t", "x", "y", "p")
+MOST_UNFOLDED, MOST_PACKED = (
+    1 << 28,
+    100,
+)  # bytes of an npz, beyond which it is at most so many times its file
 # What numpy and zipfile raise: RuntimeError of encrypted parts, and of compressions that they do not know.
 DAMAGED = (
     *(OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, MemoryError),
@@ -52,6 +56,10 @@ def read_npz(path: Path, sensor: Sensor) -> Recording:
         DataError: not an npz, or an array is missing.
     """
     try:
+        with path.open("rb") as opened:
+            unfolded = sum(part.file_size for part in zipfile.ZipFile(opened).infolist())
+        if unfolded > max(MOST_UNFOLDED, MOST_PACKED * path.stat().st_size):
+            raise DataError(f"{path}: unfolds to {unfolded >> 20:,} MiB; expected a file that is packed less")
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in COLUMNS if name in file.files}
     except DAMAGED as error:

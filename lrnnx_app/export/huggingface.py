@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
@@ -78,9 +78,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
 
     def __init__(self, recipe: str, spec: dict[str, Any]) -> None:
         super().__init__()
-        given = OmegaConf.create(recipe)
-        assert isinstance(given, DictConfig)
-        config = recipes.resolve(given, OmegaConf.create(), "config.json", "")
+        given = recipes.tree(recipes.mapping(recipe, "config.json"), "config.json")
+        config = recipes.resolve(given, recipes.dotlist(()), "config.json")
         self.model = build_task(recipes.typed(config), DataSpec.read(spec)).model
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:

@@ -45,7 +45,8 @@ def load(path: Path) -> Model:
             metadata = file.metadata()
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         spec = DataSpec.read(json.loads(metadata["spec"]))
-        config = recipes.resolve(OmegaConf.create(metadata["recipe"]), OmegaConf.create(), str(path), "")
+        given = recipes.tree(recipes.mapping(metadata["recipe"], str(path)), str(path))
+        config = recipes.resolve(given, recipes.dotlist(()), str(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
     model = build_task(recipes.typed(config), spec).model
