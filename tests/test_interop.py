@@ -78,6 +78,11 @@ def attenuate_params(s=6, h=3, out=3):
     return {"log_dt": r(s) - 3, "A": 2 * r((s, 2)), "B": r((s, h)), "C": r((out, s))}
 
 
+def full_params(h=3, out=4, n=2):
+    r = RNG.standard_normal
+    return {"log_dt": r((out, n)) - 3, "A": 2 * r((out, h, n, 2)), "E": r((out, h, n))}
+
+
 def number(z):
     return z[..., 0] + 1j * z[..., 1]
 
@@ -174,6 +179,20 @@ def run_attenuate(p, u):
     return y
 
 
+def run_full(p, u):
+    outputs, inputs, n = p["E"].shape
+    y = np.zeros((len(u), outputs))
+    for o in range(outputs):
+        for i in range(inputs):
+            for k in range(n):
+                step, (re, im) = np.exp(p["log_dt"][o, k]), p["A"][o, i, k]
+                a, h = np.exp(step * (-np.log1p(np.exp(re)) + 1j * im)), 0
+                for t in range(len(u)):
+                    h = a * h + step * u[t, i]
+                    y[t, o] += p["E"][o, i, k] * h.real
+    return y
+
+
 CASES = {  # source, options, parameters, formula(params, u, dt), takes data time
     "minimal-lru": ("minimal-lru", {}, lru_params(), lambda p, u, dt: run_lru(p, u), False),
     **{
@@ -237,6 +256,10 @@ CASES = {  # source, options, parameters, formula(params, u, dt), takes data tim
             False,
         )
         for out in (2, 3, 5)
+    },
+    **{
+        f"centaurus-full-{h}": ("centaurus", {}, full_params(h), lambda p, u, dt: run_full(p, u), False)
+        for h in (1, 3)
     },
 }
 

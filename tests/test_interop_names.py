@@ -12,6 +12,7 @@ from lrnnx_app.interop import SOURCES, load
 
 NAMES = {  # as each source saves them, with sizes that all differ where they may
     "attenuate": {"log_dt": (6,), "A": (6, 2), "B": (6, 3), "C": (5, 6)},
+    "centaurus": {"log_dt": (5, 2), "A": (5, 3, 2, 2), "E": (5, 3, 2)},
     "event-ssm": {
         "Lambda_re": (4,),
         "Lambda_im": (4,),
@@ -109,7 +110,7 @@ def test_a_parameter_missing_or_unknown(source):
     params = zeros(source)
     with pytest.raises(UserError, match=f"{source}: no use for parameter 'zeta'"):
         load(source, params | {"zeta": np.zeros(3)})
-    for name in params.keys() - {"conv1d.bias", "layer.kernel.P"}:  # those tell an option
+    for name in params.keys() - {"conv1d.bias", "layer.kernel.P", "E"}:  # those tell an option
         with pytest.raises(UserError, match=f"{source}: parameter '{name}' is missing"):
             load(source, {other: value for other, value in params.items() if other != name})
 

@@ -168,14 +168,17 @@ def test_event_ssm_is_a_loop_over_events():
 
 def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
     """K (O, I, time), by the formula of each mode."""
-    step = torch.exp(layer.log_dt)[:, None]
-    lam = torch.complex(-torch.nn.functional.softplus(layer.A[:, 0]), layer.A[:, 1])[:, None]
+    step = torch.exp(layer.log_dt)
+    lam = torch.complex(-torch.nn.functional.softplus(layer.A[..., 0]), layer.A[..., 1])
+    if layer.mode == "full":
+        lags = torch.arange(time).to(lam.dtype)
+        k = torch.exp(torch.einsum("oin,on,l->oinl", lam, step.to(lam.dtype), lags)).real
+        return torch.einsum("oin,oinl,on->oil", layer.E, k, step)
+    step, lam = step[:, None], lam[:, None]
     k = (torch.exp(lam * step * torch.arange(time)) * step).real
     if layer.mode == "pointwise":
         return torch.einsum("os,sl,si->oil", layer.C, k, layer.B)
     banks = k.unflatten(0, (-1, layer.E.shape[-1]))
-    if layer.mode == "full":
-        return torch.einsum("oin,inl->oil", layer.E, banks)
     each = torch.einsum("rn,rnl->rl", layer.E, banks)
     if layer.mode == "neck":
         return torch.einsum("or,ri,rl->oil", layer.C, layer.B, each)
@@ -192,7 +195,12 @@ def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
     ],
 )
 def test_centaurus_is_its_quadratic_definition(mode, path):
-    layer = Centaurus(4, Centaurus.Config(mode=mode, d_state=3, repeats=2, path=path)).double()
+    outputs = None if mode == "dws" else 5
+    config = Centaurus.Config(mode=mode, d_state=3, d_output=outputs, repeats=2, path=path)
+    layer = Centaurus(4, config).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3 * torch.randn_like(p))
     x = torch.randn(2, 30, 4, dtype=torch.float64)
     K = _centaurus_kernel(layer, 30)
     expected = torch.stack([sum(x[:, s] @ K[..., t - s].T for s in range(t + 1)) for t in range(30)], 1)

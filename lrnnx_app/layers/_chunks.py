@@ -37,8 +37,8 @@ def chunks(log_a: Tensor, gain: Tensor, c: Tensor, direct: Tensor | None, groups
     if direct is not None:
         kernel = torch.cat((kernel[:1] + direct, kernel[1:]))
     inside = F.pad(kernel.T, (size - 1, 0)).unfold(-1, size, 1).flip(1)  # row s, column t: kernel[t − s]
-    entering = _modes_last(planar.mul(gain, powers[:-1].flip(0)), groups)
-    leaving = _modes_last(planar.conj(planar.mul(c, powers[1:])), groups).mT.contiguous()
+    entering = modes_last(planar.mul(gain, powers[:-1].flip(0)), groups)
+    leaving = modes_last(planar.conj(planar.mul(c, powers[1:])), groups).mT.contiguous()
     return Chunks(inside, entering, leaving, log_a)
 
 
@@ -117,6 +117,6 @@ def _last(c: Chunks, v: Tensor, before: Tensor, lengths: Tensor | int) -> Tensor
     return planar.mul(planar.exp(c.log_a * rest[:, None, None].to(c.log_a.dtype)), h) + added
 
 
-def _modes_last(z: Tensor, groups: int) -> Tensor:
+def modes_last(z: Tensor, groups: int) -> Tensor:
     """(K, 2, groups·modes) to (groups, K, 2·modes)."""
     return z.unflatten(-1, (groups, -1)).permute(2, 0, 1, 3).flatten(-2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards, valid
 from lrnnx_app.layers._base import DiagonalState
-from lrnnx_app.layers._chunks import by_step
+from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -29,9 +29,10 @@ class Centaurus(BankLayer):
     dws        K[c] = Σ_n E[c, n] k[c, n]                one bank per channel
     pointwise  K[o, i] = Σ_s C[o, s] k[s] B[s, i]        `repeats` banks over all channels
     neck       K[o, i] = Σ_r C[o, r] B[r, i] Σ_n E[r, n] k[r, n]   one bank per channel of a bottleneck
-    full       K[o, i] = Σ_n E[o, i, n] k[i, n]          one bank per input channel
+    full       K[o, i] = Σ_n E[o, i, n] k[o, i, n]       one bank per pair of channels, Δ by o and n alone
 
-    A = −softplus(A[:, 0]) + i·A[:, 1] starts at −½ + iπn in each bank; Δ is geometric over the banks.
+    A = −softplus(A[…, 0]) + i·A[…, 1] starts at −½ + iπn in each bank; Δ is geometric over the banks, in
+    full over the outputs.
     A training pass takes the contraction that is cheapest at its sizes: states first (`scan`), the kernels
     of the groups first (`chunk`), or all of K first (`mix`; pointwise and full), convolved by FFT.
     """
@@ -54,55 +55,66 @@ class Centaurus(BankLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.mode, n = one_of("mode", config.mode, MODES), config.d_state
-        self.dense = config.mode in ("pointwise", "full")
-        self.path = one_of("path", config.path, (*PATHS, "mix") if self.dense else PATHS)
-        banks = config.repeats if config.mode in ("pointwise", "neck") else d_model
-        size = banks * n
+        mixes, self.dense = config.mode in ("pointwise", "full"), config.mode == "pointwise"
+        self.path = one_of("path", config.path, (*PATHS, "mix") if mixes else PATHS)
         self.d_output = config.d_output or d_model
+        timescales = {"dws": d_model, "full": self.d_output}.get(config.mode, config.repeats)
+        banks = timescales * d_model if config.mode == "full" else timescales
         if config.mode == "dws" and self.d_output != d_model:
             raise RecipeError(f"d_output: mode dws keeps its channels; leave it out, not {config.d_output}")
-        self.groups, self.modes = (size, 1) if self.dense else (banks, n)
-        steps = torch.linspace(math.log(config.dt_min), math.log(config.dt_max), banks)
-        self.log_dt = nn.Parameter(steps.repeat_interleave(n))
+        self.groups, self.modes = (banks * n, 1) if self.dense else (banks, n)
+        steps = torch.linspace(math.log(config.dt_min), math.log(config.dt_max), timescales)
+        steps = steps.repeat_interleave(n)
         half = math.log(math.expm1(0.5))  # softplus of it is ½
         modes = torch.stack((torch.full((n,), half), math.pi * torch.arange(n)), -1)
-        self.A = nn.Parameter(modes.repeat(banks, 1))
+        modes = modes.repeat(banks, 1)
+        if config.mode == "full":
+            shape = (self.d_output, d_model, n)
+            self.log_dt, self.A = nn.Parameter(steps.view(-1, n)), nn.Parameter(modes.view(*shape, 2))
+            self.E = nn.Parameter(torch.randn(shape) / math.sqrt(d_model * n))
+        else:
+            self.log_dt, self.A = nn.Parameter(steps), nn.Parameter(modes)
         if config.mode in ("pointwise", "neck"):
             self.B = nn.Parameter(torch.randn(self.groups, d_model) / math.sqrt(d_model))
             self.C = nn.Parameter(torch.randn(self.d_output, self.groups) / math.sqrt(self.groups))
         if config.mode in ("dws", "neck"):
             self.E = nn.Parameter(torch.randn(banks, n) / math.sqrt(n))
-        if config.mode == "full":
-            self.E = nn.Parameter(torch.randn(self.d_output, d_model, n) / math.sqrt(size))
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        lam = torch.stack((-nn.functional.softplus(self.A[:, 0]), self.A[:, 1]))
-        weight = torch.ones_like(self.log_dt) if self.dense else self.E.flatten()
-        return lam, torch.exp(self.log_dt), torch.stack((weight, torch.zeros_like(weight)))
+        lam = torch.stack((-nn.functional.softplus(self.A[..., 0]), self.A[..., 1]))
+        weight, step = torch.ones_like(self.log_dt) if self.dense else self.E, torch.exp(self.log_dt)
+        if self.mode == "full":  # the pairs of an input side by side
+            lam, weight = lam.transpose(1, 2), weight.transpose(0, 1)
+            step = step.expand_as(weight)
+        weight = weight.flatten()
+        return lam.flatten(1), step.flatten(), torch.stack((weight, torch.zeros_like(weight)))
 
     def inputs(self, x: Tensor) -> Tensor:
         if self.mode == "full":
-            return x[..., None].expand(-1, -1, -1, self.E.shape[-1]).flatten(2)
+            return x[..., None].expand(-1, -1, -1, self.d_output).flatten(2)
         return x if self.mode == "dws" else row_linear(x, self.B)
 
     def rows(self, x: Tensor) -> Tensor:
-        if self.mode in ("dws", "full"):
-            return self.inputs(x)
+        if self.mode == "dws":
+            return x
+        if self.mode == "full":
+            pairs = x.permute(2, 0, 1)[:, None].expand(-1, self.d_output, -1, -1)
+            return pairs.flatten(0, 1).permute(1, 2, 0)
         return (self.B @ x.flatten(0, 1).mT).unflatten(1, x.shape[:2]).permute(1, 2, 0)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         if self.mode == "dws":
             return by_step(w)
-        return row_linear(w, self.E.flatten(1) if self.mode == "full" else self.C)
+        if self.mode == "full":
+            return w.unflatten(-1, (-1, self.d_output)).sum(-2)
+        return row_linear(w, self.C)
 
     def collect(self, h: Tensor) -> Tensor:
         return h[..., 0, :] if self.dense else super().collect(h)
 
     def choose(self, batch: int, time: int, device: str) -> str:
-        path, pairs = super().choose(batch, time, device), self.d_model * self.d_output
-        mixed = (
-            self.mode == "full" and pairs <= self.state_shape[1] and pairs * time <= KERNEL_LIMIT
-        )  # as measured
+        path = super().choose(batch, time, device)
+        mixed = self.mode == "full" and self.groups * time <= KERNEL_LIMIT  # as measured
         return "mix" if path == "chunk" and mixed else path
 
     def _convolve(
@@ -113,18 +125,18 @@ class Centaurus(BankLayer):
         x = valid(x, lengths)
         driven = x if self.mode == "full" else self.inputs(x)
         with torch.autocast(x.device.type, enabled=False):
-            log_a, gain, _ = self.evenly()
+            log_a, gain, c = self.evenly()
             driven = driven.to(state_dtype(x.dtype))
             powers = factors(log_a, x.shape[1])
-            y = fft_conv(x.to(driven.dtype), self._mixing_kernel(powers, gain, x.shape[1]))
+            y = fft_conv(x.to(driven.dtype), self._mixing_kernel(powers, gain, c, x.shape[1]))
             last = planar.mul(gain, absorb(driven, powers, lengths))
         return y.to(x.dtype), DiagonalState(last)
 
-    def _mixing_kernel(self, powers: Powers, gain: Tensor, time: int) -> Tensor:
+    def _mixing_kernel(self, powers: Powers, gain: Tensor, c: Tensor, time: int) -> Tensor:
         """K (O, I, time), with no (states, time) on the way."""
         if self.mode == "full":
-            weight = self.E.flatten(1).unsqueeze(1) * gain
-            return taps(weight, powers, time, self.d_model).movedim(1, -1)
+            pairs = taps(planar.mul(c, gain), powers, time, self.groups)
+            return pairs.unflatten(0, (-1, self.d_output)).transpose(0, 1)
         coarse, fine = powers
         left = planar.conj(planar.mul(gain, coarse)) * self.C[:, None, None]
         right = fine[:, None] * self.B.T[None, :, None]
@@ -137,11 +149,10 @@ class Centaurus(BankLayer):
 
 
 def taps(weight: Tensor, powers: Powers, time: int, groups: int) -> Tensor:
-    """Re Σ_n weight·a^l for l < time, summed in each group: weight (M, 2, S) to (M, time, groups)."""
+    """Re Σ_n weight·a^l for l < time, summed in each group: weight (2, S) to (groups, time)."""
     coarse, fine = powers
-    left = _modes_last(planar.conj(planar.mul(weight[:, None], coarse)), groups)
-    products = left.flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0].mT
-    return products.unflatten(1, (-1, coarse.shape[0])).flatten(2)[..., :time].permute(1, 2, 0)
+    left = modes_last(planar.conj(planar.mul(weight, coarse)), groups)
+    return (left @ modes_last(fine, groups).mT).flatten(1)[:, :time]
 
 
 def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
@@ -150,14 +161,9 @@ def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
     coarse, fine = powers
     q, c = coarse.shape[0], fine.shape[0]
     back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
-    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ _modes_last(fine[None], groups)[:, 0]
+    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ modes_last(fine, groups)
     inner = rows.view(groups, batch, q, 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
     return planar.mul(coarse, inner).sum(1)
-
-
-def _modes_last(z: Tensor, groups: int) -> Tensor:
-    """(M, K, 2, groups·modes) to (groups, M, K, 2·modes)."""
-    return z.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).flatten(-2)
 
 
 def factors(log_a: Tensor, time: int) -> Powers:
