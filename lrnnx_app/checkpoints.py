@@ -18,6 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from lrnnx_app import workers
 from lrnnx_app.errors import Interrupted, RunError
 from lrnnx_app.interrupts import Interrupts
 
@@ -49,6 +50,8 @@ def write(content: dict[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch.save wraps what the disk says
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        if workers.gone(error):  # told wherever the process happens to be, here in the midst of writing
+            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RunError(
             f"{path}: not written ({reason}); earlier checkpoints are whole: make room, then --resume"
@@ -192,6 +195,7 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._position = checkpoint["position"]
+        _locate_best(checkpoint, os.path.realpath(self.folder))  # as ModelCheckpoint has it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interrupts.hold()
@@ -233,6 +237,7 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["position"] = self._position
+        _locate_best(checkpoint, "")
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
 
@@ -261,6 +266,22 @@ class Checkpoints(Callback):
         """Remove what a killed writer left."""
         for part in folder.glob("*.part"):
             part.unlink()
+
+
+def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
+    """Let ModelCheckpoint's paths be in `folder`, in place: a run that was moved or copied keeps its best."""
+
+    def moved(path: str) -> str:
+        return path and os.path.join(folder, os.path.basename(path))
+
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if "best_k_models" in state:
+            checkpoint["callbacks"][key] = {
+                **state,
+                "dirpath": folder,
+                "best_k_models": {moved(path): score for path, score in state["best_k_models"].items()},
+                **{name: moved(path) for name, path in state.items() if name.endswith("_model_path")},
+            }
 
 
 def _link(path: Path, name: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lrnnx_app import __version__, options, terminal
+from lrnnx_app import __version__, options, outputs, terminal
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
 from lrnnx_app.options import Device, Json, Overrides, RunFolder
@@ -57,27 +57,24 @@ def train(
     """Train a recipe, test it and write a run folder.
 
     A comma list, as in model.layer=lru,s5, trains every alternative in turn and compares them. SIGTERM or
-    Ctrl-C saves and exits with code 75; a second one exits at once.
+    Ctrl-C saves and exits with code 75; a second one exits at once. --resume RUN goes on with the settings of
+    RUN; overrides of trainer.*, task.*, *.dropout, data.workers and data.root count, others are refused.
     """
     from lrnnx_app import grid, training
-    from lrnnx_app import recipe as recipes
 
-    if recipe is None:
-        if resume is None:
-            raise UserError("RECIPE: expected a recipe file or a shipped recipe's name, or --resume RUN")
-        recipe = str(resume / "recipe.yaml")
-    counted = () if seeds is None else grid.seeds_from(recipe, overrides or (), seeds)
-    cells = grid.cells(overrides or (), counted)
-    if dry_run:
-        for cell in cells:
-            _dry_run(recipes.load(recipe, cell.overrides))
-        return
-    if len(cells) > 1 or counted:
-        return _train_grid(recipe, cells, out, resume)
-    config = recipes.load(recipe, cells[0].overrides)
-    folder, summary = training.train(config, out, resume)
-    _show_summary(folder, summary)
-    say(f"Next: {_next_command(config, folder)}")
+    if recipe is not None and resume is not None and "=" in recipe:
+        recipe, overrides = None, [recipe, *(overrides or ())]
+    with outputs.lasting():
+        base, cells, configs = grid.plan(recipe, overrides or (), seeds, resume)
+        if dry_run:
+            for config in configs:
+                _dry_run(config)
+            return
+        if len(cells) > 1 or seeds is not None:
+            return _train_grid(base, cells, out, resume)
+        folder, summary = training.train(configs[0], out, resume)
+        _show_summary(folder, summary)
+        say(f"Next: {_next_command(configs[0], folder)}")
 
 
 def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -347,6 +344,12 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     terminal.prepare()
     tracebacks.set(False)
+    with outputs.lasting("stderr"):
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """The exit code of the command that was typed."""
     try:
         code = app(prog_name="lrnnx", standalone_mode=False)
         sys.stdout.flush()
@@ -363,7 +366,7 @@ def main() -> None:
         if mistake is None or tracebacks.get():
             raise
         code = _fail(mistake)
-    sys.exit(code)
+    return int(code or 0)
 
 
 def _mistake(error: Exception) -> str | None:

@@ -108,8 +108,8 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
     value, spread = metrics[metric]
     if len(runs) == 1:
         spread = metrics.get(f"{metric}_stderr", (None,))[0]
-    model = runs[0].task().model
-    size, step, streams = _step(model, runs[0].task().spec)
+    task = runs[0].task()
+    size, step, streams = _step(task.model, task.spec)
     return Row(
         label=label,
         metric=metric,
@@ -123,7 +123,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         samples_per_second=mean(s["samples_per_second"] for s in summaries),
         device=summaries[0]["device"],
         step_ms=step,
-        hop=model.hop,
+        hop=task.model.hop,
         streams=streams,
     )
 

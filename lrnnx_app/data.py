@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lrnnx_app import buckets
 from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.workers import Loader
 
 EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
 SPLITS = ("train", "valid", "test")
@@ -279,7 +280,7 @@ class DataModule(LightningDataModule):
             {"sampler": sampler, "batch_size": size} if train else {"batch_sampler": sampler.batches()}
         )
         workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
-        return DataLoader(
+        return Loader(
             _Addressed(source, (seed, SPLITS.index(split))),
             **order,
             num_workers=workers,

@@ -2,6 +2,7 @@
 
 LrnnxError
 ├── Interrupted          a training that a signal ended, with its checkpoint written: exit code 75
+│   └── GridInterrupted  so too, of several trainings
 └── UserError            names the input, what was expected and what to do
     ├── RecipeError      a recipe, a key or an override
     ├── DataError        a file or folder that was read
@@ -27,6 +28,15 @@ class Interrupted(LrnnxError):  # noqa: N818  (no error)
     def __init__(self, run: Path, step: int) -> None:
         super().__init__(
             f"stopped after step {step} as asked, nothing is lost; go on with: lrnnx train --resume {run}"
+        )
+
+
+class GridInterrupted(Interrupted):
+    """As `Interrupted`, between or in the trainings of a grid."""
+
+    def __init__(self, parent: Path) -> None:
+        LrnnxError.__init__(
+            self, f"stopped as asked, nothing is lost; go on with the same command and --resume {parent}"
         )
 
 

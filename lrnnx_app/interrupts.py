@@ -1,27 +1,36 @@
 """SIGTERM and Ctrl-C: training writes a checkpoint after the step and exits; a second one exits at once."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
 from lrnnx_app import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME = 0.5  # seconds within which signals are one request, sent to the group and handed on by a launcher
 
 
 class Interrupts:
-    """While entered, the first signal is noted and the second one ends the process.
+    """While entered, the first signal is noted and a second one ends the process.
 
     `lrnnx_app.trouble` lets the processes of a job agree, along with what else they ask each other in a step.
     Outside the main thread, where Python takes no handlers, signals do what they did before.
+
+    Args:
+        hand_on: for a process that only waits for one that trains: called with the number of each signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hand_on: Callable[[int], None] | None = None) -> None:
         self.asked = False  # by a signal to this process
         self.agreed = False  # by all processes of the job, after the same step
+        self._hand_on = hand_on
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,11 +51,17 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and now - self._since < SAME:
+            return
+        if self._hand_on is not None:
+            self._hand_on(number)
         if self.asked:
             os._exit(128 + number)
-        self.asked = True
-        if processes.rank():
+        self.asked, self._since = True, now
+        if processes.rank() or self._hand_on is not None:
             return
         name = signal.Signals(number).name
         text = f"\n{name}: stopping after this step with a checkpoint; once more to exit at once\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        with contextlib.suppress(OSError):  # nobody listens any more
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

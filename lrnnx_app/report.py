@@ -1,5 +1,6 @@
 """What a finished training leaves in its run folder beside weights and events."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lrnnx_app.errors import RunError
 from lrnnx_app.plots import learning_curves
 from lrnnx_app.tasks._base import Task
 
@@ -16,8 +18,9 @@ METRICS = "metrics.csv"
 EARLIER = "metrics.earlier.csv"  # of the parts of a run before the last resume
 
 
-def draw(task: Task, folder: Path) -> None:
-    """Write plots/*.png, and the same pictures and the task's sounds to TensorBoard."""
+def draw(task: Task, folder: Path, step: int) -> None:
+    """Write plots/*.png, and the same pictures and the task's sounds to TensorBoard, at the step of the
+    weights that they show."""
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     curves = learning_curves(folder / METRICS) if (folder / METRICS).is_file() else None
@@ -26,16 +29,25 @@ def draw(task: Task, folder: Path) -> None:
     with SummaryWriter(str(folder)) as writer:
         for name, figure in task.figures():
             figure.savefig(plots / f"{name}.png", dpi=120)
-            writer.add_figure(name, figure)
+            writer.add_figure(name, figure, step)
         for name, wave in task.sounds():
-            writer.add_audio(name, wave[None].clamp(-1, 1), sample_rate=task.spec.sample_rate)
+            writer.add_audio(name, wave[None].clamp(-1, 1), step, sample_rate=task.spec.sample_rate)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one move."""
+    """Write a file in one move.
+
+    Raises:
+        RunError: the disk is full or refuses; whatever stood at `path` is as it was.
+    """
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise RunError(f"{path}: not written ({error.strerror}); what stood there is as it was") from error
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

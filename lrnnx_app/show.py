@@ -1,5 +1,7 @@
 """What commands print in tables: comparisons, the outcome of a grid, what data hold."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from lrnnx_app import compare, inspection
 from lrnnx_app.data import DataModule
 from lrnnx_app.errors import RunError
 from lrnnx_app.inspection import Split
+from lrnnx_app.report import write_whole
 from lrnnx_app.terminal import as_json, say, table
 
 
@@ -49,14 +52,20 @@ def draw(found: Sequence[compare.Row], plot: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a picture.
+    """Write a picture in one move.
 
     Raises:
-        RunError: the file cannot be written as what its ending says.
+        RunError: the file cannot be written as what its ending says; whatever stood there is as it was.
     """
+    picture = io.BytesIO()
+    part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(path, dpi=130)
+        figure.savefig(picture, dpi=130, format=path.suffix[1:] or "png")
+        part.write_bytes(picture.getvalue())
+        part.replace(path)
     except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise RunError(f"{path}: {error}; expected a writable .png, .pdf or .svg") from error
 
 
@@ -66,7 +75,7 @@ def outcome(parent: Path, failed: dict[str, str]) -> None:
     if found:
         comparison(found)
     content = {"rows": [asdict(row) for row in found], "failed": failed}
-    (parent / "comparison.json").write_text(as_json(content, 2) + "\n", encoding="utf-8")
+    write_whole(parent / "comparison.json", as_json(content, 2) + "\n")
     say(*(f"failed: {parent / folder}: {reason}" for folder, reason in failed.items()), f"runs: {parent}")
 
 

@@ -4,9 +4,9 @@ import logging
 import os
 import subprocess
 import sys
-import time
 import warnings
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,35 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-from lrnnx_app import __version__, processes, report, strategies
-from lrnnx_app.checkpoints import Checkpoints, SealedIO, newest
+from lrnnx_app import __version__, folders, outputs, processes, progress, report, strategies, workers
+from lrnnx_app import resume as resumption
+from lrnnx_app.checkpoints import Checkpoints, SealedIO
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import Interrupted, RecipeError, RunError
 from lrnnx_app.graphed import Graphed
 from lrnnx_app.interrupts import Interrupts
-from lrnnx_app.memory import peaks
+from lrnnx_app.progress import say
 from lrnnx_app.recipe import Recipe, typed
 from lrnnx_app.run import RECIPE, Run, build_data, build_task, load_weights, read_checkpoint
 from lrnnx_app.strategies import WHOLE
 from lrnnx_app.tasks._base import Task
-from lrnnx_app.trouble import Trouble
+from lrnnx_app.totals import Totals
+from lrnnx_app.trouble import Finite, Trouble
 
 FOLDER = "LRNNX_RUN"  # environment variable: the run folder, for the other processes of a job
 RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's events, without the file of hyperparameters, which recipe.yaml holds."""
+
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 class Addressed(Callback):
@@ -50,52 +59,13 @@ class Addressed(Callback):
         torch.manual_seed(int(np.random.SeedSequence(address).generate_state(1, np.uint64)[0]))
 
 
-class Throughput(Callback):
-    """Training samples per second, without the time spent in validation."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.seconds = 0.0
-        self._start = 0.0
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._start = self._start or time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        now = time.perf_counter()
-        self.samples += len(batch.x) * trainer.world_size
-        self.seconds += now - self._start
-        self._start = now
-        pl_module.log("samples_per_second", self.rate, prog_bar=True, batch_size=len(batch.x))
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = 0.0
-
-    @property
-    def rate(self) -> float:
-        return self.samples / self.seconds if self.seconds else 0.0
-
-
-class Lines(Callback):
-    """Where no progress bar can be drawn, a line on stderr after each validation."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key}
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        _say(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {shown}")
-
-
 def train(
     config: DictConfig, out: Path | None = None, resume: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Train a resolved recipe, test its best checkpoint, and write the run folder.
 
     Args:
-        config: from `recipe.load`.
+        config: from `recipe.load`, or from `resume.settings` for a run that is resumed.
         out: the run folder to make; by default runs/<recipe>/<time>.
         resume: a run folder to continue in place from its newest good checkpoint, or from the start if it was
             ended before its first one.
@@ -104,23 +74,31 @@ def train(
         The run folder and its summary.
 
     Raises:
-        RecipeError: Lightning does not take the settings of `trainer`.
-        RunError: `out` holds files already, or none of the checkpoints of `resume` is good, or one cannot be
-            written.
-        DataError: the data are not as expected.
-        TrainingError: too many steps in a row without finite numbers.
+        RecipeError: Lightning does not take the settings of `trainer`, or a setting differs from that of
+            `resume` and cannot count any more.
+        RunError: `out` holds files already, another process trains there, none of the checkpoints of `resume`
+            is good, or one cannot be written.
+        DataError: the data are not as expected, or a process that prepares them was killed.
+        TrainingError: too many steps in a row without finite numbers, or outputs without any.
         Interrupted: a signal asked to stop; a checkpoint is written.
     """
+    with outputs.lasting(), ExitStack() as stack:
+        return _train(config, out, resume, stack)
+
+
+def _train(
+    config: DictConfig, out: Path | None, resume: Path | None, stack: ExitStack
+) -> tuple[Path, dict[str, Any]]:
     recipe = typed(config)
+    leads = processes.rank() == 0
     checkpoint, content = None, {}
     if resume is not None:
-        found = newest(Run(resume).path / "checkpoints", read_checkpoint, _say)
-        if found is None:
-            _say(f"{resume}: no checkpoint yet, starting from the beginning")
-        else:
-            checkpoint, content = found
-    leads = processes.rank() == 0
-    folder = resume or (_new_folder(recipe.name, out) if leads else _leaders_folder(out))
+        run = Run(resume)
+        if leads:
+            stack.enter_context(folders.locked(resume))
+        checkpoint, content = resumption.start(run, config, say)
+    elif out is not None and leads:
+        folders.refuse_full(out)
 
     _quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
@@ -132,46 +110,51 @@ def train(
         load_weights(task, content["state_dict"], checkpoint)
         data.position = content["position"]
 
-    throughput = Throughput()
-    interrupts = Interrupts()
+    folder = resume or (_new_folder(recipe.name, out, stack) if leads else _leaders_folder(out))
+    totals, interrupts = Totals(), Interrupts()
     saver = Checkpoints(
         folder / "checkpoints", recipe.trainer.checkpoint_every, recipe.trainer.keep, interrupts
     )
     trouble = Trouble(folder, recipe.trainer.max_skipped, interrupts)
     companions = processes.Companions(folder)
-    trainer = _trainer(
-        recipe,
-        task,
-        folder,
-        [
-            LambdaCallback(setup=companions.watch),
-            Graphed(task.model, recipe.trainer),
-            Addressed(recipe.seed),
-            trouble,
-            saver,
-            throughput,
-        ],
-    )
+    callbacks = [
+        LambdaCallback(setup=companions.watch),
+        Graphed(task.model, recipe.trainer),
+        Addressed(recipe.seed),
+        trouble,
+        saver,
+        totals,
+        progress.callback(folder),
+    ]
+    trainer = _trainer(recipe, task, folder, callbacks)
     if leads:
-        folder.mkdir(parents=True, exist_ok=True)
         report.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
         report.carry_metrics(folder, content.get("global_step", 0))
         Checkpoints.clear(folder / "checkpoints")
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    with companions:
+    with workers.told(folder), companions:
         with interrupts:
+            totals.start()
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-            seconds = time.perf_counter() - start
-            memory = peaks(trainer.strategy.root_device)
+            totals.stop()
             saver.finish(trainer)
             if trainer.strategy.reduce_boolean_decision(interrupts.asked, all=False):
                 raise Interrupted(folder, trainer.global_step)
-        best = Run(folder).checkpoint()
-        set_model_state_dict(task, read_checkpoint(best)["state_dict"], options=WHOLE)
+        best = read_checkpoint(Run(folder).checkpoint())
+        set_model_state_dict(task, best["state_dict"], options=WHOLE)
         trainer.test(task, data, verbose=False)
-    summary = {
+    summary = _summary(recipe, task, trainer, trouble, totals)
+    if leads:
+        report.keep_metrics(folder)
+        report.write_summary(folder, summary)
+        report.draw(task, folder, best["global_step"])
+    return folder, summary
+
+
+def _summary(
+    recipe: Recipe, task: Task, trainer: Trainer, trouble: Trouble, totals: Totals
+) -> dict[str, Any]:
+    """What summary.json says; steps, seconds, rates and memory are those of all parts of a resumed run."""
+    return {
         "recipe": recipe.name,
         "metrics": {
             key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if "/" in key
@@ -180,10 +163,10 @@ def train(
         "parameters": sum(p.numel() for p in task.parameters()),
         "steps": trainer.global_step,
         "skipped_steps": trouble.skipped,
-        "seconds": round(seconds, 2),
-        "samples_per_second": round(throughput.rate, 2),
-        "samples_per_second_per_device": round(throughput.rate / trainer.world_size, 2),
-        **memory,
+        "seconds": round(totals.seconds, 2),
+        "samples_per_second": round(totals.rate, 2),
+        "samples_per_second_per_device": round(totals.rate / trainer.world_size, 2),
+        **totals.memory,
         "devices": trainer.world_size,
         "strategy": recipe.trainer.strategy,
         "seed": recipe.seed,
@@ -195,18 +178,11 @@ def train(
         "device": str(trainer.strategy.root_device),
         "git": _commit(),
     }
-    if leads:
-        report.keep_metrics(folder)
-        report.draw(task, folder)
-        report.write_summary(folder, summary)
-    return folder, summary
 
 
-def _new_folder(name: str, out: Path | None) -> Path:
+def _new_folder(name: str, out: Path | None, stack: ExitStack) -> Path:
     """The run folder to make, told to the processes that this one will start."""
-    folder = out or Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: exists and is not an empty folder; name another with -o, or --resume it")
+    folder = stack.enter_context(folders.new(name, out))
     os.environ[FOLDER] = str(folder)
     return folder
 
@@ -224,9 +200,14 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     seed_everything(run.recipe.seed, workers=True, verbose=False)
     task = run.task()
     trainer = _passing_trainer(
-        run.recipe, logger=False, enable_checkpointing=False, enable_progress_bar=sys.stderr.isatty()
+        run.recipe,
+        [Finite()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
     )
-    trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
+    with workers.told():
+        trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
     return {
         key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())
     }
@@ -239,8 +220,9 @@ def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
     seed_everything(recipe.seed, workers=True, verbose=False)
     data = build_data(recipe)
     task = build_task(recipe, data.spec)
-    trainer = _passing_trainer(recipe, fast_dev_run=True, enable_progress_bar=False)
-    trainer.fit(task, data)
+    trainer = _passing_trainer(recipe, [], fast_dev_run=True, enable_progress_bar=False)
+    with workers.told():
+        trainer.fit(task, data)
     rows = [
         (name, type(module).__name__, sum(p.numel() for p in module.parameters()))
         for name, module in task.model.named_children()
@@ -248,15 +230,17 @@ def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
     return float(trainer.callback_metrics["train/loss"]), rows
 
 
-def _passing_trainer(recipe: Recipe, **options: Any) -> Trainer:
+def _passing_trainer(recipe: Recipe, callbacks: list[Callback], **options: Any) -> Trainer:
     """A trainer on one device that leaves no run behind."""
-    return Trainer(
-        enable_model_summary=False,
-        accelerator=recipe.trainer.accelerator,
-        devices=1,
-        precision=recipe.trainer.precision,  # type: ignore[arg-type]  (Lightning checks the name itself)
-        **options,
-    )
+    with _settings_checked():
+        return Trainer(
+            enable_model_summary=False,
+            accelerator=recipe.trainer.accelerator,
+            devices=1,
+            precision=recipe.trainer.precision,  # type: ignore[arg-type]  (Lightning checks the name itself)
+            callbacks=callbacks,
+            **options,
+        )
 
 
 def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -269,8 +253,7 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
         save_on_train_epoch_end=False,  # after validations only
         enable_version_counter=False,
     )
-    terminal = sys.stderr.isatty()
-    try:
+    with _settings_checked():
         return Trainer(
             max_steps=settings.max_steps,
             max_epochs=settings.max_epochs,
@@ -283,21 +266,23 @@ def _trainer(recipe: Recipe, task: Task, folder: Path, callbacks: list[Callback]
             devices=settings.devices,
             num_nodes=settings.nodes,
             strategy=strategies.build(settings),
-            logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],
-            callbacks=[*callbacks, best, TQDMProgressBar() if terminal else Lines()],
-            enable_progress_bar=terminal,
+            logger=[Events(folder, name="", version=""), CSVLogger(folder, name="", version="")],
+            callbacks=[*callbacks, Finite(), best],
+            enable_progress_bar=any(isinstance(callback, progress.Bar) for callback in callbacks),
             plugins=[SealedIO()],
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,  # that of lrnnx_app.data deals addresses to ranks
         )
+
+
+@contextmanager
+def _settings_checked() -> Iterator[None]:
+    """Say in one line what Lightning does not take."""
+    try:
+        yield
     except (MisconfigurationException, ValueError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _say(text: str) -> None:
-    if processes.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

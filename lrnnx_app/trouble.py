@@ -1,7 +1,6 @@
 """A loss or gradient that is not finite: the step is skipped, counted; too many in a row end the training."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from lrnnx_app.errors import TrainingError
 from lrnnx_app.interrupts import Interrupts
+from lrnnx_app.report import write_whole
 
 REPORT = "trouble.json"
 SHOWN = 4  # names of sources in the message; the report has all
@@ -97,13 +97,58 @@ class Trouble(Callback):
             },
         }
         if trainer.is_global_zero:
-            part = self.folder / f"{REPORT}.part"
-            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, self.folder / REPORT)
+            write_whole(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
         bad = [name for name, norm in report["gradient_norms"].items() if norm in ("nan", "inf")]
         shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
         raise TrainingError(
             f"step {trainer.global_step}: {self.row} steps in a row without finite loss and gradient; batch "
             f"of {shown or 'unnamed sources'}; first parameter without one: {bad[0] if bad else 'none'}; "
-            f"see {self.folder / REPORT}; try a smaller task.lr or trainer.precision=32-true, then --resume"
+            f"see {self.folder / REPORT}; try --resume {self.folder} with a smaller task.lr or "
+            "trainer.precision=32-true"
         )
+
+
+class Finite(Callback):
+    """Looks at what the model gives in validations and tests: weights that grew beyond numbers give none.
+
+    A validation ends the training if no batch has finite outputs. A test ends at the first batch that has
+    others, since what would be computed from them is wrong.
+    """
+
+    def __init__(self) -> None:
+        self._good = torch.zeros(2)  # batches, and those with finite outputs
+        self._hook: Any = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._good = torch.zeros(2, device=pl_module.device)
+        self._watch(pl_module, self._count)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+        batches, good = trainer.strategy.reduce(self._good, reduce_op="sum").tolist()
+        if batches and not good:
+            raise TrainingError(
+                f"step {trainer.global_step}: no output of the validation is a finite number, the weights "
+                "have grown too large; train anew with a smaller task.lr"
+            )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watch(pl_module, self._insist)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+
+    def _watch(self, pl_module: LightningModule, look: Any) -> None:
+        self._hook = pl_module.get_submodule("model").register_forward_hook(look)
+
+    def _count(self, module: Any, inputs: Any, output: Any) -> None:
+        finite = output[0].isfinite().all().to(self._good)
+        self._good += torch.stack((torch.ones_like(finite), finite))  # on the device, which is not waited for
+
+    def _insist(self, module: Any, inputs: Any, output: Any) -> None:
+        if not output[0].isfinite().all():
+            self._hook.remove()
+            raise TrainingError(
+                "the test: outputs are no finite numbers; expected weights, data and a trainer.precision "
+                "that give finite ones"
+            )

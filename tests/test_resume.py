@@ -35,6 +35,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     run = tmp_path / "run"
     process = started(*WORDS, "trainer.checkpoint_every=1000", "-o", run)
     assert process.stderr is not None
+    assert process.stderr.readline().startswith("training 4,")
     assert process.stderr.readline().startswith("epoch 0, step 4: ")
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
@@ -50,12 +51,13 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\nfrom lrnnx_app.interrupts import Interrupts\n"
-        "with Interrupts():\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(60)\n"
+        "with Interrupts():\n    for pause in (0.1, 1, 60):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        print('goes on', flush=True)\n        time.sleep(pause)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 130
-    assert "once more" in done.stderr
+    assert done.stderr.count("once more") == 1
+    assert done.stdout.count("goes on") == 2  # what comes at once is one request
 
 
 SHORT = ["trainer.max_epochs=2", "data.workers=0", "model.dropout=0"]
