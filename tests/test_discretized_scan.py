@@ -74,7 +74,7 @@ def test_either_kind_of_coefficients():
 
 
 def test_shapes_and_rules_are_named():
-    with pytest.raises(ValueError, match=r"dt \(B, T\)"):
+    with pytest.raises(ValueError, match=r"dt must be \(1, 5\), not \(1, 4\)"):
         discretized_scan(torch.ones(2, 3), torch.ones(1, 4), torch.ones(1, 5, 2, 3), rule="zoh")
     with pytest.raises(KeyError, match="foh"):
         discretized_scan(torch.ones(2, 3), torch.ones(1, 5), torch.ones(1, 5, 2, 3), rule="foh")

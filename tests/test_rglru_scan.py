@@ -100,7 +100,7 @@ def test_second_derivatives():
 
 
 def test_shapes_are_named():
-    with pytest.raises(ValueError, match=r"rate \(N,\)"):
+    with pytest.raises(ValueError, match=r"rate must be \(3,\), not \(4,\)"):
         rglru_scan(*torch.ones(3, 1, 4, 3), torch.ones(4))
 
 

@@ -254,6 +254,10 @@ def test_what_does_not_fit_is_said() -> None:
         (lambda: session.push(torch.zeros(2, 32, 1), torch.ones(2, 32)), "evenly"),
         (lambda: session.push(torch.zeros(2, 32, 1), active=[True]), "one entry"),
         (lambda: session.push(torch.zeros(2, 33, 1), active=[True, False]), "whole hops"),
+        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[33, 32]), "expected 0 to 32"),
+        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[32, -1]), "expected 0 to 32"),
+        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[32]), "an integer for each of 2"),
+        (lambda: session.push(torch.zeros(2, 32, 1), lengths=torch.ones(2)), "an integer for each of 2"),
         (lambda: session.load_state(StreamingSession(model, 3).state()), "2 streams"),
         (lambda: session.load(Path("nowhere")), "nowhere"),
     ]:

@@ -130,12 +130,15 @@ void run(const Job& job, const Operands& operands, const Extent& x, ScalarType d
 
 std::tuple<Tensor, Tensor> discretized_scan(
     Tensor z, Tensor dt, Tensor v, Optional h0, Optional lengths, Optional reset, bool reverse, int64_t rule) {
-  const Extent x(v);
+  const Extent x(whole("v", v, {4}));
   const ScalarType dtype = v.scalar_type(), wide = state_dtype(dtype);
+  const Expect expect(v);
+  expect.shaped("z", z, {x.planes, x.channels});
+  expect.shaped("dt", dt, {x.batch, x.time});
   z = dense(z, wide);
   dt = dense(dt, wide);
   v = dense(v, wide);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(v, h0, lengths, reset, wide);
   Tensor out = fresh_like(v, wide), last = state_like(v, wide);
   Job job = inputs.job(v, reverse);
   job.out = out.data_ptr();
@@ -152,14 +155,20 @@ std::tuple<Tensor, Tensor> discretized_scan(
 std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
     Tensor grad, Tensor grad_last, Tensor z, Tensor dt, Optional v, Tensor states, Optional h0, Optional lengths,
     Optional reset, bool reverse, int64_t rule) {
-  const Extent x(states);
+  const Extent x(whole("states", states, {4}));
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  const Expect expect(states);
+  expect.shaped("z", z, {x.planes, x.channels});
+  expect.shaped("dt", dt, {x.batch, x.time});
+  expect.shaped("v", v, sizes(states));
+  expect.shaped("grad", grad, sizes(states));
+  expect.shaped("grad_last", grad_last, state_sizes(states));
   grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
   states = dense(states, wide);
   v = dense(v, wide);
   const Tensor rate = dense(z, wide), steps = dense(dt, wide);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(states, h0, lengths, reset, wide);
   STD_TORCH_CHECK(v || rule == kDirac, "this rule's gradients need v");
   Tensor dv = fresh_like(states, wide), dh0 = torch::stable::empty_like(grad_last);
   Tensor dz = torch::stable::empty_like(grad_last);
@@ -186,9 +195,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
 }  // namespace lrnnx::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lrnnx, CPU, m) {
-
   m.impl("discretized_scan", TORCH_BOX(&lrnnx::cpu::discretized_scan));
-
   m.impl("discretized_scan_backward", TORCH_BOX(&lrnnx::cpu::discretized_scan_backward));
-
 }

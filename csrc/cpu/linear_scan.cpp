@@ -96,9 +96,10 @@ std::tuple<Tensor, Tensor> linear_scan(
     Tensor a, Tensor b, Optional h0, Optional lengths, Optional reset, bool reverse) {
   const Extent x(b);
   const ScalarType dtype = b.scalar_type(), wide = state_dtype(dtype);
+  Expect(b).here("a", a);
   const Coefficient coefficient(a, coefficient_dtype(a, b), x);
   b = dense(b, dtype);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(b, h0, lengths, reset, wide);
   Tensor out = fresh_like(b, dtype), last = state_like(b, wide);
   Job job = inputs.job(b, reverse);
   job.out = out.data_ptr();
@@ -117,11 +118,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
     bool reverse) {
   const Extent x(states);
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  const Expect expect(states);
+  expect.here("a", a);
+  expect.shaped("grad", grad, sizes(states));
+  expect.shaped("grad_last", grad_last, state_sizes(states));
   const Coefficient coefficient(a, coefficient_dtype(a, states), x);
   grad = dense(grad, dtype);
   grad_last = dense(grad_last, wide);
   states = dense(states, dtype);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(states, h0, lengths, reset, wide);
   const bool sum_a = a.size(1) == 1 && (x.time > 1 || a.size(0) == 1);
   STD_TORCH_CHECK(sum_a || a.size(0) == x.batch, "expand a along the batch first");
   Tensor db = fresh_like(states, dtype), dh0 = torch::stable::empty_like(grad_last);

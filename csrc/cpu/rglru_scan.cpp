@@ -124,7 +124,15 @@ struct Given {
         u(dense(u_, wide)),
         rate(dense(rate_, wide)),
         dt(dense(dt_, wide)),
-        first(dense(first_, ScalarType::Bool)) {}
+        first(dense(first_, ScalarType::Bool)) {
+    const Extent x(whole("u", u, {3}));
+    const Expect expect(u);
+    expect.shaped("gate", gate, sizes(u));
+    expect.shaped("input_gate", input_gate, sizes(u));
+    expect.shaped("rate", rate, {x.channels});
+    expect.shaped("dt", dt, {x.batch, x.time});
+    expect.shaped("first", first, {x.batch, x.time});
+  }
 
   Operands operands() const {
     Operands o{};
@@ -146,7 +154,7 @@ std::tuple<Tensor, Tensor> rglru_scan(
     Optional reset) {
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
   const Given given(gate, input_gate, u, rate, dt, first, wide);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(given.u, h0, lengths, reset, wide);
   Tensor out = fresh_like(given.u, wide), last = state_like(given.u, wide);
   Job job = inputs.job(given.u, false);
   job.out = out.data_ptr();
@@ -160,7 +168,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
     Tensor states, Optional h0, Optional lengths, Optional reset) {
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
   const Given given(gate, input_gate, u, rate, dt, first, wide);
-  const Inputs inputs(h0, lengths, reset, wide);
+  const Inputs inputs(given.u, h0, lengths, reset, wide);
+  const Expect expect(given.u);
+  expect.shaped("states", states, sizes(given.u));
+  expect.shaped("grad", grad, sizes(given.u));
+  expect.shaped("grad_last", grad_last, state_sizes(given.u));
   grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
   states = dense(states, wide);

@@ -37,12 +37,16 @@ inline Tensor state_like(const Tensor& x, ScalarType dtype) {
 // Over batch or blocks, in a fixed order, so that results repeat bit for bit.
 inline Tensor sum_first(const Tensor& part) { return torch::stable::sum(part, std::vector<int64_t>{0}, true); }
 
-// Tensors that a job points into, in the dtypes that it reads.
+// Tensors that a job points into, in the dtypes that it reads; `values` is what they must fit, (B, T, …).
 struct Inputs {
   Optional h0, lengths, reset;
 
-  Inputs(const Optional& h0_, const Optional& lengths_, const Optional& reset_, ScalarType wide)
-      : h0(dense(h0_, wide)), lengths(dense(lengths_, ScalarType::Long)), reset(dense(reset_, ScalarType::Bool)) {}
+  Inputs(const Tensor& values, const Optional& h0_, const Optional& lengths_, const Optional& reset_, ScalarType wide)
+      : h0(dense(h0_, wide)), lengths(dense(lengths_, ScalarType::Long)), reset(dense(reset_, ScalarType::Bool)) {
+    const Expect expect(values);
+    expect.shaped("h0", h0, state_sizes(values));
+    expect.steps(lengths, reset);
+  }
 
   Job job(const Tensor& states, bool reverse) const {
     const Extent x(states);
@@ -102,13 +106,15 @@ void by_dtype(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Double) return f(double{}, double{});
   if (dtype == ScalarType::BFloat16) return f(BFloat16{}, float{});
   if (dtype == ScalarType::Half) return f(Half{}, float{});
-  STD_TORCH_CHECK(false, "scans take float32, float64, bfloat16 and float16");
+  STD_TORCH_CHECK(false, "kernels take float32, float64, bfloat16 and float16");
 }
 
 // Half-precision tensors pass through float32 where arithmetic outweighs memory: half as many instances to build.
 template <class F>
 void by_wide_dtype(ScalarType dtype, const F& f) {
-  dtype == ScalarType::Double ? f(double{}) : f(float{});
+  if (dtype == ScalarType::Double) return f(double{});
+  STD_TORCH_CHECK(dtype == ScalarType::Float, "kernels take float32, float64, bfloat16 and float16");
+  f(float{});
 }
 
 // f(P): real numbers or complex ones.

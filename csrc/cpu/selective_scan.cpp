@@ -32,7 +32,7 @@ void run_selective(const Selective& p, int64_t planes, int64_t rule, bool backwa
 
 // The same for every batch element and step. A single step of a single element counts as one that varies.
 bool constant(const Tensor& x, const Tensor& u) {
-  return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) > 1;
+  return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) != 1;
 }
 
 // What both passes read, in the precision of sums.
@@ -48,6 +48,7 @@ struct Given {
         lengths(dense(lengths_, ScalarType::Long)), reset(dense(reset_, ScalarType::Bool)) {}
 
   Selective problem(bool softplus) const {
+    expect_selective(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset);
     Selective p{};
     p.u = u.data_ptr();
     p.delta = delta.data_ptr();
@@ -66,7 +67,8 @@ struct Given {
     p.channels = u.size(2);
     p.groups = B.size(2);
     p.states = A.size(A.dim() - 1);
-    STD_TORCH_CHECK((constant(B, u) || B.size(1) == p.time) && (constant(C, u) || C.size(1) == p.time),
+    STD_TORCH_CHECK((constant(B, u) || (B.size(1) == p.time && B.size(0) == p.batch)) &&
+                        (constant(C, u) || (C.size(1) == p.time && C.size(0) == p.batch)),
                     "B and C must vary along time and batch, or be constant");
     p.b_time = constant(B, u) ? 0 : B.stride(1);
     p.b_batch = constant(B, u) ? 0 : B.stride(0);
@@ -106,6 +108,7 @@ Gradients selective_scan_backward(
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
   const Given given(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, wide);
   Selective p = given.problem(softplus);
+  expect_selective_gradients(grad, grad_last, u, A);
   grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
   const auto sums = [&](std::vector<int64_t> shape, int64_t rows) {

@@ -38,7 +38,7 @@ struct Taps {
         state(at_channel<S>(p.state, at.batch * SPAN, p.channels, at.first)),
         reset(at_channel<bool>(p.reset, at.batch, p.time, 0)),
         D(p.channels),
-        length(p.lengths ? p.lengths[at.batch] : p.time) {
+        length(p.lengths ? std::clamp<int64_t>(p.lengths[at.batch], 0, p.time) : p.time) {
     for (int k = 0; k < W; k++) weight[k].load(at_channel<S>(p.weight, SPAN - k, D, at.first), D, at.width);
     bias.load(at_channel<S>(p.bias, 0, 0, at.first), D, at.width);
   }
@@ -166,12 +166,14 @@ struct Given {
 
   Given(const Tensor& x_, const Tensor& weight_, const Optional& bias_, const Optional& state_,
         const Optional& lengths_, const Optional& reset_, ScalarType wide)
-      : x(x_.scalar_type() == wide && (x_.size(2) == 1 || x_.stride(2) == 1) ? x_ : dense(x_, wide)),
-        weight(dense(torch::stable::transpose(weight_, 0, 1), wide)),
+      : x(whole("x", x_, {3}).scalar_type() == wide && (x_.size(2) == 1 || x_.stride(2) == 1) ? x_ : dense(x_, wide)),
+        weight(dense(torch::stable::transpose(whole("weight", weight_, {2}), 0, 1), wide)),
         bias(dense(bias_, wide)),
         state(dense(state_, wide)),
         lengths(dense(lengths_, ScalarType::Long)),
-        reset(dense(reset_, ScalarType::Bool)) {}
+        reset(dense(reset_, ScalarType::Bool)) {
+    expect_taps(x_, weight_, bias_, state_, lengths_, reset_);
+  }
 
   Problem problem(bool silu) const {
     Problem p{};
@@ -196,8 +198,8 @@ struct Given {
 std::tuple<Tensor, Tensor> short_conv(
     Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths, Optional reset, bool silu) {
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
-  const int64_t width = weight.size(1);
   const Given given(x, weight, bias, state, lengths, reset, wide);
+  const int64_t width = weight.size(1);
   Problem p = given.problem(silu);
   Tensor y = fresh(torch::stable::new_empty(x, {p.batch, p.time, p.channels}, wide));
   Tensor last = torch::stable::new_empty(x, {p.batch, width - 1, p.channels}, wide);
@@ -211,8 +213,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
     Tensor grad, Tensor grad_last, Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths,
     Optional reset, bool silu) {
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
-  const int64_t width = weight.size(1);
   const Given given(x, weight, bias, state, lengths, reset, wide);
+  const int64_t width = weight.size(1);
+  expect_gradients(grad, grad_last, x, width);
   grad = dense(grad, wide);
   grad_last = dense(grad_last, wide);
   Problem p = given.problem(silu);

@@ -5,6 +5,8 @@
 // what coefficient and input were made of, and returns that of the state before; store(t) writes those of a step
 // (after clear(), zeros), and finish() those summed over time.
 #pragma once
+#include <algorithm>
+
 #include "lanes.h"
 
 namespace lrnnx::cpu {
@@ -18,7 +20,7 @@ struct Job {
   int64_t batch, time, channels;
   bool reverse, past_caches;
 
-  int64_t length(int64_t b) const { return lengths ? lengths[b] : time; }
+  int64_t length(int64_t b) const { return lengths ? std::clamp<int64_t>(lengths[b], 0, time) : time; }
 
   // Whether step t drops its incoming state: a packed sequence starts here, or, backwards, after it.
   bool cut(int64_t b, int64_t t) const {

@@ -4,6 +4,7 @@
 namespace lrnnx::cuda {
 namespace {
 
+constexpr int64_t kLargest = int64_t(1) << 31;  // bytes of a tensor, as advance.py has it
 constexpr int kTensors = 64, kCopyThreads = 256;  // of a launch; of a block
 
 struct Advance {
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kCopyThreads) advance_kernel(const Advance p) 
 void advance(std::vector<Tensor> held, std::vector<Tensor> fresh, Tensor active) {
   STD_TORCH_CHECK(held.size() == fresh.size(), "as many new states as there are held ones");
   const torch::stable::accelerator::DeviceGuard guard(active.get_device_index());
+  const Expect expect(active);
   active = dense(active, ScalarType::Bool);
   std::vector<Tensor> sources;  // until they are launched
   Advance p{};
@@ -55,8 +57,11 @@ void advance(std::vector<Tensor> held, std::vector<Tensor> fresh, Tensor active)
   };
   for (size_t i = 0; i < held.size(); i++) {
     const int64_t bytes = held[i].numel() * held[i].element_size();
-    STD_TORCH_CHECK(held[i].is_contiguous() && held[i].numel() == fresh[i].numel() && bytes < (int64_t(1) << 32),
-                    "a held state must be contiguous, below 4 GiB and sized like the new one");
+    STD_TORCH_CHECK(held[i].is_contiguous() && held[i].numel() == fresh[i].numel() && bytes <= kLargest &&
+                        held[i].dim() > 0 && held[i].size(0) == active.numel(),
+                    "a held state must be contiguous, of 2 GiB at most, and sized like the new one and by streams");
+    expect.here("a held state", held[i]);
+    expect.here("a new state", fresh[i]);
     if (bytes == 0) continue;
     sources.push_back(dense(fresh[i], held[i].scalar_type()));
     p.states[count++] = {static_cast<char*>(held[i].data_ptr()), static_cast<const char*>(sources.back().data_ptr()),

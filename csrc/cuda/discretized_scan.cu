@@ -2,12 +2,26 @@
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {
+namespace {
+
+void expect_rates(const Tensor& like, const Extent& x, const Tensor& z, const Tensor& dt, const Optional& h0,
+                  const Optional& lengths, const Optional& reset, int64_t rule) {
+  const Expect expect(like);
+  expect.shaped("z", z, {x.planes, x.channels});
+  expect.shaped("dt", dt, {x.batch, x.time});
+  expect.shaped("h0", h0, state_sizes(like));
+  expect.steps(lengths, reset);
+  STD_TORCH_CHECK(rule >= 0 && rule <= 3, "discretized_scan knows rules 0 to 3");
+}
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> discretized_scan(
     Tensor z, Tensor dt, Tensor v, Optional h0, Optional lengths, Optional reset, bool reverse, int64_t rule) {
-  const Extent x(v);
+  const Extent x(whole("v", v, {4}));
   const torch::stable::accelerator::DeviceGuard guard(v.get_device_index());
   const ScalarType dtype = v.scalar_type(), wide = state_dtype(dtype);
+  expect_rates(v, x, z, dt, h0, lengths, reset, rule);
   Tensor out = empty(v, sizes(v), dtype), last = empty(v, state_sizes(v), wide);
   if (v.numel() == 0) return {out, last};
   v = dense(v, dtype);
@@ -29,9 +43,15 @@ std::tuple<Tensor, Tensor> discretized_scan(
 std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
     Tensor grad, Tensor grad_last, Tensor z, Tensor dt, Optional v, Tensor states, Optional h0, Optional lengths,
     Optional reset, bool reverse, int64_t rule) {
-  const Extent x(states);
+  const Extent x(whole("states", states, {4}));
   const torch::stable::accelerator::DeviceGuard guard(states.get_device_index());
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  expect_rates(states, x, z, dt, h0, lengths, reset, rule);
+  const Expect expect(states);
+  expect.shaped("v", v, sizes(states));
+  expect.shaped("grad", grad, sizes(states));
+  expect.shaped("grad_last", grad_last, state_sizes(states));
+  STD_TORCH_CHECK(v || rule == 0, "this rule's gradients need v");
   Tensor dv = empty(states, sizes(states), dtype), dh0 = empty(states, state_sizes(states), wide);
   if (states.numel() == 0)
     return {torch::stable::new_zeros(z, sizes(z)), torch::stable::new_zeros(dt, sizes(dt)), dv, dh0};

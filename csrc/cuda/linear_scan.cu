@@ -13,6 +13,14 @@ __global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset,
   }
 }
 
+void expect_scan(const Tensor& a, const Tensor& like, const Optional& h0, const Optional& lengths, const Optional& reset) {
+  const Expect expect(like);
+  expect.here("a", a);
+  expect.shaped("h0", h0, state_sizes(like));
+  expect.steps(lengths, reset);
+  STD_TORCH_CHECK(a.dim() == like.dim(), "a must have as many dimensions as b");
+}
+
 }  // namespace
 
 Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse,
@@ -35,6 +43,7 @@ std::tuple<Tensor, Tensor> linear_scan(
   const Extent x(b);
   const torch::stable::accelerator::DeviceGuard guard(b.get_device_index());
   const ScalarType dtype = b.scalar_type(), wide = state_dtype(dtype);
+  expect_scan(a, b, h0, lengths, reset);
   const bool constant = is_constant(a) && !lengths && !reset;
   const ScalarType stored = stored_dtype(a, b, constant);
   Tensor out = empty(b, sizes(b), stored), last = empty(b, state_sizes(b), wide);
@@ -58,6 +67,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   const Extent x(states);
   const torch::stable::accelerator::DeviceGuard guard(states.get_device_index());
   const ScalarType dtype = states.scalar_type(), wide = state_dtype(dtype);
+  expect_scan(a, states, h0, lengths, reset);
+  const Expect expect(states);
+  expect.shaped("grad", grad, sizes(states));
+  expect.shaped("grad_last", grad_last, state_sizes(states));
   const bool sum_a = is_constant(a), constant = sum_a && !lengths && !reset;
   STD_TORCH_CHECK(sum_a || a.size(0) == x.batch, "expand a along the batch first");
   const ScalarType stored = stored_dtype(a, states, constant);

@@ -92,12 +92,6 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType d
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-inline std::vector<int64_t> state_sizes(const Tensor& x) {
-  std::vector<int64_t> shape = sizes(x);
-  shape.erase(shape.begin() + 1);
-  return shape;
-}
-
 // A request with all but the outputs and `add_input`s.
 inline Request prepare(Kind kind, const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
                        bool constant, bool flip) {

@@ -47,14 +47,27 @@ void start(ScalarType dtype, const Step& p, cudaStream_t stream) {
   by_dtype(dtype, [&](auto e) { start_chained(one_step<decltype(e)>, blocks, 128, stream, p); });
 }
 
+void expect_gates(const Tensor& u, const Tensor& gate, const Tensor& input_gate, const Tensor& rate, const Optional& dt,
+                  const Optional& first, const Optional& h0, const Optional& lengths, const Optional& reset) {
+  const Expect expect(u);
+  expect.shaped("gate", gate, sizes(u));
+  expect.shaped("input_gate", input_gate, sizes(u));
+  expect.shaped("rate", rate, {u.size(2)});
+  expect.shaped("dt", dt, {u.size(0), u.size(1)});
+  expect.shaped("first", first, {u.size(0), u.size(1)});
+  expect.shaped("h0", h0, state_sizes(u));
+  expect.steps(lengths, reset);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> rglru_scan(
     Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first, Optional h0, Optional lengths,
     Optional reset) {
-  const Extent x(u);
+  const Extent x(whole("u", u, {3}));
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
+  expect_gates(u, gate, input_gate, rate, dt, first, h0, lengths, reset);
   Tensor out = empty(u, sizes(u), dtype), last = empty(u, state_sizes(u), wide);
   if (u.numel() == 0) return {out, last};
   u = dense(u, dtype);
@@ -90,9 +103,14 @@ std::tuple<Tensor, Tensor> rglru_scan(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
     Tensor grad, Tensor grad_last, Tensor gate, Tensor input_gate, Tensor u, Tensor rate, Optional dt, Optional first,
     Tensor states, Optional h0, Optional lengths, Optional reset) {
-  const Extent x(u);
+  const Extent x(whole("u", u, {3}));
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   const ScalarType dtype = u.scalar_type(), wide = state_dtype(dtype);
+  expect_gates(u, gate, input_gate, rate, dt, first, h0, lengths, reset);
+  const Expect expect(u);
+  expect.shaped("states", states, sizes(u));
+  expect.shaped("grad", grad, sizes(u));
+  expect.shaped("grad_last", grad_last, state_sizes(u));
   Tensor d_gate = empty(u, sizes(u), dtype), d_input = empty(u, sizes(u), dtype), du = empty(u, sizes(u), dtype);
   Tensor dh0 = empty(u, state_sizes(u), wide);
   Tensor ddt = dt ? torch::stable::new_zeros(*dt, sizes(*dt)) : empty(u, {0}, dtype);

@@ -141,14 +141,26 @@ Tensor row_linear(Tensor x, Tensor weight, Optional bias, Optional skip, Optiona
                   int64_t activation, bool gelu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ScalarType dtype = ScalarType::Float;
-  STD_TORCH_CHECK(x.scalar_type() == dtype && weight.scalar_type() == dtype, "row_linear's kernel takes float32");
+  STD_TORCH_CHECK(x.dim() == 2 && heads >= 1, "x must be (rows, inputs), and heads 1 or more");
+  const Expect expect(x);
+  const int64_t wide = whole("weight", weight, {2}).size(0);
+  expect.here("weight", weight);
+  expect.shaped("bias", bias, {wide});
+  expect.shaped("skip", skip, {wide});
+  expect.shaped("via", via, {x.size(0), wide});
+  expect.shaped("times", times, {x.size(0), wide});
+  STD_TORCH_CHECK(via || !skip, "skip needs via");
+  STD_TORCH_CHECK(x.scalar_type() == dtype && weight.scalar_type() == dtype && (!via || via->scalar_type() == dtype) &&
+                      (!times || times->scalar_type() == dtype),
+                  "row_linear's kernel takes float32");
   Rows p{};
   p.rows = static_cast<int>(x.size(0));
   p.inputs = static_cast<int>(weight.size(1));
   p.outputs = static_cast<int>(weight.size(0));
   p.heads = static_cast<int>(heads);
   p.share = heads == 1 ? p.outputs : static_cast<int>(x.size(1) / heads);
-  STD_TORCH_CHECK(x.size(1) == heads * p.inputs && p.inputs % 4 == 0 && (heads == 1 || p.share % kOutputs == 0),
+  STD_TORCH_CHECK(x.size(1) == heads * p.inputs && p.inputs % 4 == 0 && (heads == 1 || p.inputs % kOutputs == 0) &&
+                      wide % (heads * (heads == 1 ? 1 : p.inputs)) == 0,
                   "x and weight do not fit row_linear's kernel");
   x = quads(rows_of(x));
   weight = quads(torch::stable::contiguous(weight));

@@ -10,7 +10,7 @@ constexpr int64_t kLongest = int64_t(1) << 26;  // bytes between steps: kernels 
 
 // The same for every batch element and step. A single step of a single element counts as one that varies.
 bool constant(const Tensor& x, const Tensor& u) {
-  return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) > 1;
+  return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) != 1;
 }
 
 // As it lies, if only its rows (of `inner` dimensions) are whole.
@@ -54,6 +54,7 @@ struct Problem {
         dtype(u.scalar_type()),
         planes(static_cast<int>(A.dim() - 1)),
         stream(current_stream(u)) {
+    expect_selective(u, delta, A, B, C, D, z, bias, dt, first, lengths, reset);
     const int64_t row = std::max(u.size(2), B.size(2) * planes * B.size(B.dim() - 1)) * int64_t(sizeof(float));
     STD_TORCH_CHECK(u.size(0) < 65536 && u.size(1) < (int64_t(1) << 30) && row < kLongest, "extent too large");
     p.batch = static_cast<int>(u.size(0));
@@ -188,6 +189,9 @@ Gradients selective_scan_backward(
   Problem problem(u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus);
   Selective& p = problem.p;
   const ScalarType dtype = problem.dtype, wide = problem.wide;
+  expect_selective_gradients(grad, grad_last, u, A);
+  STD_TORCH_CHECK(kept.numel() == 0 || (sizes(kept) == problem.kept() && kept.scalar_type() == wide && kept.is_contiguous()),
+                  "kept is not what the forward pass kept");
   grad = rows_whole(grad, dtype, 1);
   grad_last = dense(grad_last, wide);
   p.grad = problem.elements(grad);

@@ -30,7 +30,7 @@ struct Walk {
   int64_t length;
   S weight[W][V], bias[V], window[W][V];  // weight by distance: weight[0] meets the present sample
 
-  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), seen(SPAN), length(MASKED && p.lengths ? p.lengths[b] : p.T) {
+  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), seen(SPAN), length(MASKED && p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.T)) : p.T) {
     UNROLL for (int i = 0; i < V; i++) {
       bias[i] = p.bias ? static_cast<const S*>(p.bias)[d + i] : S(0);
       UNROLL for (int k = 0; k < W; k++) weight[k][i] = static_cast<const S*>(p.weight)[(d + i) * W + SPAN - k];
@@ -239,13 +239,15 @@ struct Tensors {
 
   Tensors(const Tensor& x_, const Tensor& weight_, const Optional& bias_, const Optional& state_,
         const Optional& lengths_, const Optional& reset_, ScalarType wide)
-      : x(x_.size(2) == 1 || x_.stride(2) == 1 ? x_ : torch::stable::contiguous(x_)),
+      : x(whole("x", x_, {3}).size(2) == 1 || x_.stride(2) == 1 ? x_ : torch::stable::contiguous(x_)),
         weight(dense(weight_, wide)),
         bias(dense(bias_, wide)),
         state(dense(state_, wide)),
         lengths(dense(lengths_, ScalarType::Long)),
         reset(dense(reset_, ScalarType::Bool)),
-        V(wide == ScalarType::Double ? 2 : 4) {}
+        V(wide == ScalarType::Double ? 2 : 4) {
+    expect_taps(x_, weight_, bias_, state_, lengths_, reset_);
+  }
 
   Conv conv(bool silu, int longest_strip) const {
     STD_TORCH_CHECK(x.size(0) < 65536 && x.size(1) < (1 << 30) && x.size(2) < (1 << 30), "extent too large");
@@ -282,8 +284,8 @@ std::tuple<Tensor, Tensor> short_conv(
     Tensor x, Tensor weight, Optional bias, Optional state, Optional lengths, Optional reset, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
-  const int64_t width = weight.size(1);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);
+  const int64_t width = weight.size(1);
   Conv p = given.conv(silu, 16);
   Tensor y = empty(x, sizes(x), dtype), last = empty(x, {p.B, width - 1, p.D}, wide);
   p.y = y.data_ptr();
@@ -297,9 +299,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
     Optional reset, bool silu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
-  const int64_t width = weight.size(1);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);
+  const int64_t width = weight.size(1);
   const cudaStream_t stream = current_stream(x);
+  expect_gradients(grad, grad_last, x, width);
   grad = dense(grad, dtype);
   grad_last = dense(grad_last, wide);
   Conv p = given.conv(silu, 32);

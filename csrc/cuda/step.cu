@@ -151,7 +151,6 @@ Operand operand(const Tensor& x, Axes axes = kAll) {
   if (axes != kAll) strides.erase(strides.begin() + 2);
   if (axes == kGroups) strides.pop_back();
   const int64_t missing = static_cast<int64_t>(strides.size()) - x.dim();
-  STD_TORCH_CHECK(missing >= 0, "an operand has too many dimensions");
   for (int64_t d = 0; d < x.dim(); d++)
     if (x.size(d) > 1) *strides[d + missing] = static_cast<int>(x.stride(d));
   return r;
@@ -168,7 +167,7 @@ std::tuple<Tensor, Tensor> diagonal_step(
   const torch::stable::accelerator::DeviceGuard guard(v.get_device_index());
   const ScalarType dtype = v.scalar_type(), wide = h.scalar_type();
   STD_TORCH_CHECK(wide == state_dtype(dtype), "v and h have dtypes that do not go together");
-  STD_TORCH_CHECK(h.dim() == 4 && (h.size(2) == 1 || h.size(2) == 2), "h must be (B, G, P, n)");
+  expect_step(v, h, a, gain, c, direct, step, dt, gate);
   a = as(a, wide);
   gain = as(gain, wide);
   c = as(c, wide);

@@ -152,7 +152,7 @@ class BankLayer(DiagonalLayer):
             part = slice(start, start + size)
             rest = {
                 "dt": None if dt is None else dt[:, part],
-                "lengths": None if lengths is None else (lengths - start).clamp_min(0),
+                "lengths": None if lengths is None else (lengths - start).clamp(0, min(size, time - start)),
                 "reset": None if reset is None else reset[:, part],
                 "preserve_rng_state": False,
             }

@@ -4,6 +4,7 @@ A layer maps (B, T, d_model) to (B, T, d_model) and carries a state, a NamedTupl
 first. Running a sequence in one go, in chunks, or step by step gives the same output and state.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._operands import check_range
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -48,6 +50,12 @@ class Layer(nn.Module):
         super().__init__()
         self.d_model = d_model
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "step"):
+            if name in vars(cls):
+                setattr(cls, name, _of_one_batch(vars(cls)[name]))
+
     def constant(self, name: str, make: Callable[[], Value]) -> Value:
         """make(), which looks at parameters alone; in a frozen copy it is called once for each name."""
         if self.kept is None:
@@ -75,11 +83,14 @@ class Layer(nn.Module):
             x: input (B, T, d_model), T ≥ 1.
             state: state before x; `init_state` if None. Differentiable in and out.
             dt: (B, T) time since the previous sample, None when evenly sampled.
-            lengths: (B,) valid steps of right-padded rows; later steps hold the state.
+            lengths: (B,) valid steps of right-padded rows, as of `linear_scan`; later steps hold the state.
             reset: (B, T) true where a packed sequence starts.
 
         Returns:
             y (B, T, d_model), and the state after each row's last valid step.
+
+        Raises:
+            ValueError: the state is of another batch than x, or a length is not from 0 to T.
         """
         raise NotImplementedError
 
@@ -120,6 +131,35 @@ class Layer(nn.Module):
     def state_size(self) -> int:
         """Floats in the state of one stream."""
         return sum(tensor[0].numel() for tensor in self.init_state(1))
+
+
+def _of_one_batch(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` or `step` for a state of the batch of x alone, and lengths within its steps."""
+
+    @functools.wraps(run)
+    def checked(self: Layer, x: Tensor, state: Any = None, *args: Any, **options: Any) -> Any:
+        check_batch(state, x.shape[0])
+        lengths = options.get("lengths")
+        if lengths is not None:
+            check_range(lengths, x.shape[1])
+            options["lengths"] = lengths.clamp(0, x.shape[1])
+        return run(self, x, state, *args, **options)
+
+    return checked
+
+
+def check_batch(state: Any, batch: int) -> None:
+    """Refuse a state, nested tuples of tensors or None, that is not of so many streams.
+
+    Raises:
+        ValueError: a tensor of it has another first size.
+    """
+    if isinstance(state, Tensor):
+        if state.shape[0] != batch:
+            raise ValueError(f"the state is of a batch of {state.shape[0]}, and x of one of {batch}")
+    elif state is not None:
+        for part in state:
+            check_batch(part, batch)
 
 
 class DiagonalState(NamedTuple):

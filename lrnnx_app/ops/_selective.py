@@ -44,7 +44,7 @@ def blocked(
         recompute, size = False, time
     else:
         recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
-        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // h.numel())
+        size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // max(1, h.numel()))
     outputs = []
     for start in range(0, time, size):
         cut = slice(start, start + size)
@@ -52,7 +52,7 @@ def blocked(
         masks = (
             None if dt is None else dt[:, cut].to(dtype),
             NAMES[rule],
-            None if lengths is None else lengths - start,
+            None if lengths is None else (lengths - start).clamp(0, inputs[0].shape[1]),
             None if reset is None else reset[:, cut],
         )
         if recompute:

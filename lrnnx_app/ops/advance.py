@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops._operands import ANY, BOOL, check
 
-LARGEST = 2**31  # bytes of a tensor that kernels count
+LARGEST = 2**31  # bytes of a tensor that kernels count, as csrc/ has it
 
 
 def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> None:
@@ -17,7 +18,18 @@ def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> No
         held: contiguous tensors (B, …).
         new: as many, shaped like them.
         active: (B,) bool.
+
+    Raises:
+        ValueError: their number, a shape, dtype or device does not fit.
     """
+    check("active", active, active.shape[:1], active, BOOL)
+    if len(held) != len(new):
+        raise ValueError(f"new must be as many as held, {len(held)}, not {len(new)}")
+    for old, value in zip(held, new, strict=True):
+        check("held", old, (*active.shape, *old.shape[1:]), active, ANY)
+        check("new", value, old.shape, active, ANY)
+        if not old.is_contiguous():
+            raise ValueError(f"held must be contiguous, not {tuple(old.shape)} of strides {old.stride()}")
     countable = all(x.nbytes <= LARGEST for x in held)
     run = torch.ops.lrnnx.advance if countable else reference
     run(held, new, active)

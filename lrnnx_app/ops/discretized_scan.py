@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension, planar
+from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
@@ -77,12 +78,15 @@ def discretized_scan(
         All states, shaped and typed like v, and the state after the last step (B, P, N), float32 or wider.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
         KeyError: there is no such rule.
     """
-    if v.ndim != 4 or v.shape[1] < 1 or z.shape != v.shape[2:] or dt.shape != v.shape[:2]:
-        expected = "z (P, N), dt (B, T) and v (B, T, P, N) with T ≥ 1"
-        raise ValueError(f"expected {expected}, not {tuple(z.shape)}, {tuple(dt.shape)} and {tuple(v.shape)}")
+    batch, _, *state = principal("v", v, "BTPN")
+    if state[0] > 2:
+        raise ValueError(f"v must have P = 1 or 2 planes, not {tuple(v.shape)}")
+    check("z", z, state, v)
+    check("h0", h0, (batch, *state), v)
+    check_steps(v, lengths=lengths, reset=reset, dt=dt)
     return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, CODES[rule])
 
 

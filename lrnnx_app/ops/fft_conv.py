@@ -8,6 +8,7 @@ other's adjoints, and so are `rfft` and `irfft`: that is their whole autograd.
 import torch
 from torch import Tensor
 
+from lrnnx_app.ops._operands import check, principal
 from lrnnx_app.ops.linear_scan import state_dtype
 
 
@@ -22,11 +23,13 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
         (B, T, I) or (B, T, O), typed like u.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
     """
-    if u.ndim != 3 or kernel.ndim not in (2, 3) or kernel.shape[-2] != u.shape[-1]:
-        shapes = f"kernel {tuple(kernel.shape)}, u {tuple(u.shape)}"
-        raise ValueError(f"expected kernel (I, L) or (O, I, L) with u (B, T, I), not {shapes}")
+    inputs = principal("u", u, "BTI")[2]
+    if kernel.ndim not in (2, 3) or kernel.shape[-2] != inputs or 0 in kernel.shape:
+        wanted = f"({inputs}, L) or (O, {inputs}, L) with O, L ≥ 1"
+        raise ValueError(f"kernel must be {wanted}, not {tuple(kernel.shape)}")
+    check("kernel", kernel, kernel.shape, u)
     return torch.ops.lrnnx.convolve(u, kernel[..., : u.shape[1]])
 
 
@@ -62,6 +65,8 @@ def _spectrum(x: Tensor, n: int) -> Tensor:
 @torch.library.custom_op("lrnnx::convolve", mutates_args=())
 def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
     time = u.shape[1]
+    if u.shape[0] == 0:  # which not every transform takes, here and below
+        return u.new_empty(0, time, kernel.shape[0])
     n = _fast_length(time + kernel.shape[-1] - 1)
     left, right = _spectrum(u, n), _spectrum(kernel.movedim(-1, 0)[None], n)[0]
     product = left * right if kernel.ndim == 2 else torch.einsum("bfi,foi->bfo", left, right)
@@ -76,6 +81,9 @@ def _(u, kernel):
 @torch.library.custom_op("lrnnx::correlate", mutates_args=())
 def _correlate(g: Tensor, u: Tensor, length: int, mixing: bool) -> Tensor:
     """k[l] = Σ_b Σ_t g[t]·u[t − l] for l < length: (I, L), or (O, I, L) when mixing."""
+    if u.shape[0] == 0:
+        shape = (g.shape[-1], u.shape[-1], length) if mixing else (u.shape[-1], length)
+        return u.new_zeros(shape, dtype=state_dtype(u.dtype))
     n = _fast_length(u.shape[1] + length - 1)
     left, right = _spectrum(g, n), _spectrum(u, n).conj()
     product = torch.einsum("bfo,bfi->foi" if mixing else "bfi,bfi->fi", left, right)

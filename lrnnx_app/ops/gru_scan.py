@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops.linear_scan import linear_scan
 
 SERIAL = 2**11  # states of a batch from which a CPU is quicker one step at a time (measured)
@@ -78,7 +79,16 @@ def gru_scan(
     Returns:
         states (B, T, N), the state after each row's last step (B, N), and the number of iterations, int64
         (T more where they did not converge, T where a CPU is quicker without).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; names it.
     """
+    batch, _, three, n = principal("inputs", inputs, "BT3N")
+    if three != 3:
+        raise ValueError(f"inputs must be (B, T, 3, N), not {tuple(inputs.shape)}")
+    check("recurrent", recurrent, (3, n), inputs)
+    check("h0", h0, (batch, n), inputs)
+    check_steps(inputs, lengths=lengths, reset=reset, dt=dt)
     with torch.no_grad():
         states, iterations = torch.ops.lrnnx.gru_states(
             inputs.detach(), recurrent.detach(), h0.detach(), dt, lengths, reset, tolerance, max_iterations
@@ -119,7 +129,7 @@ def _gru_states(
     max_iterations: int,
 ) -> tuple[Tensor, Tensor]:
     time, iterations = inputs.shape[1], 0
-    if h0.device.type == "cpu" and h0.numel() >= SERIAL:
+    if h0.numel() == 0 or (h0.device.type == "cpu" and h0.numel() >= SERIAL):
         max_iterations = 0
     states = h0[:, None].expand(-1, time, -1)
     while iterations < max_iterations:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension
 from lrnnx_app.ops._blocked import state_dtype
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from lrnnx_app.ops._operands import check, check_steps, principal
 
 
 def linear_scan(
@@ -29,7 +28,8 @@ def linear_scan(
         a: coefficients (B or 1, T or 1, N), or (B or 1, T or 1, 2, N) when complex.
         b: inputs (B, T, N), or (B, T, 2, N) when complex; T ≥ 1.
         h0: state before the first step, (B, N) or (B, 2, N); zero if None.
-        lengths: (B,) integers; steps at and beyond a row's length hold the state.
+        lengths: (B,) integers from 0 to T; steps at and beyond a row's length hold the state. Others are
+            refused on a CPU, and held to that range on a GPU, which would have to be waited for.
         reset: (B, T) bool; true where a packed sequence starts, so that nothing crosses into it.
         reverse: run from the last step to the first.
 
@@ -38,11 +38,11 @@ def linear_scan(
         float32 where b is half precision.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
     """
-    if b.ndim not in (3, 4) or (b.ndim == 4 and b.shape[2] != 2) or b.shape[1] < 1:
-        raise ValueError(f"b must be (B, T, N) or (B, T, 2, N) with T ≥ 1, not {tuple(b.shape)}")
-    batch, time, *state = b.shape
+    batch, time, *state = principal("b", b, "BTN" if b.ndim == 3 else "BTPN")
+    if len(state) == 2 and state[0] != 2:
+        raise ValueError(f"b must be (B, T, N) or (B, T, 2, N), not {tuple(b.shape)}")
     if (
         a.ndim != b.ndim
         or a.shape[0] not in (1, batch)
@@ -50,12 +50,9 @@ def linear_scan(
         or list(a.shape[2:]) != state
     ):
         raise ValueError(f"a {tuple(a.shape)} does not broadcast along batch and time to b {tuple(b.shape)}")
-    if h0 is not None and list(h0.shape) != [batch, *state]:
-        raise ValueError(f"h0 must be {(batch, *state)}, not {tuple(h0.shape)}")
-    if lengths is not None and list(lengths.shape) != [batch]:
-        raise ValueError(f"lengths must be {(batch,)}, not {tuple(lengths.shape)}")
-    if reset is not None and list(reset.shape) != [batch, time]:
-        raise ValueError(f"reset must be {(batch, time)}, not {tuple(reset.shape)}")
+    check("a", a, a.shape, b)
+    check("h0", h0, (batch, *state), b)
+    check_steps(b, lengths=lengths, reset=reset)
     return torch.ops.lrnnx.linear_scan(a, b, h0, lengths, reset, reverse)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension
+from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
 SLOPE = 1000.0  # the steepest derivative of a square root
@@ -45,18 +46,14 @@ def rglru_scan(
         All states, shaped and typed like u, and the state after the last step (B, N), float32 or wider.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
     """
-    shapes = [tuple(x.shape) for x in (gate, input_gate, u)]
-    if (
-        gate.shape != u.shape
-        or input_gate.shape != u.shape
-        or u.ndim != 3
-        or u.shape[1] < 1
-        or rate.shape != u.shape[2:]
-    ):
-        expected = "gate, input_gate and u (B, T, N) with T ≥ 1 and rate (N,)"
-        raise ValueError(f"expected {expected}, not {shapes} and {tuple(rate.shape)}")
+    batch, _, channels = principal("u", u, "BTN")
+    check("gate", gate, u.shape, u)
+    check("input_gate", input_gate, u.shape, u)
+    check("rate", rate, (channels,), u)
+    check("h0", h0, (batch, channels), u)
+    check_steps(u, lengths=lengths, reset=reset, dt=dt, first=first)
     gate, input_gate = gate.to(u.dtype), input_gate.to(u.dtype)
     return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)
 

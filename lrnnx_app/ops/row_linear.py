@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops._operands import check
 from lrnnx_app.ops.linear_scan import wants_gradient
 
 MOST = 64  # rows; more are left to general matmuls
@@ -45,14 +46,47 @@ def row_linear(
 
     Returns:
         y (…, M).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; names it.
     """
     code = CODES[activation]
+    _check(x, weight, bias, skip, via, times, heads)
     if not few(x, weight) or wants_gradient(x, weight, bias, skip, via, times):
         return reference(x, weight, bias, skip, via, times, heads, code, gelu)
     rows, wide = x.reshape(-1, x.shape[-1]), weight.shape[0]
     via, times = (z if z is None else z.float().reshape(-1, wide) for z in (via, times))
     y = torch.ops.lrnnx.row_linear(rows, weight, bias, skip, via, times, heads, code, gelu)
     return y.reshape(*x.shape[:-1], wide)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    via: Tensor | None,
+    times: Tensor | None,
+    heads: int,
+) -> None:
+    if (
+        weight.ndim != 2
+        or 0 in weight.shape
+        or heads < 1
+        or (heads > 1 and weight.shape[0] % (heads * weight.shape[1]))
+    ):
+        raise ValueError(
+            f"weight must be (M, K), or (…·{heads}·K, K), with M, K ≥ 1, not {tuple(weight.shape)}"
+        )
+    wide, before = weight.shape[0], x.shape[:-1]
+    check("x", x, (*before, heads * weight.shape[1]), weight)
+    check("weight", weight, weight.shape, x)
+    check("bias", bias, (wide,), x)
+    check("skip", skip, (wide,), x)
+    check("via", via, (*before, wide), x)
+    check("times", times, (*before, wide), x)
+    if skip is not None and via is None:
+        raise ValueError("skip needs via, which it is a factor of")
 
 
 def few(x: Tensor, weight: Tensor) -> bool:

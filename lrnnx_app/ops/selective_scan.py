@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._selective import blocked, reference
 from lrnnx_app.ops.linear_scan import state_dtype, wants_gradient
 from lrnnx_app.ops.step import CODES
@@ -67,10 +68,11 @@ def selective_scan(
         y shaped and typed like u; and the state after the last step taken, shaped like h0, float32 or wider.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
         KeyError: there is no such rule.
     """
-    _check(u, delta, A, B, C, h0, dt, z)
+    _check(u, delta, A, B, C, D, h0, z, bias)
+    check_steps(u, lengths=lengths, reset=reset, dt=dt)
     B, C = (_whole(w, u) for w in (B, C))
     given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule])
     needed = wants_gradient(u, delta, A, B, C, D, z, bias, dt, h0)
@@ -99,29 +101,34 @@ def _check(
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     h0: Tensor | None,
-    dt: Tensor | None,
     z: Tensor | None,
+    bias: Tensor | None,
 ) -> None:
-    if u.ndim != 3 or u.shape[1] < 1:
-        raise ValueError(f"u must be (B, T, D) with T ≥ 1, not {tuple(u.shape)}")
-    batch, time, channels = u.shape
-    for name, x in (("delta", delta), ("z", z)):
-        if x is not None and x.shape != u.shape:
-            raise ValueError(f"{name} must be {tuple(u.shape)}, not {tuple(x.shape)}")
-    if A.ndim not in (2, 3) or A.shape[0] != channels or (A.ndim == 3 and A.shape[1] != 2):
-        raise ValueError(f"A must be ({channels}, N) or ({channels}, 2, N), not {tuple(A.shape)}")
+    batch, time, channels = principal("u", u, "BTD")
+    if (
+        A.ndim not in (2, 3)
+        or A.shape[0] != channels
+        or (A.ndim == 3 and A.shape[1] != 2)
+        or A.shape[-1] == 0
+    ):
+        raise ValueError(f"A must be ({channels}, N) or ({channels}, 2, N) with N ≥ 1, not {tuple(A.shape)}")
     for name, x in (("B", B), ("C", C)):
         fits = x.ndim == A.ndim + 2 and x.shape[3:] == A.shape[1:]
-        if not fits or x.shape[0] not in (1, batch) or x.shape[1] not in (1, time) or channels % x.shape[2]:
+        fits = fits and x.shape[0] in (1, batch) and x.shape[1] in (1, time)
+        if not fits or x.shape[2] == 0 or channels % x.shape[2]:
             wanted = (batch, time, "G", *A.shape[1:])
             raise ValueError(f"{name} must be {wanted} with G dividing {channels}, not {tuple(x.shape)}")
     if B.shape[2] != C.shape[2]:
         raise ValueError(f"C must have as many groups as B, {B.shape[2]}, not {C.shape[2]}")
-    if h0 is not None and h0.shape != (batch, *A.shape):
-        raise ValueError(f"h0 must be {(batch, *A.shape)}, not {tuple(h0.shape)}")
-    if dt is not None and dt.shape != (batch, time):
-        raise ValueError(f"dt must be {(batch, time)}, not {tuple(dt.shape)}")
+    check("delta", delta, u.shape, u)
+    check("z", z, u.shape, u)
+    check("D", D, (channels,), u)
+    check("bias", bias, (channels,), u)
+    check("h0", h0, (batch, *A.shape), u)
+    for name, x in (("A", A), ("B", B), ("C", C)):
+        check(name, x, x.shape, u)
 
 
 _ARGUMENTS = (

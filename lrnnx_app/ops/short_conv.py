@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops.linear_scan import state_dtype
 
 WIDEST = 4  # taps of a kernel in csrc/
@@ -43,9 +44,15 @@ def short_conv(
         y shaped and typed like x; and the inputs that the next call needs, (B, W − 1, D), float32 or wider.
 
     Raises:
-        ValueError: the shapes do not fit; names them.
+        ValueError: a shape, dtype or device does not fit; names it.
     """
-    _check(x, weight, bias, state, lengths, reset)
+    batch, _, channels = principal("x", x, "BTD")
+    if weight.ndim != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        raise ValueError(f"weight must be ({channels}, W) with W ≥ 1, not {tuple(weight.shape)}")
+    check("weight", weight, weight.shape, x)
+    check("bias", bias, (channels,), x)
+    check("state", state, (batch, weight.shape[1] - 1, channels), x)
+    check_steps(x, lengths=lengths, reset=reset)
     if weight.shape[1] > WIDEST:
         return blocked(x, weight, bias, state, lengths, reset, silu)
     return torch.ops.lrnnx.short_conv(x, weight, bias, state, lengths, reset, silu)
@@ -93,11 +100,13 @@ def window_at_end(padded: Tensor, span: int, lengths: Tensor | None, document: T
 
     Args:
         padded: (B, span + T, D): the state before, then the steps.
-        lengths: (B,) valid steps of each row; None is T.
+        lengths: (B,) valid steps of each row, held to 0 … T; None is T.
         document: (B, span + T) from `documents`; entries of another one than the end's become zero.
     """
     if lengths is None:
         lengths = padded.new_full((padded.shape[0],), padded.shape[1] - span, dtype=torch.int64)
+    else:
+        lengths = lengths.long().clamp(0, padded.shape[1] - span)
     index = lengths[:, None] + torch.arange(span, device=padded.device)
     window = padded.gather(1, index[..., None].expand(-1, -1, padded.shape[2]))
     if document is None or span == 0:
@@ -122,7 +131,7 @@ def reference(
     for row in range(batch):
         window = x.new_zeros(span, channels) if state is None else state[row]
         outputs_row = []
-        for t in range(time if lengths is None else int(lengths[row])):
+        for t in range(time if lengths is None else min(int(lengths[row]), time)):
             if reset is not None and reset[row, t]:
                 window = torch.zeros_like(window)
             seen = torch.cat((window, x[row, t : t + 1]))
@@ -133,30 +142,6 @@ def reference(
         outputs.append(torch.stack(outputs_row + padding))
         ends.append(window)
     return torch.stack(outputs), torch.stack(ends)
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> None:
-    if x.ndim != 3 or x.shape[1] < 1:
-        raise ValueError(f"x must be (B, T, D) with T ≥ 1, not {tuple(x.shape)}")
-    batch, time, channels = x.shape
-    if weight.ndim != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
-        raise ValueError(f"weight must be ({channels}, W) with W ≥ 1, not {tuple(weight.shape)}")
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(f"bias must be {(channels,)}, not {tuple(bias.shape)}")
-    expected = (batch, weight.shape[1] - 1, channels)
-    if state is not None and state.shape != expected:
-        raise ValueError(f"state must be {expected}, not {tuple(state.shape)}")
-    if lengths is not None and lengths.shape != (batch,):
-        raise ValueError(f"lengths must be {(batch,)}, not {tuple(lengths.shape)}")
-    if reset is not None and reset.shape != (batch, time):
-        raise ValueError(f"reset must be {(batch, time)}, not {tuple(reset.shape)}")
 
 
 _library = torch.library.Library("lrnnx", "FRAGMENT")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension, planar
+from lrnnx_app.ops._operands import NUMBER, check, check_broadcast
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import wants_gradient
 
@@ -49,12 +50,44 @@ def diagonal_step(
 
     Returns:
         w (B, G) typed like v, without elements if c is None; and the next state, of the strides of h.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; names it.
+        KeyError: there is no such rule.
     """
+    _check(v, h, a, gain, c, direct, step, dt, gate)
     code = GIVEN if rule is None else CODES[rule]
     operands = (v, h, a, gain, c, direct, step, dt, gate)
     traced = torch.compiler.is_compiling()  # by export as well
     run = reference if traced or wants_gradient(*operands) else torch.ops.lrnnx.diagonal_step
     return run(*operands, code, softplus)
+
+
+def _check(
+    v: Tensor,
+    h: Tensor,
+    a: Tensor,
+    gain: Tensor | None,
+    c: Tensor | None,
+    direct: Tensor | None,
+    step: Tensor | None,
+    dt: Tensor | None,
+    gate: Tensor | None,
+) -> None:
+    if h.ndim != 4 or h.shape[2] > 2 or 0 in h.shape[1:]:
+        raise ValueError(f"h must be (B, G, P, n) with G, n ≥ 1 and P of 1 or 2, not {tuple(h.shape)}")
+    batch, groups, _, n = whole = h.shape
+    check("h", h, whole, v)
+    check("v", v, whole[:2] if v.ndim == 2 else whole, h)
+    check_broadcast("a", a, whole, h)
+    check_broadcast("gain", gain, whole, h)
+    check_broadcast("c", c, whole, h)
+    check_broadcast("step", step, (batch, groups, n), h)
+    check("direct", direct, (groups,), h)
+    check("dt", dt, (batch,), h, NUMBER)
+    check("gate", gate, (batch, groups), h)
+    if direct is not None and v.ndim == 4:
+        raise ValueError(f"v must be {(batch, groups)} where direct reads it, not {tuple(v.shape)}")
 
 
 def reference(

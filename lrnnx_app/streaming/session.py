@@ -14,6 +14,7 @@ from torch import Tensor
 from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._base import frozen
 from lrnnx_app.models._base import Model
+from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.streaming import graph as graphs
 
@@ -100,22 +101,23 @@ class StreamingSession:
             lengths: (B,) samples of x that belong to each stream; 0 pauses it.
 
         Raises:
-            StreamError: a shape or an option does not fit; says which was expected.
+            StreamError: a shape or an option does not fit; says which was expected. Lengths on a GPU are
+                held to 0 … T instead.
         """
         self._check(x, dt, active is not None or lengths is not None)
+        lengths = None if lengths is None else self._lengths(lengths, x.shape[1])
         if self.hop > 1 and (self._waiting.shape[1] or x.shape[1] % self.hop):
             x = torch.cat((self._waiting, x.to(self._waiting)), 1)
             whole = x.shape[1] // self.hop * self.hop
             self._waiting = x[:, whole:].clone()
             x = x[:, :whole]
         if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=self.device)
             active = lengths > 0 if active is None else active
         self._activate(active)
         parts = [
             self._run(part, None if dt is None else dt[:, i * self.usual :][:, : self.usual], limit)
             for i, part in enumerate(x.split(self.usual, 1))
-            for limit in [None if lengths is None else (lengths - i * self.usual).clamp_min(0)]
+            for limit in [None if lengths is None else (lengths - i * self.usual).clamp(0, part.shape[1])]
             if part.shape[1]
         ]
         if not parts:
@@ -269,6 +271,15 @@ class StreamingSession:
                 f"a mask of shape {tuple(mask.shape)}: expected one entry for each of {self.batch} streams"
             )
         return mask
+
+    def _lengths(self, lengths: Tensor | Sequence[int], time: int) -> Tensor:
+        given = torch.as_tensor(lengths)
+        if given.shape != (self.batch,) or given.dtype not in INTEGER:
+            shown = f"{tuple(given.shape)}, {given.dtype}".replace("torch.", "")
+            raise StreamError(f"lengths ({shown}): expected an integer for each of {self.batch} streams")
+        if not given.is_cuda and ((given < 0) | (given > time)).any():
+            raise StreamError(f"lengths {given.tolist()}: expected 0 to {time}, the samples of this push")
+        return given.to(self.device)
 
     def _check(self, x: Tensor, dt: Tensor | None, single: bool) -> None:
         expected = (self.batch, "T ≥ 1", *([] if self.spec.tokens else [self.spec.d_input]))

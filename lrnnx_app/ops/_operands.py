@@ -1,0 +1,104 @@
+"""What an operator demands of its operands, checked in one place, before a kernel or torch code reads any.
+
+Sizes, kinds of numbers and devices are looked at, but no value that a GPU would have to be waited for. A
+length is from 0 to T: any other is refused where it can be seen, on a CPU outside of compiled code; elsewhere
+kernels and torch code alike hold it to that range.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NUMBER = FLOAT + INTEGER
+BOOL = (torch.bool,)
+ANY = NUMBER + BOOL
+WORDS = {
+    FLOAT: "floating-point",
+    INTEGER: "integers",
+    NUMBER: "real numbers",
+    BOOL: "bool",
+    ANY: "real or bool",
+}
+
+
+def principal(name: str, x: Tensor, axes: str) -> torch.Size:
+    """Sizes of the operand that sets those of the others; its `axes` begin with B, which alone may be 0.
+
+    Raises:
+        ValueError: it has other dimensions, one of no size, or no floating-point numbers.
+    """
+    sizes = x.shape
+    if len(sizes) != len(axes) or any(n == 0 for n in sizes[1:]):
+        least = ", ".join(f"{axis} ≥ 1" for axis in axes[1:] if axis.isalpha())
+        wanted = f"({', '.join(axes)}) with {least}"
+        raise ValueError(f"{name} must be {wanted}, not {tuple(sizes)}")
+    check(name, x, sizes, x)
+    return sizes
+
+
+def check(
+    name: str, x: Tensor | None, shape: Sequence[int], like: Tensor, kind: tuple[torch.dtype, ...] = FLOAT
+) -> None:
+    """Refuse an operand of another shape, kind or device than that of `like`; None is none.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    if x is None:
+        return
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(x.shape)}")
+    if x.dtype not in kind:
+        raise ValueError(f"{name} must be {WORDS[kind]}, not {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} as the others are, not on {x.device}")
+
+
+def check_broadcast(name: str, x: Tensor | None, shape: Sequence[int], like: Tensor) -> None:
+    """As `check`, of an operand that broadcasts to `shape`."""
+    if x is None:
+        return
+    sizes = x.shape
+    fits = len(sizes) <= len(shape) and all(
+        n in (1, m) for n, m in zip(reversed(sizes), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} must broadcast to {tuple(shape)}, not be {tuple(sizes)}")
+    check(name, x, sizes, like)
+
+
+def check_range(lengths: Tensor | None, time: int) -> None:
+    """Refuse lengths that are not from 0 to `time`, unless a GPU holds them or code is compiled.
+
+    Raises:
+        ValueError: says which range was expected.
+    """
+    if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values = lengths.flatten().tolist()
+    if values and not 0 <= min(values) <= max(values) <= time:
+        raise ValueError(f"lengths must be from 0 to {time}, not {min(values)} to {max(values)}")
+
+
+def check_steps(
+    like: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    dt: Tensor | None = None,
+    first: Tensor | None = None,
+) -> None:
+    """Refuse what says of the steps (B, T) of `like` how long they are or where sequences begin and end.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    steps = like.shape[:2]
+    check("lengths", lengths, steps[:1], like, INTEGER)
+    check_range(lengths, steps[1])
+    check("reset", reset, steps, like, BOOL)
+    check("dt", dt, steps, like, NUMBER)
+    check("first", first, steps, like, ANY)
