@@ -133,13 +133,22 @@ def test_every_size_is_held_against_the_others(source):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.zeros(3, complex), "'D' must be real numbers, not torch.complex128"),
+        (np.zeros(3, complex), "'D' must be real numbers of floating point, not torch.complex128"),
+        (torch.zeros(3, dtype=torch.int8), "'D' must be real numbers of floating point, not torch.int8"),
+        (torch.zeros(3, device="meta"), "'D' must be real numbers of floating point, not meta"),
         ({"kernel": np.zeros(3)}, "'D' must be an array of numbers"),
     ],
 )
 def test_what_is_no_array_of_real_numbers(value, message):
     with pytest.raises(UserError, match=message):
         load("s5", zeros("s5") | {"D": value})
+
+
+def test_a_size_that_differs_is_told_with_what_it_must_be():
+    with pytest.raises(UserError, match=r"'output_linear.0.weight' must be \(2H=12, H=6\), not \(6, 6\)"):
+        load("s4", zeros("s4") | {"output_linear.0.weight": np.zeros((6, 6))})
+    with pytest.raises(UserError, match=r"_gate_weight' must be \(heads, w, w\), not \(2, 3, 4\)"):
+        load("recurrentgemma", zeros("recurrentgemma") | {"rg_lru.input_gate_weight": np.zeros((2, 3, 4))})
 
 
 def s4d_module():
@@ -171,6 +180,14 @@ def s4_module(**settings):
     for name, value in settings.items():
         setattr(module.layer.kernel, name, value)
     return module.double()
+
+
+def test_a_block_with_a_second_gelu_is_refused():
+    module = s4_module()
+    module.activation = torch.nn.GELU()
+    for params in (module, module.state_dict()):
+        with pytest.raises(UserError, match="s4: this module has a 'activation'"):
+            load("s4", params)
 
 
 def plain(count):

@@ -136,6 +136,19 @@ def test_an_activation_that_the_layer_has_not_is_refused():
         load("recurrentgemma", block.state_dict(), hidden_activation="relu")
 
 
+def test_a_config_tells_of_what_model_plain_tensors_are():
+    theirs = falcon_mixer(torch.float64, mixer_rms_eps=0.3)
+    plain, x = dict(theirs.state_dict()), draw(1, 10, 12)
+    for config in (theirs.config, theirs.config.to_dict()):
+        assert error(load("falcon-mamba", plain, config)(x)[0], load("falcon-mamba", theirs)(x)[0]) == 0
+        with pytest.raises(UserError, match="mamba: a config of model_type 'falcon_mamba' is not of this"):
+            load("mamba", plain, config)
+    with pytest.raises(UserError, match="mamba: hidden_act must be silu, not gelu"):
+        load("mamba", plain, mamba_config(hidden_act="gelu"))
+    with pytest.raises(UserError, match="s5: a config of model_type 'mamba'"):
+        load("s5", plain, mamba_config())
+
+
 class MambaStack(torch.nn.Module):
     """The language model around loaded blocks."""
 

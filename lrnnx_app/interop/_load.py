@@ -25,41 +25,45 @@ SOURCES = sorted(
 
 
 def convert(
-    source: str, params: Mapping[str, Any] | nn.Module, **options: Any
+    source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any
 ) -> tuple[str, Any, dict[str, Tensor]]:
     """Translate parameters.
 
     A source is one way to compute: two that save the same names have a name each, such as `mamba` and
     `falcon-mamba`. A module, or its `state_dict()` as it was returned, is checked to be of the source. A
-    plain dict of tensors cannot be: there the source and the options are taken at their word.
+    plain dict of tensors cannot be, but by the model's config: else the source is taken at its word.
 
     Args:
         source: one of SOURCES.
         params: the source's module, which tells its options too; or its parameter names -> numpy arrays or
             tensors.
-        options: what the parameters do not tell; see the source's file.
+        config: the settings of the source's model, a mapping or an object with attributes, such as
+            transformers' config. Its model_type is checked, and options of the same names are taken.
+        options: what the parameters do not tell; see the source's file. They go before the others.
 
     Returns:
         name of the layer, its Config, and its state_dict.
 
     Raises:
-        UserError: an unknown source or option, a module of another source, a parameter that is missing,
-            misshapen or not of the source.
+        UserError: an unknown source or option, a module or config of another source, a parameter that is
+            missing, misshapen or not of the source.
     """
-    converted = _convert(source, params, options)
+    converted = _convert(source, params, config, options)
     return converted.layer, converted.config, converted.state
 
 
-def load(source: str, params: Mapping[str, Any] | nn.Module, **options: Any) -> Layer:
+def load(source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any) -> Layer:
     """A layer with these parameters, in their precision; arguments and errors as of `convert`."""
-    name, d_model, config, state = _convert(source, params, options)
-    layer = LAYERS[name](d_model, config)
+    name, d_model, settings, state = _convert(source, params, config, options)
+    layer = LAYERS[name](d_model, settings)
     layer.to(reduce(torch.promote_types, (tensor.dtype for tensor in state.values())))
     layer.load_state_dict(state)
     return layer
 
 
-def _convert(source: str, params: Mapping[str, Any] | nn.Module, options: dict[str, Any]) -> Converted:
+def _convert(
+    source: str, params: Mapping[str, Any] | nn.Module, config: Any, options: dict[str, Any]
+) -> Converted:
     if source not in SOURCES:
         raise UserError(f"unknown source '{source}'; {nearest(source, SOURCES)}")
     module = importlib.import_module(f"lrnnx_app.interop.{source.replace('-', '_')}")
@@ -69,11 +73,26 @@ def _convert(source: str, params: Mapping[str, Any] | nn.Module, options: dict[s
             hint = nearest(option, known) if known else "it has none"
             raise UserError(f"{source}: unknown option '{option}'; {hint}")
     given = Params(source, params)
+    if config is not None:
+        options = _configured(given, module, config, known) | options
     if isinstance(params, nn.Module):
         options = _told(given, module, params) | options
     converted = module.convert(given, **options)
     given.finish(getattr(module, "PARTS", ()))
     return converted
+
+
+def _configured(given: Params, source: ModuleType, config: Any, known: list[str]) -> dict[str, Any]:
+    """The options that a model's config has.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    values = config if isinstance(config, Mapping) else vars(config)
+    kind, own = getattr(config, "model_type", values.get("model_type")), getattr(source, "MODEL_TYPE", None)
+    if kind not in (None, own):
+        raise given.error(f"a config of model_type '{kind}' is not of this source")
+    return {option: values[option] for option in known if option in values}
 
 
 def _told(given: Params, source: ModuleType, params: nn.Module) -> dict[str, Any]:

@@ -45,37 +45,48 @@ class Params:
         A sum or a multiple is of sizes that were named before.
 
         Raises:
-            UserError: there is none, it is not of real numbers, or its rank or a size differs.
+            UserError: there is none, its numbers are not real or not of floating point, or a size differs.
         """
+        value = self._tensor(name)
+        if not value.is_floating_point() or value.is_meta:
+            kind = "meta" if value.is_meta else value.dtype
+            raise self.error(f"'{name}' must be real numbers of floating point, not {kind}")
+        return self._shaped(name, value, shape)
+
+    def _tensor(self, name: str) -> Tensor:
         if name not in self._params:
             raise self.error(f"parameter '{name}' is missing; {nearest(name, self._params)}")
         try:
-            value = torch.as_tensor(self._params[name]).detach()
+            return torch.as_tensor(self._params[name]).detach()
         except (TypeError, ValueError, RuntimeError):
             raise self.error(f"'{name}' must be an array of numbers") from None
-        if value.is_complex():
-            raise self.error(f"'{name}' must be real numbers, not {value.dtype}")
+
+    def _shaped(self, name: str, value: Tensor, shape: str) -> Tensor:
         sizes = shape.split()
-        fits = [value.ndim == len(sizes)]
-        fits += [self._fits(size, n) for size, n in zip(sizes, value.shape, strict=False) if fits[0]]
-        if not all(fits):
-            wanted = ", ".join(f"{s}={self._sizes[s]}" if s in self._sizes else s for s in sizes)
-            raise self.error(f"'{name}' must be ({wanted}), not {tuple(value.shape)}")
+        known = [self._size(size) for size in sizes]
+        named = dict(zip(sizes, value.shape, strict=False))
+        if value.ndim != len(sizes) or any(
+            (named[size] if wanted is None else wanted) != n
+            for size, wanted, n in zip(sizes, known, value.shape, strict=True)
+        ):
+            plain = [s if n is None or s.isdigit() else f"{s}={n}" for s, n in zip(sizes, known, strict=True)]
+            raise self.error(f"'{name}' must be ({', '.join(plain)}), not {tuple(value.shape)}")
+        self._sizes |= {size: n for size, n in named.items() if size.isidentifier()}
         self._left.discard(name)
         return value
 
-    def _fits(self, size: str, n: int) -> bool:
-        """Whether a size is n; one that is named for the first time is."""
+    def _size(self, size: str) -> int | None:
+        """What a size must be; None for a name that has not been used."""
         if size.isidentifier():
-            return self._sizes.setdefault(size, n) == n
-        total = 0
-        for factor, name, number in (TERM.fullmatch(term).groups() for term in size.split("+")):  # pyright: ignore[reportOptionalMemberAccess]  (a shape of ours)
-            total += int(number) if number else int(factor or 1) * self._sizes[name]
-        return total == n
+            return self._sizes.get(size)
+        terms = TERM.findall(size)
+        return sum(
+            int(number) if number else int(factor or 1) * self._sizes[name] for factor, name, number in terms
+        )
 
     def number(self, name: str) -> int:
         """A parameter that is one integer."""
-        return int(self.take(name, ""))
+        return int(self._shaped(name, self._tensor(name), ""))
 
     def part(self, name: str) -> None:
         """Take a part without parameters, which a dict of tensors does not tell.

@@ -54,8 +54,9 @@ def convert(
         disc: zoh or bilinear, in mode diag; nplr has bilinear alone.
         dt_transform, real_transform, imag_transform: what makes inv_dt, A_real and A_imag positive.
 
-    The block is taken with its own GELU and GLU, of which its parameters tell the GLU alone. Where the source
-    cuts its kernel off at l_max, this layer goes on.
+    The block is taken with one GELU and with GLU, of which its parameters tell GLU alone: a module of the
+    version with a second GELU (activation) is refused. Where the source cuts its kernel off at l_max, this
+    layer goes on.
     """
     if mode is None:
         mode = "nplr" if f"{KERNEL}P" in params else "diag"
