@@ -49,7 +49,7 @@ def speech_commands(root: Path, split: str, classes: int) -> list[Clip]:
     for name in LISTS.values():
         if not (root / name).is_file():
             raise SPEECH_COMMANDS.missing(root, name)
-    listed = {name: (root / file).read_text().split() for name, file in LISTS.items()}
+    listed = {name: (root / file).read_text(encoding="utf-8-sig").split() for name, file in LISTS.items()}
     if split == "train":
         kept_out = set(listed["valid"]) | set(listed["test"])
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("_"))

@@ -1,24 +1,32 @@
 """Reading audio files, and folders of them, as mono float32 at one rate."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 from lrnnx_app.errors import DataError
+from lrnnx_app.files import below
+from lrnnx_app.streaming.resample import Resampler, fits
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK = 1 << 18  # samples of all channels to read at a time
+UNKNOWN = 2**62  # samples; a FLAC that was written to a pipe has a header of more
 LOWEST_RATE = 1000  # Hz
-MOST_TAPS = 2**25  # of the filter between two rates: their product, each without the common factor
 KEEP_SECONDS = 3600.0  # a collection up to this long stays decoded in memory
+
+
+class _InOrder(soundfile.SoundFile):
+    """A file that is read from its beginning to its end, wherever that is."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 def open_audio(path: Path) -> soundfile.SoundFile:
@@ -30,7 +38,11 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a wav, flac or ogg file")
     try:
-        file = soundfile.SoundFile(os.fsencode(path))  # type: ignore[arg-type]  (any bytes)
+        place: Any = os.fsencode(path)  # any bytes of a name
+        file = soundfile.SoundFile(place)
+        if file.frames > UNKNOWN:
+            file.close()
+            file = _InOrder(place)
     except (soundfile.LibsndfileError, TypeError) as error:
         raise DataError(f"{path}: not readable as audio; expected wav, flac or ogg ({error})") from error
     if file.frames < 1:
@@ -44,8 +56,7 @@ def check_rate(place: Path | str, source: int, target: int) -> None:
     Raises:
         DataError: the rate is no rate of sound, or the filter would not fit into memory.
     """
-    common = math.gcd(source, target)
-    if source < LOWEST_RATE or source // common * (target // common) > MOST_TAPS:
+    if source < LOWEST_RATE or not fits(source, target) or not fits(target, source):
         raise DataError(
             f"{place}: {source} Hz; expected a rate of {LOWEST_RATE} Hz or more that has a large factor in "
             f"common with {target}, such as 44100: convert the file"
@@ -103,16 +114,17 @@ def read_mono(path: Path, rate: int) -> torch.Tensor:
         check_rate(path, file.samplerate, rate)
         blocks = list(mono_blocks(file, path))
         if not blocks:
-            raise DataError(f"{path}: cut short, none of its {file.frames} samples is there")
+            raise DataError(f"{path}: cut short, none of its samples is there; expected a whole file")
         samples = torch.from_numpy(np.concatenate(blocks))
-        return samples if file.samplerate == rate else resample(samples, file.samplerate, rate)
+        converter = Resampler(file.samplerate, rate)
+        return torch.cat((converter.push(samples), converter.finish()))
 
 
 class Clips:
     """A list of audio files, decoded on demand; a small collection is kept in memory.
 
     Attributes:
-        lengths: samples of each at `rate`, as its header has them.
+        lengths: samples of each at `rate`.
     """
 
     def __init__(self, paths: Iterable[Path], rate: int) -> None:
@@ -121,7 +133,8 @@ class Clips:
         seconds = np.zeros(len(self.paths))
         for index, path in enumerate(self.paths):
             with open_audio(path) as file:
-                seconds[index] = file.frames / file.samplerate
+                source = file.samplerate
+            seconds[index] = length_of(path) / source
         self.lengths = np.ceil(seconds * rate).astype(np.int64)
         self._read = lru_cache(None if seconds.sum() <= KEEP_SECONDS else 64)(read_mono)
 
@@ -130,6 +143,16 @@ class Clips:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self._read(self.paths[index], self.rate)
+
+
+def length_of(path: Path) -> int:
+    """Samples of a file as its header has them; counted where it does not.
+
+    Raises:
+        DataError: see `open_audio` and `mono_blocks`.
+    """
+    with open_audio(path) as file:
+        return file.frames if file.frames <= UNKNOWN else sum(map(len, mono_blocks(file, path)))
 
 
 def excerpt(clip: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
@@ -148,7 +171,7 @@ def find_audio(folder: Path, what: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with {what} (wav, flac or ogg)")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = below(folder, SUFFIXES)
     if not paths:
         raise DataError(f"{folder}: no wav, flac or ogg file in it; expected {what}")
     return paths

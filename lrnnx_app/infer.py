@@ -15,9 +15,12 @@ from lrnnx_app.audio_io import check_rate, find_audio, open_audio
 from lrnnx_app.bench.cli import chosen_device
 from lrnnx_app.bench.report import table
 from lrnnx_app.errors import DataError, StreamError, UserError, nearest
+from lrnnx_app.files import below
 from lrnnx_app.infer_report import Recorder, report, text
+from lrnnx_app.interrupts import terminated_as_interrupted
 from lrnnx_app.run import Run, build_data
 from lrnnx_app.streaming import sources
+from lrnnx_app.streaming.numbers import flushing
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile, Pcm, Sink
 from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
@@ -59,15 +62,17 @@ def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
     """
     _check(inputs, options)
     job = Job(Run(run), inputs, options)
-    with threads(options.threads or (1 if job.session else None)):
+    with threads(options.threads or (1 if job.session else None)), flushing():
         try:
-            timing = job.stream()
+            with terminated_as_interrupted():
+                timing = job.stream()
         except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
             terminal.hang_up()
             return 0
-        costs = report(job.model, job.session, timing, job.rate, job.delay)
+        costs = report(job.model, job.session, timing, job.rate, job.delay, job.beyond)
     print(text(costs, options.as_json), file=job.aside, flush=True)
     job.recorder.draw(options.plot)
+    job.check()
     return 130 if timing.interrupted else 0
 
 
@@ -77,6 +82,7 @@ class Job:
     Attributes:
         out: where classes go; aside: where the report goes, standard error if results go to standard output.
         delay: seconds that conversions of the rate add, the worst of all tracks.
+        beyond: samples that were taken for the loudest that a stream takes.
     """
 
     def __init__(self, run: Run, inputs: Sequence[Path], options: Options) -> None:
@@ -91,7 +97,8 @@ class Job:
         self.piped = options.output == PIPE or (self.denoises and PIPE in inputs and options.output is None)
         shown = self.piped if self.denoises else options.output in (None, PIPE)
         self.out, self.aside = sys.stdout, sys.stderr if shown else sys.stdout
-        self.delay = 0.0
+        self.delay, self.beyond = 0.0, 0
+        self._bad: list[str] = []
         self.recorder = Recorder(self.rate, self.names, options.plot is not None)
         self.session = None if options.offline else self._session()
 
@@ -112,13 +119,34 @@ class Job:
         if self.session is None:
             total = Timing()
             for track in self._tracks():
-                one = whole(self.model, track)
+                try:
+                    one = whole(self.model, track)
+                except UserError as error:
+                    self._failed(track.name, error)
+                    continue
                 self._done(track)
                 total.steps, total.compute = total.steps + one.steps, total.compute + one.compute
             return total
         pace = Pace(self.session.chunk / self.rate) if self.options.realtime else None
         self.session.warm_up()
-        return stream(self.session, self._tracks(), self._done, pace)
+        return stream(self.session, self._tracks(), self._done, pace, self._failed)
+
+    def check(self) -> None:
+        """Raises:
+        DataError: some of several inputs did not serve; names them, after all others are done.
+        """
+        if self._bad:
+            raise DataError(
+                f"{len(self._bad)} of {len(self.inputs)} inputs failed, the others are done: "
+                + ", ".join(self._bad)
+            )
+
+    def _failed(self, name: str, error: UserError) -> None:
+        """One of several inputs does not serve; the only one ends the job."""
+        if len(self.inputs) == 1:
+            raise error
+        say(f"error: {error}", aside=True)
+        self._bad.append(name)
 
     def _session(self) -> StreamingSession | None:
         """A session; None for a classifier that cannot stream and need not."""
@@ -144,8 +172,7 @@ class Job:
     def _files(self, inputs: Sequence[Path]) -> Iterator[Path]:
         for path in inputs:
             if path != PIPE and path.is_dir():
-                found = find_audio(path, "recordings") if self.denoises else sorted(path.rglob("*"))
-                yield from (file for file in found if file.is_file())
+                yield from find_audio(path, "recordings") if self.denoises else below(path)
             else:
                 yield path
 
@@ -179,14 +206,19 @@ class Job:
 
     def _tracks(self) -> Iterator[Track]:
         for path in self.inputs:
-            track = self._audio(path) if self.denoises else self._classified(path)
-            self.delay = max(self.delay, getattr(track, "delay", 0.0))
+            try:
+                track = self._audio(path) if self.denoises else self._classified(path)
+            except UserError as error:
+                self._failed(str(path), error)
+                continue
+            self.delay = max(self.delay, track.delay)
             yield track
 
     def _audio(self, path: Path) -> Track:
-        options, rate, subtype = self.options, self.options.rate or self.rate, None
+        options = self.options
         if path == PIPE:
-            blocks = sources.pcm_blocks(terminal.source(), options.channels, options.form)
+            blocks = self._pipe()
+            rate, subtype = blocks.rate, "FLOAT" if options.form == "f32le" else None
         else:
             reader = open_audio(path)
             rate, subtype = reader.samplerate, reader.subtype
@@ -197,7 +229,7 @@ class Job:
             if self.piped
             else AudioFile(self.results[path], rate, subtype)
         )
-        name = str(self.results.get(path, PIPE))
+        name = str(path)
         watch = self.recorder.waves if path == self.inputs[0] else None
         source = sources.Resampled(blocks, rate, self.rate)
         return AudioTrack(name, source, sink, rate, self.rate, path == PIPE, watch)
@@ -209,15 +241,22 @@ class Job:
         if path == PIPE:
             if not self.rate or self.spec.d_input != 1:
                 raise DataError("-: this run does not classify audio samples; expected files")
-            blocks = sources.pcm_blocks(terminal.source(), self.options.channels, self.options.form)
-            rate = self.options.rate or self.rate
-            check_rate("--rate", rate, self.rate)
-            audio = sources.Resampled(blocks, rate, self.rate)
-            return OutputTrack("-", lambda n: sources.Steps(audio.read(n)[:, None]), done, show, steps, True)
+            blocks = self._pipe()
+            check_rate("--rate", blocks.rate, self.rate)
+            audio = sources.Resampled(blocks, blocks.rate, self.rate)
+
+            def read(count: int) -> sources.Steps:
+                return sources.Steps(audio.read(count)[:, None])
+
+            return OutputTrack("-", read, done, show, steps, True, audio.delay)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         example = build_data(self.run.recipe).read(path)
         return OutputTrack(str(path), in_parts(sources.Steps(example.x, example.dt)), done, show, steps)
+
+    def _pipe(self) -> sources.Pipe:
+        options = self.options
+        return sources.Pipe(terminal.source(), options.rate or self.rate, options.channels, options.form)
 
     def _say(self, name: str, running: bool, time: float, output: Tensor) -> None:
         """Print a track's output, of a chunk or the last one."""
@@ -238,9 +277,16 @@ class Job:
         print(line, file=self.out, flush=True)
 
     def _done(self, track: Track) -> None:
-        if isinstance(track, AudioTrack) and not self.piped:
-            line = {"file": track.name, "seconds": round(track.seconds, 3)}
-            say(text(line, True) if self.options.as_json else f"{track.name}: {track.seconds:.2f} s")
+        if not isinstance(track, AudioTrack):
+            return
+        if track.beyond:
+            self.beyond += track.beyond
+            what = f"{track.beyond} samples beyond {sources.LOUDEST:g} times full scale were taken for that"
+            say(f"{track.name}: {what}", aside=True)
+        if not self.piped:
+            name = str(self.results[Path(track.name)])
+            line = {"file": name, "seconds": round(track.seconds, 3)}
+            say(text(line, True) if self.options.as_json else f"{name}: {track.seconds:.2f} s")
 
 
 def _check(inputs: Sequence[Path], options: Options) -> None:

@@ -17,15 +17,23 @@ DRAWN_POINTS = 5000
 
 
 def report(
-    model: Model, session: StreamingSession | None, timing: Timing, rate: int, delay: float
+    model: Model,
+    session: StreamingSession | None,
+    timing: Timing,
+    rate: int,
+    delay: float,
+    beyond: int = 0,
 ) -> dict[str, Any]:
     """Latency, times of a chunk, real-time factor and memory; without a session, those that remain.
 
     Args:
         rate: of the model's steps in Hz; 0 if they have none.
         delay: seconds that conversions of the rate add.
+        beyond: samples that were too loud to be taken as they are.
     """
     costs: dict[str, Any] = {"steps": timing.steps, "compute_seconds": round(timing.compute, 3)}
+    if beyond:
+        costs["samples_beyond"] = beyond
     device = next(model.parameters()).device
     if device.type == "cpu":
         costs["threads"] = torch.get_num_threads()
@@ -35,12 +43,16 @@ def report(
             costs["real_time_factor"] = round(timing.compute * rate / timing.steps, 4)
     if session is not None:
         if rate:
+            if delay:
+                costs["resampling_ms"] = round(1000 * delay, 2)
             costs["algorithmic_ms"] = round(1000 * (session.chunk / rate + delay), 2)
         costs |= timing.percentiles()
         if rate:
             costs["latency_ms"] = round(costs["algorithmic_ms"] + costs["chunk_p99_ms"], 2)
         if timing.paced:
             costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
+        if timing.restarts:
+            costs["restarts"] = timing.restarts
         costs["slots"] = session.batch
         costs["graph"] = session.graph_reason or "replayed"
     return costs | peaks(device)
@@ -53,6 +65,8 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
     parts = []
     if "lookahead_ms" in costs:
         parts.append(f"look-ahead {costs['lookahead_ms']} ms")
+    if "resampling_ms" in costs:
+        parts.append(f"conversion of the rate {costs['resampling_ms']} ms")
     if "latency_ms" in costs:
         parts.append(
             f"latency {costs['latency_ms']} ms ({costs['algorithmic_ms']} algorithmic + "
@@ -66,6 +80,10 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
         parts.append(f"real-time factor {costs['real_time_factor']}")
     if "threads" in costs:
         parts.append(f"threads {costs['threads']}")
+    if "restarts" in costs:
+        parts.append(f"{costs['restarts']} restarts of a stream that was not finite")
+    if "samples_beyond" in costs:
+        parts.append(f"{costs['samples_beyond']} samples too loud")
     if "misses" in costs:
         parts.append(f"{costs['misses']} chunks late, at most {costs['late_ms']} ms")
     if "peak_mib" in costs:

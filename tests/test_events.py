@@ -61,8 +61,10 @@ def test_plain_files_agree(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", t=t, x=x, y=y, p=p)
     lines = [f"{t[i]},{p[i]},{x[i]},{y[i]}" for i in range(30)]
     (tmp_path / "a.csv").write_text("t,p,x,y\n" + "\n".join(lines))
+    (tmp_path / "marked.csv").write_text("t,p,x,y\n" + "\n".join(lines), encoding="utf-8-sig")
     (tmp_path / "a.bin").write_bytes(standin.atis(t, x, y, p))
-    found = [layouts.read(tmp_path / f"a.{kind}", SENSOR) for kind in ("npz", "csv", "bin")]
+    names = ("a.npz", "a.csv", "marked.csv", "a.bin")
+    found = [layouts.read(tmp_path / name, SENSOR) for name in names]
     for one, other in combinations(found, 2):
         assert np.array_equal(one.t, other.t)
         assert np.array_equal(one.token, other.token)

@@ -82,7 +82,10 @@ def wave(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [(16000, 16000), (44100, 16000), (16000, 44100), (48000, 16000), (8000, 16000), (11025, 16000)],
+    [
+        *((16000, 16000), (44100, 16000), (16000, 44100), (48000, 16000), (8000, 16000)),
+        *((11025, 16000), (16000, 11025), (22050, 16000)),
+    ],
 )
 @pytest.mark.parametrize("length", [1, 500, 9999])
 def test_resampling_in_blocks_equals_one_go(source: int, target: int, length: int) -> None:
@@ -94,9 +97,20 @@ def test_resampling_in_blocks_equals_one_go(source: int, target: int, length: in
         for piece in x.split([min(s, max(0, length - sum(sizes[:i]))) for i, s in enumerate(sizes)])
     ]
     parts.append(converter.finish())
-    whole = x if source == target else resample(x, source, target)
+    whole = x if source == target else resample(x.double(), source, target).float()
     assert sum(map(len, parts)) == len(whole)
     assert relative(torch.cat(parts), whole) < 1e-5
+
+
+@pytest.mark.parametrize("source", [11025, 22050, 44100, 44101, 8000, 16001])
+@pytest.mark.parametrize("back", [False, True])
+def test_an_output_waits_a_millisecond_at_most_for_its_inputs(source: int, back: bool) -> None:
+    source, target = (16000, source) if back else (source, 16000)
+    converter, given = Resampler(source, target), 0
+    assert converter.delay <= 1.1e-3
+    for taken in range(1, 400):
+        given += len(converter.push(torch.zeros(1)))
+        assert given / target >= taken / source - converter.delay
 
 
 def small_unet() -> UNet:

@@ -27,7 +27,7 @@ def trials(path: Path) -> list[Path]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected the names of recordings, one in a line")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.strip():
             file = path.parent / line.strip()
             if not file.is_file():
@@ -60,7 +60,7 @@ def labels(path: Path, classes: int) -> list[tuple[int, int, int, int]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected columns {', '.join(COLUMNS)}")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not readable as csv ({error})") from error

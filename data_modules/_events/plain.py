@@ -31,7 +31,7 @@ def read_csv(path: Path, sensor: Sensor) -> Recording:
     """
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
             rows = csv.DictReader(file)
             names = [name for name in COLUMNS if name in (rows.fieldnames or ())]
             _check_columns(path, names, sensor)

@@ -4,50 +4,80 @@ import math
 
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
 
-FILTER_WIDTH = 6  # zero crossings of torchaudio's default filter
-ROLLOFF = 0.99  # its cut-off relative to Nyquist
+WIDTH = 6  # zero crossings of the windowed sinc on either side, as torchaudio's default has
+ROLLOFF = 0.99  # its cut-off relative to half the lower rate
+AT_ONCE = 1 << 14  # outputs, whose windows of inputs are in memory together
+LARGEST_TABLE = 2**25  # coefficients
 
 
 class Resampler:
     """Push (T,) at `source` Hz, get what is complete at `target` Hz; `finish` gives the rest.
 
-    Blocks are converted with enough context on both sides that every output sees what it would see in
-    the whole signal.
+    Output n stands at n·source/target and is a weighted sum of the inputs around that place. The weights
+    depend on the fraction of that place alone, so that a table holds them all. An output waits only for the
+    last input of its window, whatever the two rates have in common.
+
+    Attributes:
+        delay: seconds that an output waits for inputs after it, at the most.
     """
 
     def __init__(self, source: int, target: int) -> None:
         common = math.gcd(source, target)
         self.source, self.target = source // common, target // common
-        reach = math.ceil(FILTER_WIDTH * self.source / (min(self.source, self.target) * ROLLOFF))
-        self.periods = math.ceil(reach / self.source) + 1  # of context on each side
-        self.delay = 0.0 if source == target else (self.periods + 1) * self.source / source  # s, at the most
-        self._pending = torch.zeros(self.periods * self.source)
-        self._taken = self._given = 0
+        self.reach = reach(source, target)
+        self.delay = 0.0 if source == target else (self.reach + 1) / source
+        if source != target:
+            self._table = _table(self.source, self.target, self.reach)
+        self._pending = torch.zeros(self.reach - 1)  # inputs from number `_first` on
+        self._first, self._given, self._taken = 1 - self.reach, 0, 0
 
     def push(self, x: Tensor) -> Tensor:
         if self.source == self.target:
             return x
+        self._pending = torch.cat((self._pending, x))
         self._taken += len(x)
-        y = self._convert(x)
-        self._given += len(y)
-        return y
+        ready = -(-(self._taken - self.reach) * self.target // self.source)
+        return self._until(max(ready, self._given))
 
     def finish(self) -> Tensor:
         """The last outputs: ⌈T·target/source⌉ in all."""
         if self.source == self.target:
             return torch.zeros(0)
-        rest = math.ceil(self._taken * self.target / self.source) - self._given
-        silence = torch.zeros((2 * self.periods + 1) * self.source)
-        return self._convert(silence)[:rest]
+        self._pending = torch.cat((self._pending, torch.zeros(self.reach)))
+        return self._until(-(-self._taken * self.target // self.source))
 
-    def _convert(self, x: Tensor) -> Tensor:
-        self._pending = torch.cat((self._pending, x))
-        ready = len(self._pending) // self.source - 2 * self.periods
-        if ready < 1:
-            return torch.zeros(0)
-        block = self._pending[: (ready + 2 * self.periods) * self.source]
-        self._pending = self._pending[ready * self.source :].clone()
-        y = resample(block, self.source, self.target)
-        return y[self.periods * self.target : (self.periods + ready) * self.target]
+    def _until(self, end: int) -> Tensor:
+        """Outputs up to number `end`; inputs that no later one needs are dropped."""
+        parts = [self._outputs(n, min(n + AT_ONCE, end)) for n in range(self._given, end, AT_ONCE)]
+        self._given = end
+        spare = end * self.source // self.target - self.reach + 1 - self._first
+        self._pending = self._pending[spare:].clone()
+        self._first += spare
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _outputs(self, start: int, end: int) -> Tensor:
+        place = torch.arange(start, end) * self.source
+        first = place // self.target - self.reach + 1 - self._first
+        windows = self._pending.unfold(0, 2 * self.reach, 1)[first]
+        return (windows * self._table[place % self.target]).sum(1)
+
+
+def reach(source: int, target: int) -> int:
+    """Inputs on either side that an output depends on."""
+    return math.ceil(WIDTH * source / (min(source, target) * ROLLOFF))
+
+
+def fits(source: int, target: int) -> bool:
+    """Whether the table of weights between two rates is of a size to hold."""
+    return 2 * reach(source, target) * (target // math.gcd(source, target)) <= LARGEST_TABLE
+
+
+def _table(source: int, target: int, reach: int) -> Tensor:
+    """Weights (target, 2·reach): a sinc below a squared cosine, by the fraction of an output's place."""
+    fraction = torch.arange(target, dtype=torch.float64)[:, None] / target
+    offset = torch.arange(1 - reach, reach + 1, dtype=torch.float64)
+    scale = min(source, target) * ROLLOFF / source
+    t = ((offset - fraction) * scale).clamp(-WIDTH, WIDTH)
+    window = torch.cos(t * math.pi / WIDTH / 2).square()
+    return (torch.sinc(t) * window * scale).float()

@@ -1,7 +1,7 @@
 """Live streams through a model: fixed buffers, one CUDA graph, state in and out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.streaming import graph as graphs
+from lrnnx_app.streaming.health import Health
+from lrnnx_app.streaming.numbers import bounded, flushing
 
 WAITING = "waiting"  # name in a saved state of the samples that do not fill a hop yet
 
@@ -38,6 +40,10 @@ class StreamingSession:
     a CPU, the same code runs without. The session shares the model's weights as they are at its start: after
     changing them, make a new one.
 
+    A stream whose output or state is not finite begins anew and gives silence until then; the others go on.
+    Samples of sound beyond ±16 full scales are taken for that. On a CPU, subnormal numbers are taken for zero
+    by the thread that pushes, while it does.
+
     Args:
         model: any causal model; it stays in whatever mode it is.
         batch: streams side by side, each of which may start, pause and end on its own.
@@ -46,6 +52,7 @@ class StreamingSession:
 
     Attributes:
         graph_reason: why no graph runs; empty if one does or will at the first push.
+        restarts: how often each stream began anew because its numbers were not finite.
 
     Raises:
         StreamError: the model is not causal, or chunk or batch is below 1.
@@ -67,11 +74,16 @@ class StreamingSession:
         self._all_active = True
         self._passes: dict[bool, _Pass] = {}
         self._waiting = self._input(0)
+        self._health = Health(batch, self.device)
         self.graph_reason = ""
         if not graph:
             self.graph_reason = "switched off"
         elif self.device.type != "cuda":
             self.graph_reason = "the model is on the CPU"
+
+    @property
+    def restarts(self) -> list[int]:
+        return self._health.restarts
 
     def warm_up(self, timed: bool = False) -> None:
         """Prepare everything that the first push would pay for; no stream moves.
@@ -114,6 +126,7 @@ class StreamingSession:
         if lengths is not None:
             active = lengths > 0 if active is None else active
         self._activate(active)
+        self._heal()
         parts = [
             self._run(part, None if dt is None else dt[:, i * self.usual :][:, : self.usual], limit)
             for i, part in enumerate(x.split(self.usual, 1))
@@ -122,6 +135,9 @@ class StreamingSession:
         ]
         if not parts:
             return self._nothing()
+        self._health.report(self._leaves)
+        if self.device.type == "cpu":
+            self._heal()
         return torch.cat(parts, 1) if len(parts) > 1 and parts[0].ndim == 3 else parts[-1]
 
     def finish(self) -> Tensor:
@@ -141,7 +157,14 @@ class StreamingSession:
             self._waiting = self._input(0)
         elif self._waiting.shape[1]:
             raise StreamError(self._between_hops("reset single streams"))
-        mask = torch.ones(self.batch, dtype=torch.bool) if streams is None else self._mask(streams)
+        self._restart(torch.ones(self.batch, dtype=torch.bool) if streams is None else self._mask(streams))
+
+    def _heal(self) -> None:
+        """Restart the streams that are known to have left the finite numbers."""
+        if (bad := self._health.told()) is not None:
+            self._restart(bad)
+
+    def _restart(self, mask: Tensor) -> None:
         mask = mask.to(self.device)
         with torch.inference_mode():
             for leaf, fresh in zip(self._leaves, self._fresh, strict=True):
@@ -220,10 +243,10 @@ class StreamingSession:
 
     def _advance(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
         """One pass of the model; the states of active streams move on in place."""
-        with torch.inference_mode():
-            y, state = self._model(x, self._state, dt=dt, lengths=lengths)
+        with torch.inference_mode(), flushing() if self.device.type == "cpu" else nullcontext():
+            y, state = self._model(bounded(x, self.spec), self._state, dt=dt, lengths=lengths)
             advance(self._leaves, [new for _, new in _named(state)], self._active)
-        return y
+            return self._health.seen(y, self._active, lengths)
 
     def _pass(self, timed: bool) -> _Pass:
         """The buffers, and the graph if there can be one, of the usual chunk."""

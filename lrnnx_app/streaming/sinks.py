@@ -7,13 +7,32 @@ from typing import Any, BinaryIO, Protocol
 import soundfile
 from torch import Tensor
 
-from lrnnx_app.audio_io import SUFFIXES
+from lrnnx_app.audio_io import BLOCK, SUFFIXES
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming.sources import FORMATS, FULL_SCALE
 
+# Encodings that hold every length exactly; others, such as ADPCM, pad the last block.
+EXACT = (
+    "PCM_S8",
+    "PCM_U8",
+    "PCM_16",
+    "PCM_24",
+    "PCM_32",
+    "FLOAT",
+    "DOUBLE",
+    "ULAW",
+    "ALAW",
+    "VORBIS",
+    "OPUS",
+)
+FLOATS = ("FLOAT", "DOUBLE")
+WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes of a sample
+FINEST = {".flac": "PCM_24"}  # in place of what is finer than a format can be
+WAV_BYTES = 2**32 - 2**20  # that a wav's header can count, without what else is in the file
+
 
 class Sink(Protocol):
-    """Takes samples (T,) in [−1, 1]; `close` completes the result, `abort` leaves none."""
+    """Takes samples (T,), 1 is full scale; `close` completes the result, `abort` leaves none."""
 
     def write(self, samples: Tensor) -> None: ...
 
@@ -25,27 +44,36 @@ class Sink(Protocol):
 class AudioFile:
     """A mono file written beside its final name, which it gets when it is whole.
 
+    A wav that outgrows its header's count of bytes becomes an RF64, which most programs read as a wav.
+
+    Args:
+        subtype: encoding of the input (soundfile's name); kept where the output's format has it.
+
     Raises:
         DataError: the name or the folder does not serve.
     """
 
     def __init__(self, target: Path, rate: int, subtype: str | None = None) -> None:
-        if target.suffix.lower() not in SUFFIXES:
+        suffix = target.suffix.lower()
+        if suffix not in SUFFIXES:
             raise DataError(f"{target}: expected an output ending in {', '.join(SUFFIXES)}")
         if not target.parent.is_dir():
             raise DataError(f"{target}: no such folder; make {target.parent} first")
         self.target, self._part = target, target.with_name(f".{target.stem}.part{target.suffix}")
-        if subtype is None or not soundfile.check_format(target.suffix[1:].upper(), subtype):
-            subtype = None
-        try:
-            place: Any = os.fsencode(self._part)  # any bytes of a name
-            self._file = soundfile.SoundFile(place, "w", rate, 1, subtype)
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{target}: cannot be written ({error})") from error
+        self._rate, self._format = rate, suffix[1:].upper()
+        self._subtype = encoding(suffix, subtype)
+        self._file = self._opened(self._part, self._format)
+        self._written = 0
 
     def write(self, samples: Tensor) -> None:
+        width = WIDTHS.get(self._subtype, 1)
+        if self._format == "WAV" and width * (self._written + len(samples)) > WAV_BYTES:
+            self._widen()
+        self._written += len(samples)
+        if self._subtype not in FLOATS:
+            samples = samples.clamp(-1, 1)
         try:
-            self._file.write(samples.clamp(-1, 1).numpy())
+            self._file.write(samples.numpy())
         except soundfile.LibsndfileError as error:
             raise DataError(f"{self.target}: cannot be written ({error})") from error
 
@@ -57,6 +85,38 @@ class AudioFile:
     def abort(self) -> None:
         self._file.close()
         self._part.unlink(missing_ok=True)
+
+    def _opened(self, path: Path, form: str) -> soundfile.SoundFile:
+        place: Any = os.fsencode(path)  # any bytes of a name
+        try:
+            return soundfile.SoundFile(place, "w", self._rate, 1, self._subtype, format=form)
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{self.target}: cannot be written ({error})") from error
+
+    def _widen(self) -> None:
+        """Go on in an RF64 with what was written so far."""
+        self._file.close()
+        narrow = self._part.with_name(f"{self._part.name}.wav")
+        os.replace(self._part, narrow)
+        try:
+            self._format, self._file = "RF64", self._opened(self._part, "RF64")
+            kind = "float64" if self._subtype in FLOATS else "int32"
+            place: Any = os.fsencode(narrow)
+            for block in soundfile.blocks(place, BLOCK, dtype=kind):
+                self._file.write(block)
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{self.target}: cannot be written ({error})") from error
+        finally:
+            narrow.unlink()
+
+
+def encoding(suffix: str, subtype: str | None) -> str:
+    """What a file of this suffix is written in: the input's encoding, or the nearest that serves."""
+    form = suffix[1:].upper()
+    if subtype in EXACT and soundfile.check_format(form, subtype):
+        return subtype
+    fine = subtype in (*FLOATS, "PCM_32")
+    return FINEST.get(suffix, soundfile.default_subtype(form)) if fine else soundfile.default_subtype(form)
 
 
 class Pcm:

@@ -3,16 +3,20 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrnnx_app.errors import UserError
 from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.numbers import bounded, flushing
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sources import Steps
 from lrnnx_app.streaming.tracks import Track
+from lrnnx_app.terminal import say
 
 RECENT = 100_000  # chunks whose times are kept
 EVERYTHING = 1 << 62  # more steps than any source has
@@ -26,6 +30,7 @@ class Timing:
         steps: taken by all of them.
         compute: seconds of reading, computing and writing, without waiting for the world.
         chunks: seconds of each of the latest chunks.
+        restarts: of streams whose numbers were not finite.
         paced: chunks were due at times.
         misses: chunks that were not done when the next one was due; late: seconds, of the worst.
     """
@@ -33,6 +38,7 @@ class Timing:
     steps: int = 0
     compute: float = 0.0
     chunks: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    restarts: int = 0
     paced: bool = False
     misses: int = 0
     late: float = 0.0
@@ -69,10 +75,13 @@ def stream(
     tracks: Iterable[Track],
     done: Callable[[Track], None],
     pace: Pace | None = None,
+    failed: Callable[[str, UserError], None] | None = None,
 ) -> Timing:
     """Run every track from its start to its end; `done` hears of each that ended.
 
-    An interrupt (Ctrl-C) finishes the tracks in hand where they are. After any other error they are aborted.
+    A track whose input or output does not serve is aborted, one that is live is finished where it is; then
+    `failed` hears of it, which may raise (and does if None), else the others go on. An interrupt (Ctrl-C)
+    finishes the tracks in hand where they are. After any other error they are aborted.
     """
     timing, waiting = Timing(paced=pace is not None), iter(tracks)
     slots: list[Track | None] = [None] * session.batch
@@ -81,18 +90,24 @@ def stream(
             if pace:
                 pace.wait()
             started = time.perf_counter()
-            parts = [None if track is None else track.read(session.chunk) for track in slots]
+            parts = [
+                None if track is None else _part(slots, i, track, session.chunk, failed)
+                for i, track in enumerate(slots)
+            ]
             ready = time.perf_counter()
+            before = list(session.restarts)
             outputs = _push(session, parts, timing)
+            timing.restarts += _told(session.restarts, before, slots)
             for i, (track, part) in enumerate(zip(slots, parts, strict=True)):
                 if track is None or part is None:
                     continue
-                if len(part.x):
-                    track.write(outputs[i] if outputs.ndim == 2 else outputs[i, : len(part.x)])
-                if len(part.x) < session.chunk:
-                    track.finish()
-                    slots[i] = None
-                    done(track)
+                with _on_its_own(slots, i, track, failed):
+                    if len(part.x):
+                        track.write(outputs[i] if outputs.ndim == 2 else outputs[i, : len(part.x)])
+                    if len(part.x) < session.chunk:
+                        track.finish()
+                        slots[i] = None
+                        done(track)
             live = any(track is not None and track.live for track in slots)
             timing.compute += time.perf_counter() - (ready if live else started)
             if pace and (late := pace.late()) > 0:
@@ -109,14 +124,54 @@ def stream(
     return timing
 
 
+@contextmanager
+def _on_its_own(
+    slots: list[Track | None], i: int, track: Track, failed: Callable[[str, UserError], None] | None
+) -> Iterator[None]:
+    """While one track is read or written: its failure frees its slot and touches no other."""
+    try:
+        yield
+    except UserError as error:
+        slots[i] = None
+        if track.live:
+            track.finish()
+        else:
+            track.abort()
+        if failed is None:
+            raise
+        failed(track.name, error)
+
+
+def _part(
+    slots: list[Track | None],
+    i: int,
+    track: Track,
+    count: int,
+    failed: Callable[[str, UserError], None] | None,
+) -> Steps | None:
+    with _on_its_own(slots, i, track, failed):
+        return track.read(count)
+    return None
+
+
+def _told(now: list[int], before: list[int], slots: list[Track | None]) -> int:
+    """How many streams began anew, with a line for each."""
+    found = [i for i, (count, old) in enumerate(zip(now, before, strict=True)) if count > old]
+    for i in found:
+        track = slots[i]
+        if track is not None:
+            say(f"{track.name}: the model's state was not finite; the stream began anew", aside=True)
+    return len(found)
+
+
 def whole(model: Model, track: Track) -> Timing:
     """Run one track in one go."""
     timing, started = Timing(), time.perf_counter()
     try:
         x, dt = track.read(EVERYTHING)
         like = next(model.parameters())
-        x = x.to(like.device) if model.spec.tokens else x.to(like)
-        with torch.inference_mode():
+        x = x.to(like.device) if model.spec.tokens else bounded(x.to(like), model.spec)
+        with torch.inference_mode(), flushing():
             y, _ = model.eval()(x[None], dt=None if dt is None else dt[None].to(like))
         track.write(y[0].cpu())
         track.finish()

@@ -1,7 +1,7 @@
 """Where samples come from: blocks of an audio file, or of raw PCM that arrives through a pipe."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.audio_io import mono, mono_blocks
+from lrnnx_app.errors import DataError
+from lrnnx_app.streaming.numbers import LOUDEST
 from lrnnx_app.streaming.resample import Resampler
+from lrnnx_app.streaming.wav import Wav, wav_header, wav_samples
 
 READ_BYTES = 1 << 16  # of a pipe at the most
 FORMATS = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 FULL_SCALE = 2**15  # of 16-bit samples
+PIPE = Path("standard input")
+OTHERS = {  # by their first bytes
+    **{b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"RIFX": "a big-endian wav"},
+    **{b"FORM": "aiff", b".snd": "au", b"caff": "caf", b"riff": "w64"},
+}
 
 
 class Steps(NamedTuple):
@@ -31,23 +39,58 @@ def file_blocks(reader: soundfile.SoundFile, path: Path) -> Iterator[Tensor]:
         yield from map(torch.from_numpy, mono_blocks(reader, path))
 
 
-def pcm_blocks(file: int, channels: int, form: str) -> Iterator[Tensor]:
-    """Mono blocks (T,) of raw interleaved PCM, each as soon as it has arrived.
+class Pipe:
+    """Mono blocks (T,) of raw interleaved PCM, or of a wav, each as soon as it has arrived.
 
     Args:
         file: a descriptor to read from; a buffered file would hold samples back.
-        form: of FORMATS.
+        rate, channels, form: of raw samples; a wav says its own.
+
+    Attributes:
+        rate: samples a second.
+
+    Raises:
+        DataError: what arrives has the header of another kind of file.
     """
-    dtype = FORMATS[form]
-    frame, rest = channels * dtype.itemsize, b""
-    while data := os.read(file, READ_BYTES):
-        data = rest + data
-        whole = len(data) // frame * frame
-        rest = data[whole:]
-        if whole:
-            samples = np.frombuffer(data[:whole], dtype).reshape(-1, channels).astype(np.float32)
-            scale = FULL_SCALE if dtype.kind == "i" else 1
-            yield torch.from_numpy(mono(samples / scale, Path("standard input")))
+
+    def __init__(self, file: int, rate: int, channels: int, form: str) -> None:
+        self._file, self._held = file, b""
+        head = self._exactly(4)
+        self._held = head + self._held
+        if head in (b"RIFF", b"RF64"):
+            try:
+                self._wav = wav_header(self._exactly)
+            except ValueError as error:
+                raise DataError(f"{PIPE}: {error}; expected a wav of PCM or float, or raw PCM") from error
+        elif kind := OTHERS.get(head, OTHERS.get(head[:3])):
+            raise DataError(f"{PIPE}: begins as {kind}; expected raw PCM or a wav: decode it first")
+        else:
+            self._wav = Wav(rate, channels, FORMATS[form].str[1:], None)
+        self.rate = self._wav.rate
+
+    def __iter__(self) -> Iterator[Tensor]:
+        frame = self._wav.channels * int(self._wav.form[1])
+        left, start = self._wav.size, 0
+        rest, self._held = self._held, b""
+        while True:
+            data = rest if left is None else rest[:left]
+            whole = len(data) // frame * frame
+            if whole:
+                samples = mono(wav_samples(data[:whole], self._wav), PIPE, start)
+                start += len(samples)
+                yield torch.from_numpy(samples)
+            left = None if left is None else left - whole
+            more = b"" if left == 0 else os.read(self._file, READ_BYTES)
+            if not more:
+                return
+            rest = rest[whole:] + more
+
+    def _exactly(self, count: int) -> bytes:
+        """So many bytes, or what there is up to the end."""
+        while len(self._held) < count and (data := os.read(self._file, READ_BYTES)):
+            self._held += data
+        found, self._held = self._held[:count], self._held[count:]
+        return found
 
 
 class Resampled:
@@ -55,12 +98,14 @@ class Resampled:
 
     Attributes:
         taken: samples that the blocks have given so far.
+        beyond: how many samples a session takes for LOUDEST.
+        delay: seconds that the conversion adds, at the most.
     """
 
-    def __init__(self, blocks: Iterator[Tensor], source: int, target: int) -> None:
-        self._blocks, self._converter = blocks, Resampler(source, target)
+    def __init__(self, blocks: Iterable[Tensor], source: int, target: int) -> None:
+        self._blocks, self._converter = iter(blocks), Resampler(source, target)
         self._pending, self._ended = torch.zeros(0), False
-        self.taken, self.delay = 0, self._converter.delay
+        self.taken, self.beyond, self.delay = 0, 0, self._converter.delay
 
     def read(self, count: int) -> Tensor:
         """(count,), or fewer samples where the blocks end."""
@@ -71,4 +116,5 @@ class Resampled:
             self.taken += 0 if block is None else len(block)
             self._pending = torch.cat((self._pending, more))
         samples, self._pending = self._pending[:count], self._pending[count:]
+        self.beyond += int((samples.abs() > LOUDEST).sum())
         return samples

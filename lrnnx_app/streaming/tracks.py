@@ -14,14 +14,19 @@ Watch = Callable[[Tensor, Tensor], None]  # sees inputs and outputs on their way
 
 
 class Track(Protocol):
-    """Attributes:
+    """A stream of steps that is read, and whose outputs are written.
 
-    name: for messages.
-    live: reading waits for the world.
+    Attributes:
+        name: for messages.
+        live: reading waits for the world.
+        delay: seconds that conversions of the rate add, at the most.
     """
 
     name: str
     live: bool
+
+    @property
+    def delay(self) -> float: ...
 
     def read(self, count: int) -> Steps:
         """The next `count` steps; fewer only at the end."""
@@ -70,6 +75,11 @@ class AudioTrack:
         return self._source.delay + self._back.delay
 
     @property
+    def beyond(self) -> int:
+        """Samples that were too loud to be taken as they are."""
+        return self._source.beyond
+
+    @property
     def seconds(self) -> float:
         return self._written / self.rate
 
@@ -105,6 +115,7 @@ class OutputTrack:
         show: called with the time so far and the latest output (d_output,), after each chunk.
         done: called with them once, at the end.
         rate: steps in a unit of time, where steps come without dt.
+        delay: see `Track`.
     """
 
     def __init__(
@@ -115,8 +126,9 @@ class OutputTrack:
         show: Callable[[float, Tensor], None] | None = None,
         rate: int = 1,
         live: bool = False,
+        delay: float = 0.0,
     ) -> None:
-        self.name, self.live = name, live
+        self.name, self.live, self.delay = name, live, delay
         self._read, self._done, self._show, self._rate = read, done, show, rate
         self._time, self._elapsed, self._latest = 0.0, 0.0, None
 

@@ -1,0 +1,63 @@
+"""Which streams of a session have left the finite numbers; a device is never waited for."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STATES_EVERY = 256  # reports; what a state hides from its outputs is found by then
+
+
+class Health:
+    """Attributes:
+
+    restarts: of each stream, how often it was told to be bad.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.restarts = [0] * batch
+        self._bad = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._cuda = device.type == "cuda"
+        self._told = self._bad.cpu().pin_memory() if self._cuda else self._bad
+        self._event = torch.cuda.Event() if self._cuda else None
+        self._reports, self._asked = 0, False
+
+    def seen(self, y: Tensor, active: Tensor, lengths: Tensor | None) -> Tensor:
+        """Outputs (B, T, D) or (B, D) with zeros for active streams that have others than finite ones."""
+        if not self._cuda and lengths is None and math.isfinite(y.sum(dtype=torch.float32)):
+            return y
+        if lengths is not None and y.ndim == 3:
+            beyond = torch.arange(y.shape[1], device=y.device) >= lengths[:, None]
+            total = y.masked_fill(beyond[:, :, None], 0).flatten(1).sum(1, dtype=torch.float32)
+        else:
+            total = y.flatten(1).sum(1, dtype=torch.float32)
+        bad = (total - total != 0) & active  # inf − inf and NaN − NaN are NaN
+        self._bad.logical_or_(bad)
+        return y.masked_fill(bad.view(-1, *[1] * (y.ndim - 1)), 0)
+
+    def report(self, leaves: Sequence[Tensor]) -> None:
+        """Send word of what was seen to the host; and look at the states (B, …) now and then."""
+        self._reports += 1
+        with torch.inference_mode():
+            if self._reports % STATES_EVERY == 0:
+                for leaf in leaves:
+                    total = leaf.reshape(len(leaf), -1).sum(1, dtype=torch.float32)
+                    self._bad.logical_or_(total - total != 0)
+            if self._event is not None:
+                self._told.copy_(self._bad, non_blocking=True)
+                self._event.record()
+        self._asked = True
+
+    def told(self) -> Tensor | None:
+        """The streams (B,) that are bad, once; None if none is, or if word has not come yet."""
+        if not self._asked or (self._event is not None and not self._event.query()):
+            return None
+        self._asked = False
+        if not self._told.any():
+            return None
+        found = self._told.clone()
+        self.restarts = [count + bad for count, bad in zip(self.restarts, found.tolist(), strict=True)]
+        with torch.inference_mode():
+            self._bad.zero_()
+        return found

@@ -1,0 +1,32 @@
+"""Numbers that a stream keeps away from: subnormal ones, which are slow, and sound far beyond full scale."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.data import DataSpec
+
+LOUDEST = 16.0  # full scales; a sample beyond is taken for that
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    """Let this thread, and those that it starts meanwhile, take subnormal numbers (below 1.2e-38) for zero.
+
+    In silence the state of a stream decays into them, and a CPU is many times slower with them. What the
+    thread did before is restored.
+    """
+    before = sys.float_info.min * 0.5 == 0  # torch has no function that tells
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def bounded(x: Tensor, spec: DataSpec) -> Tensor:
+    """x with every sample of sound within ±LOUDEST; other inputs as they are."""
+    return x.clamp(-LOUDEST, LOUDEST) if spec.sample_rate and not spec.tokens else x
