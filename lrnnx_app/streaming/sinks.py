@@ -113,10 +113,10 @@ class AudioFile:
 def encoding(suffix: str, subtype: str | None) -> str:
     """What a file of this suffix is written in: the input's encoding, or the nearest that serves."""
     form = suffix[1:].upper()
-    if subtype in EXACT and soundfile.check_format(form, subtype):
+    if subtype is not None and subtype in EXACT and soundfile.check_format(form, subtype):
         return subtype
-    fine = subtype in (*FLOATS, "PCM_32")
-    return FINEST.get(suffix, soundfile.default_subtype(form)) if fine else soundfile.default_subtype(form)
+    usual = str(soundfile.default_subtype(form))
+    return FINEST.get(suffix, usual) if subtype in (*FLOATS, "PCM_32") else usual
 
 
 class Pcm:
