@@ -7,6 +7,7 @@ LrnnxError
     ├── RecipeError      a recipe, a key or an override
     ├── DataError        a file or folder that was read
     ├── RunError         a run folder or its checkpoint
+    ├── CacheError       a folder of the cache that others may have written
     ├── TrainingError    a training that its numbers ended
     └── StreamError      a model or input that cannot be streamed
 """
@@ -54,6 +55,10 @@ class DataError(UserError):
 
 class RunError(UserError):
     """A run folder without what is needed, or with a checkpoint that does not fit."""
+
+
+class CacheError(UserError):
+    """A folder or file of the cache that another user owns or may write to."""
 
 
 class TrainingError(UserError):

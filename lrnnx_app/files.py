@@ -1,10 +1,8 @@
 """The files of a user's folder, without what file managers and archives leave behind."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 from lrnnx_app.errors import DataError
 from lrnnx_app.terminal import say
@@ -22,27 +20,57 @@ def below(folder: Path, suffixes: Sequence[str] | None = None) -> list[Path]:
 
     What is a leftover is left out, with a line on standard error if it would have counted.
 
+    Links to folders are followed, save those that lead back to a folder that holds them, which add nothing.
+
     Raises:
-        DataError: a folder is not readable.
+        DataError: a folder is not readable, or two ways lead to it, so that its files would count twice.
     """
-    found, left = [], []
-    for place, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not leftover(name)]
-        for name in names:
-            if suffixes is None or name.lower().endswith(tuple(suffixes)):
-                (left if leftover(name) else found).append(Path(place, name))
+    wanted = tuple(suffixes or ("",))
+    counted = [path for path in _walked(folder) if path.name.lower().endswith(wanted)]
+    left = [path for path in counted if leftover(path.name)]
     if left:
         _say(f"{folder}: left out {len(left)} hidden or system files, such as {min(left).name}")
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in counted if not leftover(path.name) and path.is_file())
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without leftovers."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not leftover(path.name))
+    """The folders in a folder, sorted, without leftovers; DataError if it is not readable."""
+    return [path for path in _entries(folder) if path.is_dir() and not leftover(path.name)]
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename}: not readable ({error.strerror}); expected a readable folder")
+def _walked(root: Path) -> Iterator[Path]:
+    """What lies below a folder and is no folder; links to folders are followed."""
+    here = root.resolve()
+    known = {_identity(here): root}
+
+    def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+        for path in _entries(folder):
+            if not path.is_dir():
+                yield path
+            elif not leftover(path.name) and (identity := _identity(path)) not in above:
+                if identity in known:
+                    raise DataError(
+                        f"{path}: is {known[identity]} once more, so its files would count twice; "
+                        "expected one way to it: remove the link"
+                    )
+                known[identity] = path
+                yield from walk(path, above | {identity})
+
+    return walk(root, frozenset(_identity(folder) for folder in (here, *here.parents)))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: not readable ({error.strerror}); expected a readable folder (chmod u+rx)"
+        ) from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
 
 
 @cache

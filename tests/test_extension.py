@@ -1,8 +1,11 @@
 """Building csrc: once for all processes, found again, switched off, and harmless when it fails."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +47,97 @@ def finish(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out, err
+
+
+FAKE = """#!/bin/sh
+echo $$ >> "{folder}/started"
+out= shared=
+while [ $# -gt 0 ]; do
+  case $1 in -o) out=$2; shift;; -shared) shared=1;; esac
+  shift
+done
+sleep {seconds}
+if [ $shared ]; then exec g++ -shared -fPIC "{folder}/empty.cpp" -o "$out"; fi
+: > "$out"
+"""
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A cache of one's own, and a compiler that makes an empty library, after so many seconds."""
+
+    def make(seconds=0):
+        compiler = tmp_path / "cxx"
+        compiler.write_text(FAKE.format(folder=tmp_path, seconds=seconds))
+        compiler.chmod(0o755)
+
+    make()
+    (tmp_path / "empty.cpp").write_text("")
+    monkeypatch.setenv("CXX", str(tmp_path / "cxx"))
+    monkeypatch.setenv("LRNNX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LRNNX_BUILD", "cpu")
+    monkeypatch.setattr(_extension, "_loaded", {})
+    monkeypatch.setattr(_extension, "_failures", {})
+    return make
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_library_that_lost_its_end_is_built_again(quick, size, capfd):
+    library = _extension.build("cpu")
+    whole = library.read_bytes()
+    os.truncate(library, size)
+    assert _extension.build("cpu").read_bytes() == whole
+    assert capfd.readouterr().err.count("building CPU kernels") == 2
+    assert _extension.build("cpu") == library
+    assert capfd.readouterr().err == ""
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", ["cache", "folder", "library"])
+def test_a_library_that_others_may_write_is_not_loaded(quick, place, caplog):
+    library = _extension.build("cpu")
+    {"cache": library.parents[1], "folder": library.parent, "library": library}[place].chmod(0o777)
+    assert not _extension.load("cpu")
+    assert not _extension.load("cpu")
+    assert "may be written by others" in _extension.status("cpu")
+    assert len(caplog.records) == 1
+    assert "slower torch code" in caplog.text
+
+
+def build_and(end, tmp_path):
+    """A process that builds, ended by a signal while its compilers run; returns what it said."""
+    program = 'from lrnnx_app.ops import _extension as e; e.build("cpu")'
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(end)
+    return process.communicate(timeout=30)[1]
+
+
+def runs(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no signal tells of a parent's end")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_ended_leaves_no_compilers_and_no_folders(quick, tmp_path, end):
+    quick(30)
+    build_and(end, tmp_path)
+    compilers = [int(line) for line in (tmp_path / "started").read_text().split()]
+    assert compilers
+    deadline = time.monotonic() + 10
+    while any(map(runs, compilers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, compilers))
+    quick(0)
+    _extension.build("cpu")
+    assert not list((tmp_path / "cache").glob("building-*"))
 
 
 @needs_compiler

@@ -1,11 +1,12 @@
 """Builds csrc/ on first use of an operator, into a user cache, and loads it; never fails, only warns.
 
     LRNNX_BUILD=off|cpu|cuda   build nothing; the CPU kernels alone; both (default), each when first needed
-    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx
+    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx; see lrnnx_app.cache
     LRNNX_ARCH=80;90           GPUs to build for, instead of this machine's (8.0 and 9.0 if it has none)
 
 A build is keyed by sources, torch, compiler, processor and architectures. Several processes may start at
-once: one builds behind a file lock, the others wait for it and load the result.
+once: one builds behind a file lock, the others wait for it and load the result. A library that another user
+owns or may write to is not loaded.
 """
 
 import contextlib
@@ -18,19 +19,30 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from lrnnx_app import atomic
+from lrnnx_app.cache import made, root
+from lrnnx_app.errors import CacheError
 
 log = logging.getLogger("lrnnx")
 _lock = threading.RLock()
 _failures: dict[str, str] = {}
 _loaded: dict[str, Path] = {}
 
+# SIGTERM comes when the process that started this one ends; ninja hands it on to its compilers.
+LAUNCH = """import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
@@ -83,19 +95,17 @@ def status(device: str) -> str:
 def build(device: str) -> Path:
     """The built library for a device, from the cache or made now; BuildError if that fails."""
     commands = _commands(device)
-    folder = _cache() / f"{device}-{_key(device, commands)}"
-    library = folder / f"lrnnx_{device}.so"
-    if library.exists():
-        return library
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder.with_suffix(".lock")):
-        if not library.exists():
-            _build_into(folder, library.name, device, commands)
-    return library
+    top, key, name = root(), f"{device}-{_key(device, commands)}", f"lrnnx_{device}.so"
+    try:
+        return (
+            made(top, key, lambda part: _build_into(part, name, device, commands, top / f"{key}.log")) / name
+        )
+    except CacheError as error:
+        raise BuildError(str(error)) from error
 
 
-def _build_into(folder: Path, name: str, device: str, commands: tuple[str, str]) -> None:
-    """Run ninja beside the final folder, which then appears at once and whole."""
+def _build_into(part: Path, name: str, device: str, commands: tuple[str, str], report: Path) -> None:
+    """Compile in a folder within `part`, and leave the library alone there."""
     started = time.monotonic()
     print(
         f"lrnnx: building {device.upper()} kernels, once for this machine ...",
@@ -103,19 +113,40 @@ def _build_into(folder: Path, name: str, device: str, commands: tuple[str, str])
         file=sys.stderr,
         flush=True,
     )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
-        (Path(scratch) / "build.ninja").write_text(_ninja_file(device, name, commands))
-        run = subprocess.run([ninja(), "-C", scratch], capture_output=True, text=True, check=False)
-        if run.returncode:
-            print(" failed", file=sys.stderr)
-            report = folder.with_suffix(".log")
-            report.write_text(run.stdout + run.stderr)
-            raise BuildError(f"the compiler failed, see {report}; check it with `lrnnx doctor --build`")
-        product = Path(scratch) / "product"
-        product.mkdir()
-        shutil.move(Path(scratch) / name, product / name)
-        os.rename(product, folder)
+    scratch = part / "objects"
+    scratch.mkdir()
+    (scratch / "build.ninja").write_text(_ninja_file(device, name, commands))
+    code, said = _run([ninja(), "-C", str(scratch)], scratch)
+    if code:
+        print(" failed", file=sys.stderr)
+        atomic.write(report, said)
+        raise BuildError(f"the compiler failed, see {report}; check it with `lrnnx doctor --build`")
+    shutil.move(scratch / name, part / name)
+    shutil.rmtree(scratch)
     print(f" done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def _run(command: Sequence[str], scratch: Path) -> tuple[int, str]:
+    """Exit code and output of ninja, which ends with this process and ends its compilers, however that comes.
+
+    `scratch` gets the compilers' own files too, so that nothing of a killed build lies elsewhere.
+    """
+    launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
+    with subprocess.Popen(
+        launch,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode, said
 
 
 def _ninja_file(device: str, name: str, commands: tuple[str, str]) -> str:
@@ -225,11 +256,6 @@ def _sources(device: str) -> list[Path]:
     return sorted(path for path in (*root.glob("*.h"), *(root / device).rglob("*")) if path.is_file())
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LRNNX_CACHE") or Path(base, "lrnnx"))
-
-
 def _key(device: str, commands: tuple[str, str]) -> str:
     digest = hashlib.sha256()
     version = ".".join(torch.__version__.split(".")[:2])
@@ -254,16 +280,3 @@ def _processor() -> str:
             if line.startswith(("flags", "Features")):
                 return line
     return platform.processor()
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock among processes, where the system has one; the final rename is atomic in any case."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
