@@ -163,7 +163,8 @@ def run(
             stack.enter_context(folders.locked(parent))
         for cell, config in zip(grid, configs, strict=True):
             found = parent / cell.folder / RECIPE
-            if found.is_file() and recipes.read_yaml(found) != OmegaConf.to_container(config):
+            wanted = recipes.mapping(OmegaConf.to_yaml(config), "")
+            if found.is_file() and recipes.read_yaml(found) != wanted:
                 raise RunError(f"{found}: a run of other settings; resume with the command that began it")
         return parent, _train(recipe, grid, parent, stack.pop_all())
 

@@ -1,7 +1,7 @@
 """YAML of strangers: plain values only, of a bounded size, whatever the text makes a parser do."""
 
 import unicodedata
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -18,6 +18,16 @@ class NotPlainError(ValueError):
     """What in a text is more than plain values, and what to write instead; one line."""
 
 
+class Texts(yaml.SafeLoader):
+    """YAML whose scalars are text, which the type of a field converts: a folder `007`, `no` or `12:30` keeps
+    its name."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read(text: str) -> Any:
     """The values of a text in YAML.
 
@@ -28,14 +38,16 @@ def read(text: str) -> Any:
     if size > MOST_BYTES:
         raise NotPlainError(f"{size:,} bytes and more; expected at most {MOST_BYTES:,}")
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, Texts)
         if node is not None:
             _count(node, {})
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Texts)
     except NotPlainError:
         raise
     except RecursionError as error:
         raise NotPlainError("nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        raise NotPlainError(_place(error)) from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         raise NotPlainError(_first_line(error)) from error  # of numbers and dates that are none, too
     check(content)
@@ -95,6 +107,16 @@ def _keys_once(node: yaml.MappingNode) -> None:
         twice = next(key for key in keys if keys.count(key) > 1)
         line = max(key.start_mark.line for key, _ in node.value if key.value == twice) + 1
         raise NotPlainError(f"line {line}: the key '{twice}' is there twice; expected it once")
+
+
+def _place(error: yaml.MarkedYAMLError) -> str:
+    """Line and fault of a text that is no YAML."""
+    mark, problem = error.problem_mark, error.problem or _first_line(error)
+    if mark is None:
+        return problem
+    ahead = (mark.get_snippet(0, 1000) or "").splitlines()[0]
+    words = "a tab in its indentation; expected spaces" if ahead.startswith("\t") else problem
+    return f"line {mark.line + 1}: {words}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,13 +8,13 @@ merging a list is a mapping from index to layer; `model.layer[1].d_state=8` then
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -25,6 +25,7 @@ SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
 STRATEGIES = ("auto", "ddp", "fsdp")
+OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text in an override
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
@@ -199,6 +200,7 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     _drop_orphans(file, overrides, schema, layers)
     merged = _merge(schema, file, source)
     merged = _merge(merged, overrides, "command line")
+    _at_home(merged.data)
     if layers != ["model.layer"]:
         OmegaConf.update(
             merged, "model.layer", [OmegaConf.select(merged, key) for key in layers], merge=False
@@ -299,6 +301,15 @@ def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig, l
                 del node[orphan]
 
 
+def _at_home(node: DictConfig) -> None:
+    """The user's folder for a ~ that begins a path, in the settings of data."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            _at_home(value)
+        elif isinstance(value, str):
+            node[key] = os.path.expanduser(value)
+
+
 def _merge(schema: DictConfig, content: DictConfig, source: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(schema, content)
@@ -326,19 +337,33 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
     Raises:
         RecipeError: one is not `key.sub=value`.
     """
+    content = OmegaConf.create()
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
+        key, _, text = NAMED.sub(r"\1.name=\2", item).partition("=")
         try:
             plain_yaml.check(key)
-            plain_yaml.read(value)
-        except plain_yaml.NotPlainError as error:
-            raise RecipeError(f"override '{key}': {error}; expected key.sub=value") from error
+            OmegaConf.update(content, key, _value(text), force_add=True)
+        except (plain_yaml.NotPlainError, OmegaConfBaseException, TypeError, ValueError) as error:
+            raise RecipeError(f"override '{item}': {_one_line(error)}; expected key.sub=value") from error
+    return content
+
+
+def _value(text: str) -> Any:
+    """What an override sets: a list, a mapping or what is in quotes by the rules of YAML, else the text.
+
+    Raises:
+        NotPlainError: the text holds an interpolation.
+    """
+    plain_yaml.check(text)
+    if text == "null":
+        return None
     try:
-        return OmegaConf.from_dotlist([NAMED.sub(r"\1.name=\2", item) for item in overrides])
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise RecipeError(f"override: {_one_line(error)}; expected key.sub=value") from error
+        return plain_yaml.read(text) if text.startswith(OPENING) else text
+    except plain_yaml.NotPlainError:
+        return text  # a folder's name may open with a bracket too
 
 
 def _one_line(error: BaseException) -> str:

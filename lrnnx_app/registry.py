@@ -6,6 +6,7 @@ exactly one class with a nested `Config`. Listing the names imports none of them
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -19,11 +20,13 @@ class Registry(Mapping[str, Any]):
     Args:
         kind: what an entry is called in messages, e.g. "layer".
         package: dotted name of the package whose modules are the entries.
+        also: other names that entries are known by, for the hint to one who looks for them.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, also: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self.package = package
+        self.also = also or {}
 
     def _names(self) -> list[str]:
         spec = find_spec(self.package)
@@ -57,7 +60,9 @@ class Registry(Mapping[str, Any]):
             RecipeError: there is no such entry; names `key` (where the name stood) and the nearest one.
         """
         if name not in self._names():
-            raise RecipeError(f"{key or self.kind}: unknown {self.kind} '{name}'; {nearest(name, self)}")
+            known = self.also.get(re.sub(r"[\W_]", "", name.lower()))
+            hint = f"did you mean '{known}'?" if known else nearest(name, self)
+            raise RecipeError(f"{key or self.kind}: unknown {self.kind} '{name}'; {hint}")
         return self[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +72,33 @@ class Registry(Mapping[str, Any]):
         return len(self._names())
 
 
-LAYERS = Registry("layer", "lrnnx_app.layers")
+KNOWN_AS = {
+    "mamba": "s6",
+    "mamba1": "s6",
+    "selectivessm": "s6",
+    "hawk": "rglru",
+    "griffin": "rglru",
+    "recurrentgemma": "rglru",
+    "attenuate": "centaurus",
+    "atennuate": "centaurus",
+    "s4lru": "lru",
+    "s4dlin": "s4d",
+    "s4dinv": "s4d",
+    "s4dlegs": "s4d",
+    "diags4": "s4d",
+    "dss": "s4d",
+    "s4nplr": "s4",
+    "hippo": "s4",
+    "legs": "s4",
+    "s5ssm": "s5",
+    "eventssm": "event_ssm",
+    "streamssm": "stream",
+    "minimalgru": "mingru",
+    "diagonalgru": "gru",
+    "attention": "local_attention",
+    "slidingwindow": "local_attention",
+}
+LAYERS = Registry("layer", "lrnnx_app.layers", KNOWN_AS)
 MODELS = Registry("model", "lrnnx_app.models")
 TASKS = Registry("task", "lrnnx_app.tasks")
 DATA = Registry("data module", "data_modules")

@@ -130,3 +130,105 @@ def test_no_code_from_yaml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="YAML"):
         recipes.load(str(path))
     assert not mark.exists()
+
+
+AS_GIVEN = (
+    "007",
+    "no",
+    "0x10",
+    "take #1",
+    "12:30:45",
+    "1e5",
+    "1_000",
+    "2024-01-01",
+    "[a] b",
+    "a: b",
+    " x",
+    "",
+)
+
+
+@pytest.mark.parametrize("text", AS_GIVEN)
+def test_a_text_is_taken_as_it_is_given(tmp_path: Path, text: str) -> None:
+    assert recipes.load("denoise_lru", [f"data.root={text}"]).data.root == text
+    path = tmp_path / "mine.yaml"
+    plain = text if text[:1] not in ("[", " ", "") and ": " not in text and "#" not in text else f"'{text}'"
+    content = recipes.find("denoise_lru").read_text().replace("\ndata:\n", f"\ndata:\n  root: {plain}\n")
+    path.write_text(content)
+    assert recipes.load(str(path)).data.root == text
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.root='a, b'", "a, b"),
+        ('data.root="007"', "007"),
+        ("task.lr=1e-3", 1e-3),
+        ("seed=1_000", 1000),
+        ("trainer.graph=yes", True),
+        ("trainer.graph=false", False),
+        ("model.channels=[8, 16, 24]", [8, 16, 24]),
+        ("model.layer={name: s6, dt_rank: 4}", {"dt_rank": 4}),
+        ("model.layer={name: s6, dt_rank: null}", {"dt_rank": None}),
+    ],
+)
+def test_a_value_has_the_type_of_its_field(override: str, value: object) -> None:
+    key = override.partition("=")[0]
+    found = OmegaConf.select(recipes.load("denoise_lru", [override]), key)
+    if isinstance(value, dict):
+        found = {name: found[name] for name in value}
+    assert found == value
+    assert type(found) is type(value) or isinstance(value, list)
+
+
+def test_a_setting_is_set_to_none() -> None:
+    config = recipes.load("digits_s6", ["model.layer.dt_rank=3"])
+    assert recipes.load("digits_s6", ["model.layer.dt_rank=null"]).model.layer.dt_rank is None
+    assert config.model.layer.dt_rank == 3
+
+
+def test_home_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("data.root", "data.noise_root")
+    config = recipes.load("denoise_lru", [f"{key}=~/speech" for key in keys])
+    assert [OmegaConf.select(config, key) for key in keys] == [str(tmp_path / "speech")] * 2
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        recipes.find("voices_s5_mini").read_text().replace("augment:\n", "augment:\n    reverb: ~/hall.wav\n")
+    )
+    found = recipes.load(str(path), ["data.root=~"]).data
+    assert found.root == str(tmp_path)
+    assert found.augment.reverb == str(tmp_path / "hall.wav")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("task:\n\tname: classify\n", ["line 2", "a tab"]),
+        ("task:\n  name: [a\nmodel: 1\n", ["line 3"]),
+        ("task: 1\n x: 2: 3\n", ["line 2"]),
+    ],
+)
+def test_a_fault_of_a_file_has_its_line(tmp_path: Path, content: str, words: list[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(str(path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("mamba", "s6"),
+        ("Hawk", "rglru"),
+        ("griffin", "rglru"),
+        ("aTENNuate", "centaurus"),
+        ("s4d-lin", "s4d"),
+    ],
+)
+def test_a_layer_is_found_by_its_other_names(name: str, layer: str) -> None:
+    with pytest.raises(RecipeError, match=f"did you mean '{layer}'"):
+        recipes.load("digits_lru", [f"model.layer.name={name}"])
+    assert set(LAYERS.also.values()) <= set(LAYERS)
