@@ -24,6 +24,7 @@ from lrnnx_app.errors import RecipeError, nearest, one_of
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
+MOST_WORDS = 400  # letters of a library's message
 STRATEGIES = ("auto", "ddp", "fsdp")
 OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text in an override
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
@@ -339,7 +340,7 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
     """
     content = OmegaConf.create()
     for item in overrides:
-        key, equals, value = item.partition("=")
+        key, equals, _ = item.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
         key, _, text = NAMED.sub(r"\1.name=\2", item).partition("=")
@@ -369,4 +370,5 @@ def _value(text: str) -> Any:
 def _one_line(error: BaseException) -> str:
     """The telling part of a library's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) < MOST_WORDS else f"{line[: MOST_WORDS // 2]}…{line[-MOST_WORDS // 2 :]}"
