@@ -1,5 +1,7 @@
 """What interop takes and refuses: the names, sizes, parts and settings of every source."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -89,8 +91,10 @@ def zeros(source):
     return {name: np.zeros(shape) for name, shape in NAMES[source].items()}
 
 
-def test_names_are_recorded_of_every_source():
+def test_names_are_recorded_of_every_source_and_the_readme_tells_it():
     assert NAMES.keys() == set(SOURCES)
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    assert all(f"`{source}`" in readme for source in SOURCES)
 
 
 @pytest.mark.parametrize("source", MODULES)
