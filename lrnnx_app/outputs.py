@@ -56,13 +56,16 @@ def lasting(*names: str) -> Iterator[None]:
     hang_up = None
     if not names and hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
         hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    made = {name: Lasting(stream) for name, stream in before.items() if not isinstance(stream, Lasting)}
     try:
-        for name, stream in before.items():
-            setattr(sys, name, stream if isinstance(stream, Lasting) else Lasting(stream))
+        for name, stream in made.items():
+            setattr(sys, name, stream)
         yield
     finally:
-        for name, stream in before.items():
-            getattr(sys, name).flush()
-            setattr(sys, name, stream)
+        for name, stream in made.items():
+            stream.flush()
+            setattr(sys, name, before[name])
+            if isinstance(stream.stream, Nowhere) and stream.stream is not before[name]:
+                stream.stream.close()
         if hang_up is not None:
             signal.signal(signal.SIGHUP, hang_up)

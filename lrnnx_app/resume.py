@@ -28,12 +28,11 @@ def settings(recipe: str | None, run: Path, overrides: Sequence[str]) -> DictCon
         RecipeError: as of `recipe.load`.
     """
     opened = Run(run, overrides)
-    path = recipes.find(recipe) if recipe else run / RECIPE
-    name = recipes.read_yaml(path).get("name", path.stem)
-    if name != opened.recipe.name:
-        raise RunError(
-            f"{run}: a run of {opened.recipe.name}, not of {name}; go on with: lrnnx train --resume {run}"
-        )
+    if recipe:
+        path = recipes.find(recipe)
+        name, own = (recipes.read_yaml(p).get("name", path.stem) for p in (path, run / RECIPE))
+        if name != own:
+            raise RunError(f"{run}: a run of {own}, not of {name}; go on with: lrnnx train --resume {run}")
     return opened.config
 
 
