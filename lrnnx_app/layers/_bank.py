@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.step import diagonal_step
@@ -147,18 +147,18 @@ class BankLayer(DiagonalLayer):
         size = max(1, CHUNK // (2 * x.shape[0] * self.state_shape[1]))
         if time <= size:
             return run(x, state, dt=dt, lengths=lengths, reset=reset)
-        ys, state = [], self.init_state(x.shape[0]) if state is None else state
+        ys: list[Tensor] = []
+        after: Any = self.init_state(x.shape[0]) if state is None else state
         for start in range(0, time, size):
             part = slice(start, start + size)
             rest = {
                 "dt": None if dt is None else dt[:, part],
                 "lengths": None if lengths is None else (lengths - start).clamp(0, min(size, time - start)),
                 "reset": None if reset is None else reset[:, part],
-                "preserve_rng_state": False,
             }
-            y, state = checkpoint(run, x[:, part], state, use_reentrant=False, **rest)
+            y, after = recomputed(run, x[:, part], after, **rest)
             ys.append(y)
-        return torch.cat(ys, 1), state
+        return torch.cat(ys, 1), after
 
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str

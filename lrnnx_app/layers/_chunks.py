@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan
 
 
@@ -58,7 +59,8 @@ def run(c: Chunks, v: Tensor, h0: Tensor | None, lengths: Tensor | None) -> tupl
     inputs = torch.cat((first[:, None], added[:, :-1]), 1).flatten(3)
     before, _ = linear_scan(through[None, None], inputs)
     states = before.unflatten(-1, (groups, -1)).permute(3, 0, 1, 2, 4).reshape(groups, batch * count, -1)
-    w = (states @ c.leaving).baddbmm_(u, c.inside)
+    w = states @ c.leaving
+    w = torch.baddbmm(w, u, c.inside) if transformed() else w.baddbmm_(u, c.inside)
     w = w.view(groups, batch, count * c.size)[..., :time].permute(1, 2, 0)
     if lengths is None and time % c.size == 0:
         return w, planar.mul(through, before[:, -1]) + added[:, -1].flatten(2)
@@ -96,7 +98,7 @@ def by_step(w: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+    if torch.compiler.is_compiling() or transformed() or not (torch.is_grad_enabled() and x.requires_grad):
         return x.permute(order).contiguous()  # a compiler lays gradients out by itself
     wanted: Any = _Turned.apply(x, order)
     return wanted

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import backwards
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.fft_conv import irfft
 
 FREQUENCIES = 2**20  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
@@ -105,11 +105,7 @@ def kernel(system: System, C_tilde: Tensor, length: int) -> Tensor:
         spectrum = _cauchy(lam, pairs, step, theta)
     else:
         chunks = (theta[start : start + size] for start in range(0, total, size))
-        parts = [
-            checkpoint(_cauchy, lam, pairs, step, chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        ]
-        spectrum = torch.cat(parts, -1)
+        spectrum = torch.cat([recomputed(_cauchy, lam, pairs, step, chunk) for chunk in chunks], -1)
     return irfft(spectrum, length)
 
 
@@ -235,7 +231,7 @@ class Dense:
         sequence = nn.functional.pad(reset, (0, rest)).unflatten(1, (-1, block)).cumsum(-1)
         z, ys = h.flatten(-2).permute(1, 2, 0), []
         for part, own in zip(u.unbind(1), sequence.unbind(1), strict=True):
-            y, z = checkpoint(run, part, own, z, use_reentrant=False, preserve_rng_state=False)
+            y, z = recomputed(run, part, own, z)
             ys.append(y)
         return torch.cat(ys, 1)[:, :time]
 

@@ -1,15 +1,18 @@
 """Sliding-window multi-query attention, the companion of recurrences in Griffin (arXiv 2402.19427)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.short_conv import documents, window_at_end
 
 
@@ -105,7 +108,10 @@ class LocalAttention(Layer):
         k_rotated = rotated(k, cos, sin).to(q.dtype)
         heads = self.config.heads
         shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, v.to(q.dtype)))
-        return F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None]).transpose(1, 2)
+        plain = sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
+        with plain:
+            y = F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None])
+        return y.transpose(1, 2)
 
     def _turns(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of position·base^(−2i/d_head) for each position of k and each pair i."""

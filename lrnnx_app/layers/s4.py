@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
 from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
+from lrnnx_app.ops._transforms import recomputed, transformed
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -136,7 +136,7 @@ class S4(Layer):
             return y, S4State(h)
         ys = []
         for start in range(0, time, CHUNK):
-            h, y = checkpoint(chunk, h, start, use_reentrant=False, preserve_rng_state=False)
+            h, y = recomputed(chunk, h, start)
             ys.append(y)
         return torch.cat(ys, 1), S4State(h)
 
@@ -176,7 +176,7 @@ class S4(Layer):
         """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
         if not self.config.l_max:
             return self.C.movedim(0, -2)
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()):
             parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
             version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
             if self._recovered is None or self._recovered[0] != version:

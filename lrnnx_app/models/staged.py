@@ -12,6 +12,7 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
 
 
@@ -90,7 +91,7 @@ class Staged(Model):
                 x, pool, dt, lengths = self.pools[stage](x, waiting[stage], dt, lengths)
                 x = self.widen[stage](x)
                 pools.append(pool)
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled() and not transformed():
                 x, new = checkpoint(block, x, layer_state, dt=dt, lengths=lengths, use_reentrant=False)
             else:
                 x, new = block(x, layer_state, dt=dt, lengths=lengths)

@@ -3,6 +3,8 @@
 Inside, everything has planes: (B, T, P, N) with P = 1 (real) or 2 (complex).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,14 +24,44 @@ def scan(
     """Arguments and results of `linear_scan`."""
     batch, time, *state = b.shape
     dtype = state_dtype(b.dtype)
-    drive = _with_planes(b, state, dtype)
-    a = _masked(_with_planes(a, state, dtype), lengths, reset, time, reverse)
-    if lengths is not None:
-        drive = torch.where(_valid(lengths, time), drive, 0)
+    cuts = _cuts(_starts(lengths, reset, reverse), reverse)
+    drive = unpadded(_with_planes(b, state, dtype), lengths)
+    a = _masked(_with_planes(a, state, dtype), lengths, cuts, time)
     h = drive.new_zeros(drive[:, 0].shape) if h0 is None else _with_planes(h0, state, dtype)
     out = torch.empty_like(drive, memory_format=torch.contiguous_format)
-    last = _scan(a, drive, h, out, reverse)
+    last = _scan(a, drive, h, cuts, out, reverse)
     return out.reshape(b.shape).to(b.dtype), last.reshape(batch, *state).clone()
+
+
+def composed(
+    a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """`scan` without side effects, so that torch can batch, trace and differentiate it in every mode.
+
+    By doubling: after k rounds, every step has taken in the 2^k steps up to it.
+    """
+    batch, time, *state = b.shape
+    dtype = state_dtype(b.dtype)
+    cuts = _cuts(_starts(lengths, reset, reverse), reverse)
+    h = unpadded(_with_planes(b, state, dtype), lengths)
+    a = _masked(_with_planes(a, state, dtype), lengths, cuts, time)
+    if reverse:
+        a, h, cuts = a.flip(1), h.flip(1), None if cuts is None else cuts.flip(1)
+    if h0 is not None:
+        start = _uncut(_with_planes(h0, state, dtype)[:, None], None if cuts is None else cuts[:, :1])
+        h = torch.cat((h[:, :1] + planar.mul(a[:, :1], start), h[:, 1:]), 1)
+    number = None if cuts is None else cuts.cumsum(1)
+    distance = 1
+    while distance < time:
+        other = None if number is None else number[:, distance:] != number[:, :-distance]
+        even = a.shape[1] == 1
+        reached = planar.mul(a if even else a[:, distance:], _uncut(h[:, :-distance], other))
+        h = torch.cat((h[:, :distance], h[:, distance:] + reached), 1)
+        further = planar.mul(a, a) if even else planar.mul(a[:, distance:], _uncut(a[:, :-distance], other))
+        a = further if even else torch.cat((a[:, :distance], further), 1)
+        distance *= 2
+    last = h[:, -1].reshape(batch, *state)
+    return (h.flip(1) if reverse else h).reshape(b.shape).to(b.dtype), last.clone()
 
 
 def adjoint(
@@ -52,22 +84,23 @@ def adjoint(
     first, final = (-1, 0) if reverse else (0, -1)
     without = (lambda z: z.squeeze(-2)) if len(state) == 1 else (lambda z: z)
 
-    a = planar.conj(_masked(_with_planes(given, state, dtype), lengths, reset, time, reverse))
+    starts = _starts(lengths, reset, reverse)
+    cuts = _cuts(starts, reverse)
+    a = planar.conj(_masked(_with_planes(given, state, dtype), lengths, cuts, time))
     grad = grad.to(dtype, copy=True)
     grad[:, final] += grad_last
-    # The coefficient that wraps around meets a zero state.
-    behind = a if a.shape[1] == 1 else a.roll(1 if reverse else -1, 1)
-    c, _ = run(without(behind), grad, None, None, None, not reverse)
+    behind, zero = a, torch.zeros_like(a[:, :1])
+    if a.shape[1] > 1:
+        behind = torch.cat((zero, a[:, :-1]) if reverse else (a[:, 1:], zero), 1)
+    c, _ = run(without(behind), grad, None, None, starts, not reverse)
     c = _with_planes(c, state, dtype)
-    grad_h0 = without(planar.mul(a[:, first if a.shape[1] > 1 else 0], c[:, first]))
-    if lengths is not None:
-        c = torch.where(_valid(lengths, time), c, 0)
+    grad_h0 = planar.mul(a[:, first if a.shape[1] > 1 else 0], c[:, first])
+    grad_h0 = without(_uncut(grad_h0, None if cuts is None else cuts[:, first]))
+    c = unpadded(c, lengths)
     h = _with_planes(states, state, dtype)
     start = torch.zeros_like(h[:, 0]) if h0 is None else _with_planes(h0, state, dtype)
     before = torch.cat((h[:, 1:], start[:, None]) if reverse else (start[:, None], h[:, :-1]), 1)
-    full = planar.mul(planar.conj(before), c)
-    if reset is not None:
-        full = torch.where(_cuts(reset, reverse), 0, full)
+    full = planar.mul(planar.conj(_uncut(before, cuts)), c)
     grad_a = without(full).sum_to_size(given.shape).to(given.dtype)
     return grad_a, without(c).to(states.dtype), grad_h0
 
@@ -82,7 +115,7 @@ def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _scan(a: Tensor, b: Tensor, h: Tensor, out: Tensor, reverse: bool) -> Tensor:
+def _scan(a: Tensor, b: Tensor, h: Tensor, cuts: Tensor | None, out: Tensor, reverse: bool) -> Tensor:
     """Scan (B or 1, T or 1, P, N), (B, T, P, N) from state h into out; returns the last state.
 
     Blocks of RADIX steps are reduced to one affine map each, side by side; the scan of those maps gives
@@ -99,7 +132,7 @@ def _scan(a: Tensor, b: Tensor, h: Tensor, out: Tensor, reverse: bool) -> Tensor
     def walk(h: Tensor) -> Tensor:
         """The steps that fill no block."""
         for t in order(main, time):
-            h = _affine(a[:, t], h, b[:, t], out[:, t])
+            h = _affine(a[:, t], _uncut(h, None if cuts is None else cuts[:, t]), b[:, t], out[:, t])
         return h
 
     h = walk(h) if reverse else h
@@ -107,39 +140,63 @@ def _scan(a: Tensor, b: Tensor, h: Tensor, out: Tensor, reverse: bool) -> Tensor
         a_, b_, out_ = (x[:, :main].unflatten(1, (blocks, RADIX)).unbind(2) for x in (a, b, out))
         if a.stride(1) == 0:
             a_ = [x[:, :1] for x in a_]
+        cut: Any = [None] * RADIX
+        if cuts is not None:
+            cut = cuts[:, :main].unflatten(1, (blocks, RADIX)).unbind(2)
         inside = order(0, RADIX)
-        slope, offset, spare = a_[inside[0]], b_[inside[0]].clone(), torch.empty_like(b_[0])
+        slope, offset = _uncut(a_[inside[0]], cut[inside[0]]), b_[inside[0]].clone()
+        spare = torch.empty_like(offset)
         for k in inside[1:]:
-            slope = planar.mul(a_[k], slope)
-            offset, spare = _affine(a_[k], offset, b_[k], spare), offset
-        last = _scan(slope, offset, h, spare, reverse)
+            slope = _uncut(planar.mul(a_[k], slope), cut[k])
+            offset, spare = _affine(a_[k], _uncut(offset, cut[k]), b_[k], spare), offset
+        any_cut = None if cuts is None else torch.stack(cut).any(0)
+        last = _scan(slope, offset, h, any_cut, spare, reverse)
         ends = spare
         inner = torch.cat((ends[:, 1:], h[:, None]) if reverse else (h[:, None], ends[:, :-1]), 1)
         for k in inside:
-            inner = _affine(a_[k], inner, b_[k], out_[k])
+            inner = _affine(a_[k], _uncut(inner, cut[k]), b_[k], out_[k])
         h = last
     return h if reverse else walk(h)
 
 
-def _cuts(reset: Tensor, reverse: bool) -> Tensor:
+def _starts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Tensor | None:
+    """The starts (B, T) that cut: not those between padded steps, which hold the state."""
+    if reset is None or lengths is None:
+        return reset
+    return reset & (torch.arange(reset.shape[1], device=reset.device) - int(reverse) < lengths[:, None])
+
+
+def _cuts(starts: Tensor | None, reverse: bool) -> Tensor | None:
     """(B, T, 1, 1) bool: the steps whose incoming state is dropped; backwards, those before a start."""
+    if starts is None:
+        return None
     if reverse:
-        reset = torch.cat((reset[:, 1:], torch.zeros_like(reset[:, :1])), 1)
-    return reset[:, :, None, None]
+        starts = torch.cat((starts[:, 1:], torch.zeros_like(starts[:, :1])), 1)
+    return starts[:, :, None, None]
 
 
-def _valid(lengths: Tensor, time: int) -> Tensor:
-    """(B, T, 1, 1) bool: the steps before a row's end."""
-    return (torch.arange(time, device=lengths.device) < lengths[:, None])[:, :, None, None]
+def _uncut(z: Tensor, cuts: Tensor | None) -> Tensor:
+    """z with 0 where cut. A coefficient of 0 would not do: it leaves a state NaN that was so."""
+    return z if cuts is None else torch.where(cuts, 0, z)
 
 
-def _masked(a: Tensor, lengths: Tensor | None, reset: Tensor | None, time: int, reverse: bool) -> Tensor:
-    """`a` with 0 where a packed sequence starts and 1 where a row has ended."""
-    if reset is not None:
-        a = torch.where(_cuts(reset, reverse), 0, a)
-    if lengths is not None:
-        a = torch.where(_valid(lengths, time), a, planar.one(a))
-    return a
+def within(lengths: Tensor, time: int, ndim: int) -> Tensor:
+    """(B, T, 1, …) bool, of `ndim` axes: the steps before a row's end."""
+    valid = torch.arange(time, device=lengths.device) < lengths[:, None]
+    return valid[(...,) + (None,) * (ndim - 2)]
+
+
+def unpadded(x: Any, lengths: Tensor | None, fill: float = 0.0) -> Any:
+    """x (B, T, …) or None, with `fill` for what lies beyond a row's length, which may be NaN."""
+    if x is None or lengths is None:
+        return x
+    return torch.where(within(lengths, x.shape[1], x.ndim), x, fill)
+
+
+def _masked(a: Tensor, lengths: Tensor | None, cuts: Tensor | None, time: int) -> Tensor:
+    """`a` with 0 where a packed sequence starts, if it is of each step, and 1 where a row has ended."""
+    a = _uncut(a, cuts) if a.shape[1] > 1 else a
+    return a if lengths is None else torch.where(within(lengths, time, a.ndim), a, planar.one(a))
 
 
 def _with_planes(x: Tensor, state: list[int], dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrnnx_app.ops._transforms import transformed
+
 FLOAT = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 NUMBER = FLOAT + INTEGER
@@ -71,12 +73,12 @@ def check_broadcast(name: str, x: Tensor | None, shape: Sequence[int], like: Ten
 
 
 def check_range(lengths: Tensor | None, time: int) -> None:
-    """Refuse lengths that are not from 0 to `time`, unless a GPU holds them or code is compiled.
+    """Refuse lengths that are not from 0 to `time`, but on a GPU and in code that is compiled or transformed.
 
     Raises:
         ValueError: says which range was expected.
     """
-    if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
         return
     values = lengths.flatten().tolist()
     if values and not 0 <= min(values) <= max(values) <= time:

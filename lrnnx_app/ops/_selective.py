@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.step import NAMES
@@ -56,7 +56,7 @@ def blocked(
             None if reset is None else reset[:, cut],
         )
         if recompute:
-            y, h = checkpoint(_chunk, *inputs, *masks, use_reentrant=False, preserve_rng_state=False)
+            y, h = recomputed(_chunk, *inputs, *masks)
         else:
             y, h = _chunk(*inputs, *masks)
         outputs.append(y)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension, planar
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
@@ -87,6 +89,8 @@ def discretized_scan(
     check("z", z, state, v)
     check("h0", h0, (batch, *state), v)
     check_steps(v, lengths=lengths, reset=reset, dt=dt)
+    if transformed():
+        return reference(z, dt, v, h0, rule=rule, lengths=lengths, reset=reset, reverse=reverse)
     return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, CODES[rule])
 
 
@@ -105,14 +109,22 @@ def evenly(rule: str, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference(
-    z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None = None, *, rule: str, **options
+    z: Tensor,
+    dt: Tensor,
+    v: Tensor,
+    h0: Tensor | None = None,
+    *,
+    rule: str,
+    lengths: Tensor | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
     """The definition, with everything in memory; arguments and results as in `discretized_scan`."""
     dtype = state_dtype(v.dtype)
+    dt, v = unpadded(dt, lengths), unpadded(v, lengths)
     a, gain = Discretized(z.to(dtype), dt.to(dtype), rule).coefficients()
     driven = planar.mul(gain.expand(v.shape), v.to(dtype))
     flat: Any = _flat(a.expand(v.shape), driven, h0)
-    states, last = linear_scan(*flat, **options)
+    states, last = linear_scan(*flat, lengths=lengths, **options)
     return states.reshape(v.shape).to(v.dtype), last.reshape(v[:, 0].shape)
 
 
@@ -145,6 +157,7 @@ def _backward_anywhere(grad, *rest):
 def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule, run):
     """Gradients of z, dt, v and h0 from those of a linear scan, which `run` computes."""
     dtype = state_dtype(states.dtype)
+    dt, v = unpadded(dt, lengths), unpadded(v, lengths)
     rate, span = z.to(dtype), dt.to(dtype)[..., None, None]
     a, gain = Discretized(rate, dt.to(dtype), NAMES[rule]).coefficients()
     by_w, gain_by_z, gain_by_dt = _slopes(rate, span, a, gain, rule)

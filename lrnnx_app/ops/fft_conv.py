@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops._operands import check, principal
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
 
 
@@ -30,7 +31,8 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
         wanted = f"({inputs}, L) or (O, {inputs}, L) with O, L ≥ 1"
         raise ValueError(f"kernel must be {wanted}, not {tuple(kernel.shape)}")
     check("kernel", kernel, kernel.shape, u)
-    return torch.ops.lrnnx.convolve(u, kernel[..., : u.shape[1]])
+    run = _convolved if transformed() else torch.ops.lrnnx.convolve
+    return run(u, kernel[..., : u.shape[1]])
 
 
 def reference(u: Tensor, kernel: Tensor) -> Tensor:
@@ -45,12 +47,12 @@ def reference(u: Tensor, kernel: Tensor) -> Tensor:
 
 def rfft(x: Tensor) -> Tensor:
     """Spectrum of (…, L) real: planar (…, 2, L // 2 + 1)."""
-    return torch.ops.lrnnx.rfft(x)
+    return (_planes_of_spectrum if transformed() else torch.ops.lrnnx.rfft)(x)
 
 
 def irfft(spectrum: Tensor, length: int) -> Tensor:
     """The inverse of `rfft`: planar (…, 2, length // 2 + 1) to (…, length)."""
-    return torch.ops.lrnnx.irfft(spectrum, length)
+    return (_from_planes if transformed() else torch.ops.lrnnx.irfft)(spectrum, length)
 
 
 def _fast_length(n: int) -> int:
@@ -62,8 +64,7 @@ def _spectrum(x: Tensor, n: int) -> Tensor:
     return torch.fft.rfft(x.to(state_dtype(x.dtype)), n, dim=1)
 
 
-@torch.library.custom_op("lrnnx::convolve", mutates_args=())
-def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
+def _convolved(u: Tensor, kernel: Tensor) -> Tensor:
     time = u.shape[1]
     if u.shape[0] == 0:  # which not every transform takes, here and below
         return u.new_empty(0, time, kernel.shape[0])
@@ -71,6 +72,9 @@ def _convolve(u: Tensor, kernel: Tensor) -> Tensor:
     left, right = _spectrum(u, n), _spectrum(kernel.movedim(-1, 0)[None], n)[0]
     product = left * right if kernel.ndim == 2 else torch.einsum("bfi,foi->bfo", left, right)
     return torch.fft.irfft(product, n, dim=1)[:, :time].to(u.dtype).contiguous()
+
+
+_convolve = torch.library.custom_op("lrnnx::convolve", _convolved, mutates_args=())
 
 
 @_convolve.register_fake
@@ -125,10 +129,12 @@ _convolve.register_autograd(_convolve_backward, setup_context=_save_two)
 _correlate.register_autograd(_correlate_backward, setup_context=_save_two)
 
 
-@torch.library.custom_op("lrnnx::rfft", mutates_args=())
-def _rfft(x: Tensor) -> Tensor:
+def _planes_of_spectrum(x: Tensor) -> Tensor:
     z = torch.fft.rfft(x.to(state_dtype(x.dtype)))
     return torch.stack((z.real, z.imag), -2)
+
+
+_rfft = torch.library.custom_op("lrnnx::rfft", _planes_of_spectrum, mutates_args=())
 
 
 @_rfft.register_fake
@@ -136,10 +142,12 @@ def _(x):
     return x.new_empty(*x.shape[:-1], 2, x.shape[-1] // 2 + 1, dtype=state_dtype(x.dtype))
 
 
-@torch.library.custom_op("lrnnx::irfft", mutates_args=())
-def _irfft(spectrum: Tensor, length: int) -> Tensor:
+def _from_planes(spectrum: Tensor, length: int) -> Tensor:
     z = spectrum.to(state_dtype(spectrum.dtype))
     return torch.fft.irfft(torch.complex(*z.unbind(-2)), length)
+
+
+_irfft = torch.library.custom_op("lrnnx::irfft", _from_planes, mutates_args=())
 
 
 @_irfft.register_fake

@@ -5,11 +5,17 @@ linear scan (DEER, arXiv 2309.12252). An estimate that is right up to step k is 
 iteration, whatever slope is used, so slopes are held within ±1 to keep the first iterations bounded.
 """
 
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrnnx_app.ops import _blocked
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan
 
 SERIAL = 2**11  # states of a batch from which a CPU is quicker one step at a time (measured)
@@ -29,30 +35,42 @@ def gru_cell(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None = N
     Returns:
         next state (…, N).
     """
-    k, _, c = _gates(h, inputs, recurrent, dt)
+    k, _, c, _ = _gates(h, inputs, recurrent, dt)
     return torch.lerp(c, h, k)
 
 
-def _gates(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """k, r and c of `gru_cell`."""
+def _gates(
+    h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """k, r and c of `gru_cell`, and the logits of z."""
     u_z, u_r, u_c = recurrent.unbind(-2)
     x_z, x_r, x_c = inputs.unbind(-2)
     gate = torch.addcmul(x_z, u_z, h)
     k = torch.sigmoid(-gate) if dt is None else torch.exp(F.softplus(gate) * -dt[..., None])
     r = torch.sigmoid(torch.addcmul(x_r, u_r, h))
-    return k, r, torch.tanh(torch.addcmul(x_c, r * u_c, h))
+    return k, r, torch.tanh(torch.addcmul(x_c, r * u_c, h)), gate
 
 
-def _cell_and_slope(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`gru_cell` and its derivative by h, which no gradient passes through."""
-    k, r, c = _gates(h, inputs, recurrent, dt)
-    with torch.no_grad():
-        u_z, u_r, u_c = recurrent.unbind(-2)
-        z = torch.sigmoid(torch.addcmul(inputs[..., 0, :], u_z, h)) if dt is not None else 1 - k
-        dk = k * z * -u_z if dt is None else k * z * -u_z * dt[..., None]
-        dc = (1 - c * c) * (r * u_c) * torch.addcmul(torch.ones_like(r), h * u_r, 1 - r)
-        slope = torch.addcmul(torch.lerp(dc, torch.ones_like(k), k), h - c, dk)
-    return torch.lerp(c, h, k), slope
+class _Slopes(NamedTuple):
+    """`gru_cell` and its derivatives, (B, T, N)."""
+
+    f: Tensor
+    by_h: Tensor
+    by_inputs: tuple[Tensor, Tensor, Tensor]
+    by_recurrent: tuple[Tensor, Tensor, Tensor]
+    by_dt: Tensor | None
+
+
+def _slopes(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> _Slopes:
+    u_z, u_r, u_c = recurrent.unbind(-2)
+    k, r, c, gate = _gates(h, inputs, recurrent, dt)
+    z = torch.sigmoid(gate)
+    by_z = (c - h) * k * (z if dt is None else z * dt[..., None])
+    by_c = (1 - k) * (1 - c * c)
+    by_r = by_c * u_c * h * r * (1 - r)
+    by_h = torch.addcmul(torch.addcmul(torch.addcmul(k, by_z, u_z), by_r, u_r), by_c * r, u_c)
+    by_dt = None if dt is None else (c - h) * k * F.softplus(gate)
+    return _Slopes(torch.lerp(c, h, k), by_h, (by_z, by_r, by_c), (by_z * h, by_r * h, by_c * r * h), by_dt)
 
 
 def gru_scan(
@@ -89,14 +107,19 @@ def gru_scan(
     check("recurrent", recurrent, (3, n), inputs)
     check("h0", h0, (batch, n), inputs)
     check_steps(inputs, lengths=lengths, reset=reset, dt=dt)
-    with torch.no_grad():
-        states, iterations = torch.ops.lrnnx.gru_states(
-            inputs.detach(), recurrent.detach(), h0.detach(), dt, lengths, reset, tolerance, max_iterations
-        )
-    # One more Newton step, differentiable with its slope and point held fixed: at the solution its gradient
-    # is the implicit one, δh[t] = slope·δh[t−1] + δf[t].
-    h, last = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=False)
-    return h, last, iterations
+    if transformed():
+        states = reference(inputs, recurrent, h0, dt=dt, lengths=lengths, reset=reset)
+        return states, states[:, -1].clone(), torch.tensor(inputs.shape[1])
+    states, iterations = torch.ops.lrnnx.gru_states(
+        inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterations
+    )
+    return states, states[:, -1].clone(), iterations
+
+
+def _before(states: Tensor, h0: Tensor, reset: Tensor | None) -> Tensor:
+    """The state (B, T, N) that enters each step."""
+    before = torch.cat((h0[:, None], states[:, :-1]), 1)
+    return before if reset is None else torch.where(reset[..., None], 0, before)
 
 
 def _newton(
@@ -108,13 +131,11 @@ def _newton(
     lengths: Tensor | None,
     reset: Tensor | None,
     clamp: bool,
-) -> tuple[Tensor, Tensor]:
-    before = torch.cat((h0.detach()[:, None], states[:, :-1]), 1)
-    if reset is not None:
-        before = torch.where(reset[..., None], 0, before)
-    f, slope = _cell_and_slope(before, inputs, recurrent, dt)
-    slope = slope.clamp(-1, 1) if clamp else slope
-    return linear_scan(slope, f - slope * before, h0, lengths=lengths, reset=reset)
+) -> Tensor:
+    before = _before(states, h0, reset)
+    cell = _slopes(before, inputs, recurrent, dt)
+    slope = cell.by_h.clamp(-1, 1) if clamp else cell.by_h
+    return linear_scan(slope, cell.f - slope * before, h0, lengths=lengths, reset=reset)[0]
 
 
 @torch.library.custom_op("lrnnx::gru_states", mutates_args=())
@@ -133,10 +154,11 @@ def _gru_states(
         max_iterations = 0
     states = h0[:, None].expand(-1, time, -1)
     while iterations < max_iterations:
-        new, _ = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=True)
+        new = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=True)
         iterations += 1
         moved, states = (new - states).abs().amax(), new
         if moved <= tolerance:
+            states = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=False)
             break
     else:
         states = reference(inputs, recurrent, h0, dt=dt, lengths=lengths, reset=reset)
@@ -148,6 +170,29 @@ def _gru_states(
 def _(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterations):
     batch, time, _, n = inputs.shape
     return inputs.new_empty(batch, time, n), inputs.new_empty((), dtype=torch.int64)
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:6], output[0])
+
+
+def _backward(ctx, grad, _):
+    """The implicit gradient of the solution: δh[t] = slope·δh[t−1] + δf[t]. The states that it is made of are
+    the operator's own result, so that it can be differentiated in its turn."""
+    inputs, recurrent, h0, dt, lengths, reset, states = ctx.saved_tensors
+    inputs, span = unpadded(inputs, lengths), unpadded(dt, lengths)
+    cell = _slopes(_before(states, h0, reset), inputs, recurrent, span)
+    adjoint: Any = torch.ops.lrnnx.linear_scan_backward
+    if torch.is_grad_enabled():  # for second derivatives
+        adjoint = partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan)
+    _, c, dh0 = adjoint(grad, torch.zeros_like(h0), cell.by_h, states, h0, lengths, reset, False)
+    by_inputs = torch.stack([part * c for part in cell.by_inputs], -2)
+    by_recurrent = torch.stack([(part * c).sum((0, 1)) for part in cell.by_recurrent])
+    by_dt = None if cell.by_dt is None else (cell.by_dt * c).sum(-1)
+    return by_inputs, by_recurrent, dh0, by_dt, None, None, None, None
+
+
+_gru_states.register_autograd(_backward, setup_context=_setup)
 
 
 def reference(

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrnnx_app.ops import _blocked, _extension
 from lrnnx_app.ops._blocked import state_dtype
 from lrnnx_app.ops._operands import check, check_steps, principal
+from lrnnx_app.ops._transforms import transformed
 
 
 def linear_scan(
@@ -53,7 +54,8 @@ def linear_scan(
     check("a", a, a.shape, b)
     check("h0", h0, (batch, *state), b)
     check_steps(b, lengths=lengths, reset=reset)
-    return torch.ops.lrnnx.linear_scan(a, b, h0, lengths, reset, reverse)
+    run = _blocked.composed if transformed() else torch.ops.lrnnx.linear_scan
+    return run(a, b, h0, lengths, reset, reverse)
 
 
 def reference(
@@ -90,8 +92,14 @@ def reference(
 
 
 def wants_gradient(*operands: Tensor | None) -> bool:
-    """Whether autograd records what is made of them."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    """Whether autograd, or a transform, follows what is made of them."""
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    return wanted or transformed()
+
+
+def leaf(x: Tensor) -> Tensor:
+    """x as a point to differentiate at, with no way on to what x, or another operand, was made of."""
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
 _library = torch.library.Library("lrnnx", "FRAGMENT")

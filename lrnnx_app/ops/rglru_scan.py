@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
+from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
 SLOPE = 1000.0  # the steepest derivative of a square root
@@ -55,6 +57,8 @@ def rglru_scan(
     check("h0", h0, (batch, channels), u)
     check_steps(u, lengths=lengths, reset=reset, dt=dt, first=first)
     gate, input_gate = gate.to(u.dtype), input_gate.to(u.dtype)
+    if transformed():
+        return reference(gate, input_gate, u, rate, h0, dt=dt, first=first, lengths=lengths, reset=reset)
     return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)
 
 
@@ -73,13 +77,18 @@ def coefficients(
 
 def bounded_sqrt(x: Tensor, slope: float = SLOPE) -> Tensor:
     """√x for x ≥ 0 whose derivative 1/(2√x) is held at or below `slope`, finite at x = 0."""
-    root = torch.sqrt(x.detach())
-    return root + (x - x.detach()) / (2 * root).clamp_min(1 / slope)
+    steep = x < 1 / (4 * slope * slope)
+    held = torch.sqrt(x.detach()) + slope * (x - x.detach())
+    return torch.where(steep, held, torch.sqrt(torch.where(steep, 1, x)))
 
 
-def reference(gate, input_gate, u, rate, h0=None, *, dt=None, first=None, **options) -> tuple[Tensor, Tensor]:
+def reference(
+    gate, input_gate, u, rate, h0=None, *, dt=None, first=None, lengths=None, reset=None
+) -> tuple[Tensor, Tensor]:
     """The definition, with everything in memory; arguments and results as in `rglru_scan`."""
-    states, last = linear_scan(*coefficients(gate, input_gate, u, rate, dt, first), h0, **options)
+    gate, input_gate, u, dt = (unpadded(x, lengths) for x in (gate, input_gate, u, dt))
+    a, b = coefficients(gate, input_gate, u, rate, dt, first)
+    states, last = linear_scan(a, b, h0, lengths=lengths, reset=reset)
     return states.to(u.dtype), last
 
 
@@ -113,11 +122,12 @@ def _backward_anywhere(grad, *rest):
 def _adjoint(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, lengths, reset, run):
     """Gradients from those of a linear scan, which `run` computes."""
     dtype = state_dtype(u.dtype)
+    gate, input_gate, u, dt = (unpadded(x, lengths) for x in (gate, input_gate, u, dt))
     wide = rate.to(dtype)
     r, i, u_ = torch.sigmoid(gate.to(dtype)), torch.sigmoid(input_gate.to(dtype)), u.to(dtype)
     span = 1 if dt is None else dt.to(dtype)[..., None]
     log_a = -wide * r * span
-    a, root = torch.exp(log_a), torch.sqrt(-torch.expm1(2 * log_a))
+    a, root = torch.exp(log_a), bounded_sqrt(-torch.expm1(2 * log_a))
     by_log_a = -2 * a * a / (2 * root).clamp_min(1 / SLOPE)
     if first is not None:
         first = first.bool()

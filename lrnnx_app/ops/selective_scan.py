@@ -17,7 +17,8 @@ from torch import Tensor
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._selective import blocked, reference
-from lrnnx_app.ops.linear_scan import state_dtype, wants_gradient
+from lrnnx_app.ops._transforms import transformed
+from lrnnx_app.ops.linear_scan import leaf, state_dtype, wants_gradient
 from lrnnx_app.ops.step import CODES
 
 __all__ = ["blocked", "reference", "selective_scan"]
@@ -75,6 +76,8 @@ def selective_scan(
     check_steps(u, lengths=lengths, reset=reset, dt=dt)
     B, C = (_whole(w, u) for w in (B, C))
     given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule])
+    if transformed():
+        return blocked(*given)
     needed = wants_gradient(u, delta, A, B, C, D, z, bias, dt, h0)
     if needed and _taken(u, A) and 4 * math.prod(_kept(u, A, B)) <= KEPT_BYTES:
         y, last, _ = torch.ops.lrnnx.selective_scan_kernel(*given, True)
@@ -184,9 +187,7 @@ def _adjoint(grad, grad_last, *arguments):
     again, wide = torch.is_grad_enabled(), state_dtype(tensors[0].dtype)
     tensors[9] = torch.zeros_like(grad_last) if tensors[9] is None else tensors[9]
     with torch.enable_grad():
-        leaves = [
-            x if x is None or (again and x.requires_grad) else x.detach().requires_grad_() for x in tensors
-        ]
+        leaves = [None if x is None else leaf(x) for x in tensors]
         run: Any = blocked
         outputs = run(*leaves, *rest)
         found = torch.autograd.grad(
@@ -241,7 +242,8 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, grad_last, *_):
-    tensors, kept = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    saved = ctx.saved_tensors  # once: under activation checkpointing, each reading is another computation
+    tensors, kept = saved[:_TENSORS], saved[_TENSORS:]
     u, A = tensors[0], tensors[2]
     grad = torch.zeros_like(u) if grad is None else grad
     if grad_last is None:

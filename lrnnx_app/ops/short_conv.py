@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._operands import check, check_steps, principal
-from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops._transforms import transformed
+from lrnnx_app.ops.linear_scan import leaf, state_dtype
 
 WIDEST = 4  # taps of a kernel in csrc/
 
@@ -53,7 +54,7 @@ def short_conv(
     check("bias", bias, (channels,), x)
     check("state", state, (batch, weight.shape[1] - 1, channels), x)
     check_steps(x, lengths=lengths, reset=reset)
-    if weight.shape[1] > WIDEST:
+    if weight.shape[1] > WIDEST or transformed():
         return blocked(x, weight, bias, state, lengths, reset, silu)
     return torch.ops.lrnnx.short_conv(x, weight, bias, state, lengths, reset, silu)
 
@@ -174,9 +175,7 @@ def _adjoint(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     state = x.new_zeros(grad_last.shape, dtype=dtype) if state is None else state
     with torch.enable_grad():
-        leaves = [
-            z if again and z.requires_grad else z.detach().requires_grad_() for z in (x, weight, bias, state)
-        ]
+        leaves = [leaf(z) for z in (x, weight, bias, state)]
         outputs = blocked(*leaves, lengths, reset, silu)
         grads = torch.autograd.grad(
             outputs, leaves, (grad.to(x.dtype), grad_last), create_graph=again, materialize_grads=True
