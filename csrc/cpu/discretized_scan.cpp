@@ -16,6 +16,7 @@ struct Discretized {
   using Value = S;
   using Sum = S;
   static constexpr int PLANES = P;
+  static constexpr bool TURNS = P == 2 && RULE != kBilinear;
   struct Step {
     Number<S, P> a, b;
   };
@@ -26,7 +27,7 @@ struct Discretized {
   const S* dt;
   const S *v, *v_row = nullptr;
   S *dv, *dz, *ddt;
-  S span = 0;
+  S span = 0, fastest = 0;  // largest |Im z|
   int64_t N;
   int width;
   bool past_caches;
@@ -43,16 +44,19 @@ struct Discretized {
         width(at.width),
         past_caches(job.past_caches) {
     z.load(at_channel<S>(o.z, 0, 0, at.first), N, width);
+    for (int i = 0; i < width; i++) fastest = std::max(fastest, std::abs(z.get(i).im()));
   }
 
   void seek(int64_t t) {
     span = dt[t];
     v_row = v ? v + t * P * N : nullptr;
   }
+  bool distant() const { return cpu::distant(fastest * span); }
   void foresee(int64_t t) const {
     if (v) cpu::foresee<P>(v + t * P * N, N, width);
   }
 
+  template <bool DISTANT>
   INLINE Made make(int i) const {
     const Number<S, P> rate = z.get(i), one = number<P>(S(1), S(0));
     Made m{span * rate, one, one};
@@ -61,22 +65,24 @@ struct Discretized {
       m.a = (one + S(0.5) * m.w) * m.gain;
       return m;
     }
-    const Grown<S, P> grown(rate, span);
+    const Grown<S, P, DISTANT> grown(rate, span);
     m.a = number<P>(grown.value.re(), grown.value.im());
     if constexpr (RULE == kZoh) m.gain = less_one_over(m.w, grown.less_one);
     return m;
   }
 
-  INLINE Step at(int i) const {
-    const Made m = make(i);
+  template <class D>
+  INLINE Step at(int i, D) const {
+    const Made m = make<D::value>(i);
     const Number<S, P> input = read<S, P>(v_row, N, i);
     if constexpr (RULE == kDirac) return {m.a, input};
     if constexpr (RULE == kEuler) return {m.a, span * input};
     return {m.a, (span * m.gain) * input};
   }
 
-  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {
-    const Made m = make(i);
+  template <class D>
+  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before, D) {
+    const Made m = make<D::value>(i);
     const Number<S, P> a_by_w = RULE == kBilinear ? m.gain * m.gain : m.a;
     const Number<S, P> by_w = conj(a_by_w * before) * g;
     Number<S, P> by_z = span * by_w;

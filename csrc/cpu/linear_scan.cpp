@@ -16,6 +16,8 @@ struct Given {
   using Value = E;
   using Sum = S;
   static constexpr int PLANES = P;
+  static constexpr bool TURNS = false;
+  static constexpr bool distant() { return false; }
   struct Step {
     Number<S, P> a, b;
   };
@@ -49,9 +51,9 @@ struct Given {
     cpu::foresee<P>(a + t * a_time, N, width);
     if (b) cpu::foresee<P>(b + t * P * N, N, width);
   }
-  INLINE Step at(int i) const { return {read<S, P>(a_row, N, i), read<S, P>(b_row, N, i)}; }
+  INLINE Step at(int i, std::false_type) const { return {read<S, P>(a_row, N, i), read<S, P>(b_row, N, i)}; }
 
-  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before) {
+  INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before, std::false_type) {
     grad_b.put(i, g);
     grad_a.put(i, conj(before) * g);
     return conj(read<S, P>(a_row, N, i)) * g;

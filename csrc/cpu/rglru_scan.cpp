@@ -20,6 +20,8 @@ struct Gates {
   using Value = S;
   using Sum = S;
   static constexpr int PLANES = 1;
+  static constexpr bool TURNS = false;
+  static constexpr bool distant() { return false; }
   using Real1 = Number<S, 1>;
   struct Step {
     Real1 a, b;
@@ -73,13 +75,13 @@ struct Gates {
     return {r, in, decay.value, std::sqrt(-decay.less_one * (2 + decay.less_one))};
   }
 
-  INLINE Step at(int i) const {
+  INLINE Step at(int i, std::false_type) const {
     const Made m = make(i);
     const S factor = start + (1 - start) * m.root;
     return {number<1>(m.a, S(0)), number<1>(factor * m.i * u_row[i], S(0))};
   }
 
-  INLINE Real1 pull(int i, int, const Real1& g, const Real1& before) {
+  INLINE Real1 pull(int i, int, const Real1& g, const Real1& before, std::false_type) {
     const Made m = make(i);
     const S c = g.re(), input = u_row[i], bound = S(1 / kSlope);
     const S factor = start + (1 - start) * m.root;

@@ -26,7 +26,8 @@ INLINE Number<S, P> slope_of_that(const Number<S, P>& w, const Number<S, P>& a, 
 }
 
 // e^(rate·span) and that less 1. The product's rounding error is turned by as well: a large phase costs no digits.
-template <class S, int P>
+// DISTANT: for a phase of any size, slowly.
+template <class S, int P, bool DISTANT = false>
 struct Grown {
   Number<S, P> value, less_one;
 
@@ -35,18 +36,26 @@ struct Grown {
     if constexpr (P == 1) {
       value = number<1>(size.value, S(0));
       less_one = number<1>(size.less_one, S(0));
+    } else if constexpr (DISTANT) {
+      const double phase = double(rate.im()) * double(span);
+      turn(size, FarSinCos<S>(phase, std::fma(double(rate.im()), double(span), -phase)));
     } else {
       const S phase = rate.im() * span;
-      const SinCos<S> turn(phase, fused(rate.im(), span, -phase));
-      value = number<2>(size.value * turn.cos, size.value * turn.sin);
-      less_one = number<2>(fused(size.less_one, turn.cos, turn.cos_less_one), value.im());
+      turn(size, SinCos<S>(phase, fused(rate.im(), span, -phase)));
     }
+  }
+
+ private:
+  template <class Turn>
+  INLINE void turn(const Exp<S>& size, const Turn& turn) {
+    value = number<2>(size.value * turn.cos, size.value * turn.sin);
+    less_one = number<2>(fused(size.less_one, turn.cos, turn.cos_less_one), value.im());
   }
 };
 
 enum Rule { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3, kAsynchronous = 4 };
 
-template <class S, int P, int RULE>
+template <class S, int P, int RULE, bool DISTANT = false>
 struct Made {
   Number<S, P> a, gain;
 
@@ -63,13 +72,13 @@ struct Made {
       a = (one + half) * over;
       gain = span * over;
     } else {
-      const Grown<S, P> grown(lambda, span);
+      const Grown<S, P, DISTANT> grown(lambda, span);
       a = number<P>(grown.value.re(), grown.value.im());  // member by member: compilers vectorize no copies
       gain = number<P>(S(1), S(0));
       if constexpr (RULE == kEuler) gain = span * one;
       if constexpr (RULE == kZoh) gain = span * less_one_over(span * lambda, grown.less_one);
       if constexpr (RULE == kAsynchronous)
-        gain = step * less_one_over(step * lambda, Grown<S, P>(lambda, step).less_one);
+        gain = step * less_one_over(step * lambda, Grown<S, P, DISTANT>(lambda, step).less_one);
     }
   }
 
@@ -92,14 +101,14 @@ struct Made {
     }
     if constexpr (RULE == kZoh) {
       const Number<S, P> w = span * lambda;
-      const Grown<S, P> grown(lambda, span);
+      const Grown<S, P, DISTANT> grown(lambda, span);
       const Number<S, P> slope = slope_of_that(w, a, less_one_over(w, grown.less_one));
       by_span += dot(a, of_gain);
       by_lambda = by_lambda + (span * span) * (conj(slope) * of_gain);
     }
     if constexpr (RULE == kAsynchronous) {
       const Number<S, P> w = step * lambda;
-      const Grown<S, P> grown(lambda, step);
+      const Grown<S, P, DISTANT> grown(lambda, step);
       const Number<S, P> slope = slope_of_that(w, grown.value, less_one_over(w, grown.less_one));
       by_step = dot(grown.value, of_gain);
       by_lambda = by_lambda + (step * step) * (conj(slope) * of_gain);

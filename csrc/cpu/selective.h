@@ -76,14 +76,16 @@ template <class S, int P, int RULE>
 class Tile {
   using Lane = Number<S, P>;
   using State = std::vector<Rows<S, P>>;  // N of them
+  static constexpr bool TURNS = P == 2 && RULE != kBilinear;
 
   const Selective& p;
   const int64_t b, group, tile, first, N, T, D;
   const int width;
   const int64_t length;
   State A;
-  Row<S> skip, bias, u, step, raw;
+  Row<S> skip, bias, u, step, raw, fastest;  // fastest: largest |Im λ| of each channel
   S elapsed = 1;
+  bool far = false;
 
  public:
   Tile(const Selective& p, int64_t b, int64_t group, int64_t tile)
@@ -91,6 +93,8 @@ class Tile {
         D(p.channels), width(static_cast<int>(std::min<int64_t>(kTile, p.share() - tile * kTile))),
         length(p.lengths ? std::clamp<int64_t>(p.lengths[b], 0, p.time) : p.time), A(N) {
     gather(static_cast<const S*>(p.A), first, A);
+    for (const Rows<S, P>& lambda : A)
+      fastest.fill([&](int i) INLINED { return std::max(fastest.v[i], std::abs(lambda.get(i).im())); });
     skip.load(p.D ? static_cast<const S*>(p.D) + first : nullptr, width);
     bias.load(p.bias ? static_cast<const S*>(p.bias) + first : nullptr, width);
   }
@@ -189,22 +193,30 @@ class Tile {
     else
       step = raw;
     elapsed = p.dt ? static_cast<const S*>(p.dt)[b * T + t] : S(1);
+    if constexpr (TURNS) {
+      const S longest = std::max(S(1), std::abs(elapsed));
+      int near = 1;
+      for (int i = 0; i < kTile; i++) near &= !distant(fastest.v[i] * step.v[i] * longest);
+      far = !near;
+    }
   }
 
   void advance(int64_t t, State& h) {
     seek(t);
     if (cut(t)) std::fill(h.begin(), h.end(), Rows<S, P>{});
     const S* const B = input(p.B, p.b_batch, p.b_time, t);
-    for (int64_t n = 0; n < N; n++) {
-      const Lane weight = scalar(B, n);
-      const Rows<S, P>& lambda = A[n];
-      Rows<S, P>& state = h[n];
-      INDEPENDENT
-      for (int i = 0; i < kTile; i++) {
-        const Made<S, P, RULE> made(lambda.get(i), step.v[i], elapsed);
-        state.put(i, made.a * state.get(i) + u.v[i] * (made.gain * weight));
+    by_distance<TURNS>(far, [&](auto distant) INLINED {
+      for (int64_t n = 0; n < N; n++) {
+        const Lane weight = scalar(B, n);
+        const Rows<S, P>& lambda = A[n];
+        Rows<S, P>& state = h[n];
+        INDEPENDENT
+        for (int i = 0; i < kTile; i++) {
+          const Made<S, P, RULE, decltype(distant)::value> made(lambda.get(i), step.v[i], elapsed);
+          state.put(i, made.a * state.get(i) + u.v[i] * (made.gain * weight));
+        }
       }
-    }
+    });
   }
 
   Row<S> read(int64_t t, const State& h) const {
@@ -245,20 +257,22 @@ class Tile {
       const Rows<S, P>& lambda = A[n];
       const S alive = fresh ? S(0) : S(1);
       Rows<S, P> of_B, of_C;
-      INDEPENDENT
-      for (int i = 0; i < kTile; i++) {
-        const Lane g = carry[n].get(i) + dy.v[i] * out, h = alive * before[n].get(i);
-        const Made<S, P, RULE> made(lambda.get(i), step.v[i], elapsed);
-        const Lane of_input = conj(made.gain) * g;
-        const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
-        of_C.put(i, dy.v[i] * conj(after[n].get(i)));
-        of_B.put(i, u.v[i] * of_input);
-        du.v[i] += dot(weight, of_input);
-        d_step.v[i] += pulled.step;
-        d_elapsed.v[i] += pulled.elapsed;
-        dA[n].put(i, dA[n].get(i) + pulled.lambda);
-        carry[n].put(i, alive * (conj(made.a) * g));
-      }
+      by_distance<TURNS>(far, [&](auto distant) INLINED {
+        INDEPENDENT
+        for (int i = 0; i < kTile; i++) {
+          const Lane g = carry[n].get(i) + dy.v[i] * out, h = alive * before[n].get(i);
+          const Made<S, P, RULE, decltype(distant)::value> made(lambda.get(i), step.v[i], elapsed);
+          const Lane of_input = conj(made.gain) * g;
+          const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
+          of_C.put(i, dy.v[i] * conj(after[n].get(i)));
+          of_B.put(i, u.v[i] * of_input);
+          du.v[i] += dot(weight, of_input);
+          d_step.v[i] += pulled.step;
+          d_elapsed.v[i] += pulled.elapsed;
+          dA[n].put(i, dA[n].get(i) + pulled.lambda);
+          carry[n].put(i, alive * (conj(made.a) * g));
+        }
+      });
       for (int plane = 0; plane < P; plane++) {
         S &to_B = dB[plane * N + n], &to_C = dC[plane * N + n];
         to_B = of_B.plane[plane].total() + (p.b_time ? S(0) : to_B);

@@ -99,23 +99,30 @@ void advance(const Step& p, int64_t b, int64_t g, bool along_groups) {
         for (int i = 0; i < kLanes; i++) step[i] = softplus(step[i]);
       }
     }
-    INDEPENDENT
-    for (int i = 0; i < kLanes; i++) {
-      const Number<S, P> rate = number<P>(a[0][i], a[P - 1][i]);
-      const Number<S, P> factor = number<P>(gain[0][i] + nothing, gain[P - 1][i]);
-      Number<S, P> drive = factor * number<P>(x[0][i], x[P - 1][i]);
-      Number<S, P> coefficient = number<P>(rate.re(), rate.im());
-      if constexpr (RULE != kGiven) {
-        const Made<S, P, RULE> made(rate, step[i], elapsed[i]);
-        coefficient = number<P>(made.a.re(), made.a.im());
-        drive = made.gain * drive;
+    constexpr bool turns = P == 2 && RULE != kGiven && RULE != kBilinear;
+    int near = 1;
+    if constexpr (turns)
+      for (int i = 0; i < kLanes; i++)
+        near &= !distant(a[1][i] * step[i] * std::max(S(1), std::abs(elapsed[i])));
+    by_distance<turns>(!near, [&](auto distant) INLINED {
+      INDEPENDENT
+      for (int i = 0; i < kLanes; i++) {
+        const Number<S, P> rate = number<P>(a[0][i], a[P - 1][i]);
+        const Number<S, P> factor = number<P>(gain[0][i] + nothing, gain[P - 1][i]);
+        Number<S, P> drive = factor * number<P>(x[0][i], x[P - 1][i]);
+        Number<S, P> coefficient = number<P>(rate.re(), rate.im());
+        if constexpr (RULE != kGiven) {
+          const Made<S, P, RULE, decltype(distant)::value> made(rate, step[i], elapsed[i]);
+          coefficient = number<P>(made.a.re(), made.a.im());
+          drive = made.gain * drive;
+        }
+        const Number<S, P> after = coefficient * number<P>(h[0][i], h[P - 1][i]) + drive;
+        h[0][i] = after.re();
+        if constexpr (P == 2) h[1][i] = after.im();
+        read[i] = (along_groups ? S(0) : read[i]) + c[0][i] * after.re();
+        if constexpr (P == 2) read[i] -= c[1][i] * after.im();
       }
-      const Number<S, P> after = coefficient * number<P>(h[0][i], h[P - 1][i]) + drive;
-      h[0][i] = after.re();
-      if constexpr (P == 2) h[1][i] = after.im();
-      read[i] = (along_groups ? S(0) : read[i]) + c[0][i] * after.re();
-      if constexpr (P == 2) read[i] -= c[1][i] * after.im();
-    }
+    });
     for (int plane = 0; plane < P; plane++) lane.store(p.after, h[plane], plane);
     if (along_groups && p.c.data) finish(lane, read);
   }

@@ -1,9 +1,10 @@
 // The recurrence along time for one batch element and a block of channels, forward and backward.
 //
-// A Source says where coefficients and inputs come from: seek(t) goes to a step, at(i) gives both for a channel.
-// Backward, pull(i, k, g, before) takes the gradient g of a state and the state before it, keeps the gradients of
-// what coefficient and input were made of, and returns that of the state before; store(t) writes those of a step
-// (after clear(), zeros), and finish() those summed over time.
+// A Source says where coefficients and inputs come from: seek(t) goes to a step, at(i, d) gives both for a channel.
+// Where TURNS, d says as a type whether a phase of the step is distant. Backward, pull(i, k, g, before, d) takes the
+// gradient g of a state and the state before it, keeps the gradients of what coefficient and input were made of, and
+// returns that of the state before; store(t) writes those of a step (after clear(), zeros), and finish() those summed
+// over time.
 #pragma once
 #include <algorithm>
 
@@ -67,9 +68,11 @@ void forward(const Job& job, Source& source, const Block& block) {
       if (job.cut(block.batch, t)) h.clear();
       source.seek(t);
       if (P == 2 || job.reverse) source.foresee(t + (job.reverse ? -kAhead : kAhead));
-      each(block.width, [&](int i, int) INLINED {
-        const auto [a, b] = source.at(i);
-        h.put(i, a * h.get(i) + b);
+      by_distance<Source::TURNS>(source.distant(), [&](auto distant) INLINED {
+        each(block.width, [&](int i, int) INLINED {
+          const auto [a, b] = source.at(i, distant);
+          h.put(i, a * h.get(i) + b);
+        });
       });
     }
     h.store(out + t * row, N, block.width, job.past_caches);
@@ -108,8 +111,10 @@ void backward(const Job& job, Source& source, const Block& block) {
     source.foresee(t + ahead);
     foresee<P>(grad + ahead * row, N, block.width);
     foresee<P>(states + (t + ahead + ahead / kAhead) * row, N, block.width);
-    each(block.width, [&](int i, int k) INLINED {
-      c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i)));
+    by_distance<Source::TURNS>(source.distant(), [&](auto distant) INLINED {
+      each(block.width, [&](int i, int k) INLINED {
+        c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i), distant));
+      });
     });
     source.store(t);
     if (cut) c.clear();

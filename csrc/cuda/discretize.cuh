@@ -6,6 +6,22 @@ namespace lrnnx::cuda {
 
 enum Rule : int { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };
 
+constexpr float kDistant = 1 << 20;  // half turns beyond which a float has too few bits to count quarters in
+
+// The phase (turns + rest) dt in half turns, less whole turns, where it is distant: Im z is found again, so that its
+// product with dt is exact, and whole turns are taken off in two rounds for the many there may be.
+static __device__ __noinline__ float near_phase(float turns, float rest, float dt) {
+  const double pi = 3.141592653589793;
+  double w = double(static_cast<float>((double(turns) + double(rest)) * pi)) * double(dt);
+  for (int round = 0; round < 2; round++) {
+    const double count = rint(w * (0.5 / pi));
+    w = fma(-count, 2 * pi, w);
+    w = fma(-count, 2.4492935982947064e-16, w);
+    w = fma(-count, -5.9895396194366793e-33, w);
+  }
+  return static_cast<float>(w / pi);
+}
+
 // exp(z dt), or of conj(z).
 template <class S, int PL, int V>
 struct Exponential {
@@ -22,23 +38,35 @@ struct Exponential {
   }
   DEVICE Val<S, PL, V> at(S dt) const {
     Val<S, PL, V> r;
+    if constexpr (PL == 2 && sizeof(S) == 4) {
+      float phase[V], error[V], most = 0;
+      UNROLL for (int i = 0; i < V; i++) {
+        phase[i] = turns[i] * dt;
+        error[i] = fmaf(rest[i], dt, fmaf(turns[i], dt, -phase[i]));
+        most = fmaxf(most, fabsf(phase[i]));
+      }
+      if (most > kDistant) UNROLL for (int i = 0; i < V; i++) {
+        phase[i] = near_phase(turns[i], rest[i], dt);
+        error[i] = 0;
+      }
+      UNROLL for (int i = 0; i < V; i++)
+        rotate(power_of_two(re[i] * dt), phase[i], error[i], r.v[0][i], r.v[1][i]);
+      return r;
+    }
     UNROLL for (int i = 0; i < V; i++) {
       if constexpr (PL == 1) {
         r.v[0][i] = decay(re[i] * dt);
-      } else if constexpr (sizeof(S) == 8) {
+      } else {
         S s, c;
         sincospi(fma(turns[i], dt, rest[i] * dt), &s, &c);
         r.v[0][i] = exp2(re[i] * dt) * c;
         r.v[1][i] = exp2(re[i] * dt) * s;
-      } else {
-        rotate(power_of_two(re[i] * dt), dt, i, r.v[0][i], r.v[1][i]);
       }
     }
     return r;
   }
   // The phase in half turns is reduced exactly to a quadrant: a large phase costs no digits.
-  DEVICE void rotate(float size, float dt, int i, float& out_re, float& out_im) const {
-    const float phase = turns[i] * dt, error = fmaf(rest[i], dt, fmaf(turns[i], dt, -phase));
+  DEVICE static void rotate(float size, float phase, float error, float& out_re, float& out_im) {
     const float shifted = fmaf(phase, 2.f, 12582912.f);  // its low bits: the nearest count of quarter turns
     const uint32_t quarter = __float_as_uint(shifted);
     const float f = fmaf(shifted - 12582912.f, -0.5f, phase) + error, q = f * f;

@@ -1,4 +1,5 @@
-// The RG-LRU's coefficients and drive, made from the logits of its gates as `rglru_scan` defines.
+// The RG-LRU's coefficients and drive, made from the logits of its gates as `rglru_scan` defines. One e = a - 1 serves
+// for both, as 1 - a^2 = -e (2 + e) without cancellation.
 #pragma once
 #include "source.cuh"
 
@@ -17,13 +18,13 @@ struct Gates {
   DEVICE void init(const Params& p, int n) { rate = channel_values<S, PL, V>(p.a, n, p.N); }
   DEVICE X at(const In& in) const {
     X r;
-    UNROLL for (int i = 0; i < V; i++) r.v[0][i] = decay(log_decay(in, i));
+    UNROLL for (int i = 0; i < V; i++) r.v[0][i] = 1 + less_one(in, i);
     return r;
   }
   DEVICE X drive(const In& in, const X&, const X& u) const {
     X r;
     UNROLL for (int i = 0; i < V; i++)
-      r.v[0][i] = multiplier(log_decay(in, i), in.mode) * sigmoid(in.raw[1].v[0][i]) * u.v[0][i];
+      r.v[0][i] = multiplier(less_one(in, i), in.mode) * sigmoid(in.raw[1].v[0][i]) * u.v[0][i];
     return r;
   }
   DEVICE X backward(const In& in, const X& a, const X& g, const X&, const X& h, X* da, X& sum, S& along) const {
@@ -31,22 +32,24 @@ struct Gates {
     along = 0;
     UNROLL for (int i = 0; i < V; i++) {
       const S r = sigmoid(in.raw[0].v[0][i]), open = sigmoid(in.raw[1].v[0][i]), u = in.raw[EXTRA - 1].v[0][i];
-      const S c = g.v[0][i], a_ = a.v[0][i], m = multiplier(log_decay(in, i), in.mode);
-      const S bend = in.mode & kUnit ? S(0) : S(-2) * a_ * a_ * quotient(S(1), max(S(2) * m, 1 / SLOPE));
-      const S of_log = c * fma(a_, h.v[0][i], bend * open * u), of_rate = -of_log * r * in.dt;
+      const S c = g.v[0][i], a_ = a.v[0][i], m = multiplier(less_one(in, i), in.mode);
+      const S bend = in.mode & kUnit ? S(0) : -a_ * a_ * reciprocal(max(m, S(0.5) / SLOPE));  // of the root along log a
+      const S of_log = c * fma(a_, h.v[0][i], bend * open * u), of_span = -of_log * r, of_rate = of_span * in.dt;
       sum.v[0][i] += of_rate;
-      along = fma(-of_log * r, rate.v[0][i], along);
+      along = fma(of_span, rate.v[0][i], along);
       da[0].v[0][i] = of_rate * rate.v[0][i] * (1 - r);
-      da[1].v[0][i] = c * m * u * open * (1 - open);
       du.v[0][i] = c * m * open;
+      da[1].v[0][i] = du.v[0][i] * u * (1 - open);
     }
     return du;
   }
 
  private:
-  DEVICE S log_decay(const In& in, int i) const { return -rate.v[0][i] * sigmoid(in.raw[0].v[0][i]) * in.dt; }
-  DEVICE static S multiplier(S log_a, int mode) {
-    const S root = square_root(-decay_minus_1(2 * log_a));
+  DEVICE S less_one(const In& in, int i) const {  // a - 1
+    return decay_minus_1(-rate.v[0][i] * sigmoid(in.raw[0].v[0][i]) * in.dt);
+  }
+  DEVICE static S multiplier(S e, int mode) {
+    const S root = square_root(-e * (2 + e));
     return mode & kUnit ? S(1) : root;
   }
 };

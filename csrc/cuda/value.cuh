@@ -27,16 +27,16 @@ DEVICE float reciprocal(float x) {  // one instruction, where `quotient` looks a
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+DEVICE double reciprocal(double x) { return 1 / x; }
 DEVICE float exponential(float x) { return power_of_two(x * 1.44269504f); }
 DEVICE double exponential(double x) { return exp(x); }
 // exp(x) - 1, without cancellation where a decay is near 1.
-template <class S>
-DEVICE S decay_minus_1(S x) {
-  if constexpr (sizeof(S) == 8) return expm1(x);
-  S series = 1;
-  UNROLL for (int k = 7; k > 1; k--) series = fma(x * (S(1) / k), series, S(1));
-  return fabs(x) < S(0.35) ? x * series : exponential(x) - 1;
+DEVICE float decay_minus_1(float x) {
+  const float rest = fmaf(x, fmaf(x, fmaf(x, 1.f / 5040, 1.f / 720), 1.f / 120), 1.f / 24);
+  const float series = fmaf(x, fmaf(x, fmaf(x, rest, 1.f / 6), .5f), 1.f);
+  return fabsf(x) < 0.35f ? x * series : exponential(x) - 1;
 }
+DEVICE double decay_minus_1(double x) { return expm1(x); }
 // exp(x), near 1 rounded once: a bias of `power_of_two` would add up over a long memory.
 template <class S>
 DEVICE S decay(S x) {
@@ -52,7 +52,7 @@ DEVICE float square_root(float x) {
 DEVICE double square_root(double x) { return sqrt(x); }
 template <class S>
 DEVICE S sigmoid(S x) {
-  return quotient(S(1), 1 + exponential(-x));
+  return reciprocal(1 + exponential(-x));
 }
 // max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(−|x|), which is log(1 + exp(x)): keeps the digits of a small step. The
 // polynomial is atanh(t) / t to 4.5e-9 for t ≤ 1/3 (minimax).
