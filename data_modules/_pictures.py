@@ -10,6 +10,7 @@ from PIL import Image
 from data_modules._splits import share
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import DataError
+from lrnnx_app.files import below, folders_in
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 # Pillow's names of these. Its other decoders are never tried: some start programs, most are seldom used.
@@ -25,7 +26,7 @@ def classes_of(folder: str) -> tuple[str, ...]:
     root = Path(folder)
     base = root / "train" if (root / "train").is_dir() else root
     given = folder and base.is_dir()
-    found = sorted(path.name for path in base.iterdir() if path.is_dir()) if given else []
+    found = [path.name for path in folders_in(base)] if given else []
     if len(found) < 2:
         raise DataError(
             f"{base if folder else 'data.root'}: expected one folder for each class, at least two, "
@@ -42,8 +43,7 @@ def by_class(root: Path, split: str, suffixes: Sequence[str], group=lambda name:
     """
     ready = all((root / name).is_dir() for name in SPLITS)
     base = root / split if ready else root
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    paths = [path for path in paths if len(path.relative_to(base).parts) > 1]
+    paths = [path for path in below(base, suffixes) if len(path.relative_to(base).parts) > 1]
     if not paths:
         raise DataError(f"{base}: no file in its class folders; expected one of {', '.join(suffixes)}")
     return paths if ready else share(paths, root, split, group)

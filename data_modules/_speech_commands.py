@@ -7,6 +7,7 @@ import numpy as np
 
 from data_modules._expected import File, Published
 from lrnnx_app.errors import DataError
+from lrnnx_app.files import below, folders_in
 
 WORDS = (
     *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go"),
@@ -52,8 +53,8 @@ def speech_commands(root: Path, split: str, classes: int) -> list[Clip]:
     listed = {name: (root / file).read_text(encoding="utf-8-sig").split() for name, file in LISTS.items()}
     if split == "train":
         kept_out = set(listed["valid"]) | set(listed["test"])
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("_"))
-        found = [f"{folder.name}/{p.name}" for folder in folders for p in sorted(folder.glob("*.wav"))]
+        folders = [folder for folder in folders_in(root) if not folder.name.startswith("_")]
+        found = [f"{folder.name}/{path.name}" for folder in folders for path in below(folder, (".wav",))]
         names = [name for name in found if name not in kept_out]
     else:
         names = listed[split]
@@ -77,7 +78,7 @@ def _twelve(root: Path, split: str, names: list[str]) -> list[Clip]:
     count = max(1, round(len(clips) / len(TEN)))
     chosen = np.linspace(0, len(others) - 1, min(count, len(others))).round().astype(int)
     clips += [Clip(root / others[i], TWELVE.index("unknown")) for i in np.unique(chosen)]
-    noises = sorted((root / NOISE).glob("*.wav"))
+    noises = below(root / NOISE, (".wav",)) if (root / NOISE).is_dir() else []
     if not noises:
         raise SPEECH_COMMANDS.missing(root, f"{NOISE}/*.wav")
     part = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}[split]

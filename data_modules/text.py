@@ -11,6 +11,7 @@ import torch
 from data_modules._splits import share
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
 from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.files import below
 
 BYTES = 256
 LICENCES = ("LICENSE.txt", "LICENSE")  # names under which an interpreter brings its own
@@ -117,7 +118,7 @@ def _embedded(split: str) -> dict[str, np.ndarray]:
 def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: no such file or folder; expected a text file, or a folder of documents")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    paths = below(root, suffixes)
     if not paths:
         raise DataError(f"{root}: no file that ends in {' '.join(suffixes)}; see data.suffixes")
     return paths

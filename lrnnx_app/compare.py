@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lrnnx_app.bench._timing import median_ms
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RunError, StreamError
+from lrnnx_app.files import below
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.models._base import Model
 from lrnnx_app.recipe import layer_nodes
@@ -69,7 +70,8 @@ def find(paths: Sequence[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise RunError(f"{path}: no such folder; expected a run, or a folder of runs")
-        inside = [p.parent for p in sorted(path.rglob(RECIPE)) if (p.parent / "summary.json").is_file()]
+        found = (file.parent for file in below(path, (RECIPE,)) if file.name == RECIPE)
+        inside = [folder for folder in found if (folder / "summary.json").is_file()]
         if not inside:
             raise RunError(f"{path}: no finished run in it; expected {RECIPE} and summary.json")
         runs |= {folder.resolve(): Run(folder) for folder in inside}

@@ -30,12 +30,26 @@ def below(folder: Path, suffixes: Sequence[str] | None = None) -> list[Path]:
     left = [path for path in counted if leftover(path.name)]
     if left:
         _say(f"{folder}: left out {len(left)} hidden or system files, such as {min(left).name}")
-    return sorted(path for path in counted if not leftover(path.name) and path.is_file())
+    kept = [path for path in counted if not leftover(path.name)]
+    for path in kept:
+        _leads_somewhere(path)
+    return sorted(path for path in kept if path.is_file())
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without leftovers; DataError if it is not readable."""
-    return [path for path in _entries(folder) if path.is_dir() and not leftover(path.name)]
+    """The folders in a folder, sorted, without leftovers; links to folders count.
+
+    Raises:
+        DataError: it is not readable, or a link in it leads nowhere, or back to a folder that holds it.
+    """
+    found = [path for path in _entries(folder) if not leftover(path.name)]
+    here = folder.resolve()
+    above = {_identity(place) for place in (here, *here.parents)}
+    for path in found:
+        _leads_somewhere(path)
+        if path.is_dir() and _identity(path) in above:
+            raise DataError(f"{path}: leads back to a folder that holds it; remove the link")
+    return [path for path in found if path.is_dir()]
 
 
 def _walked(root: Path) -> Iterator[Path]:
@@ -57,6 +71,11 @@ def _walked(root: Path) -> Iterator[Path]:
                 yield from walk(path, above | {identity})
 
     return walk(root, frozenset(_identity(folder) for folder in (here, *here.parents)))
+
+
+def _leads_somewhere(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: is a link to nothing; remove it, or bring back what it leads to")
 
 
 def _entries(folder: Path) -> list[Path]:

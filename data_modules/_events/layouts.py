@@ -15,6 +15,7 @@ from data_modules._events.store import Store
 from data_modules._expected import File, Published
 from lrnnx_app import cache
 from lrnnx_app.errors import DataError
+from lrnnx_app.files import below, folders_in
 
 SHD_WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -122,7 +123,7 @@ def folder_classes(root: Path) -> tuple[str, ...]:
     base = root / "train" if (root / "train").is_dir() else root
     if not base.is_dir():
         raise DataError(f"{root}: no such folder; expected a folder of event files for each class")
-    names = tuple(sorted(path.name for path in base.iterdir() if path.is_dir()))
+    names = tuple(path.name for path in folders_in(base))
     if len(names) < 2:
         raise DataError(f"{base}: {len(names)} folders in it; expected one for each of two or more classes")
     return names
@@ -136,8 +137,8 @@ def _folders(root: Path, split: str, sensor: Sensor, classes: tuple[str, ...]) -
     base, within = root / part, split if part == "train" and not (root / "valid").is_dir() else "all"
     if not base.is_dir():
         raise DataError(f"{base}: no such folder; expected one beside {root / 'train'}")
-    for folder in base.iterdir():
-        if folder.is_dir() and folder.name not in classes:
+    for folder in folders_in(base):
+        if folder.name not in classes:
             raise DataError(f"{folder}: a class that {root / 'train'} lacks; expected {', '.join(classes)}")
     return _files([base / name for name in classes], f"events of {base}", sensor, within)
 
@@ -152,8 +153,8 @@ def _files(
         (label, path)
         for label, folder in enumerate(folders)
         if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SUFFIXES
+        for path in below(folder, SUFFIXES)
+        if path.parent == folder
     ]
     if not files:
         raise DataError(f"{folders[0].parent}: no event files in it; expected {', '.join(SUFFIXES)} by class")
