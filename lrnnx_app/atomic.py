@@ -60,7 +60,7 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
             part.unlink()
             part.mkdir()
         yield part
-        if part.is_dir() and path.is_dir():
+        if path.is_dir():
             path.rmdir()
         finish(part, path)
     finally:

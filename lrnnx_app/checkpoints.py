@@ -4,7 +4,6 @@ A file is what `torch.save` writes, a zip archive, whose comment is its SHA-256:
 no kill can part it from its digest, and any reader of torch's files still reads it.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -18,7 +17,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from lrnnx_app import workers
+from lrnnx_app import atomic, workers
 from lrnnx_app.errors import Interrupted, RunError
 from lrnnx_app.interrupts import Interrupts
 
@@ -37,19 +36,12 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
         RunError: the disk is full or refuses; whatever stood at `path` is as it was.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w+b") as file:
+        with atomic.whole(path) as part, part.open("r+b") as file:
             torch.save(content, file)
             _seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save wraps what the disk says
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         if workers.gone(error):  # told wherever the process happens to be, here in the midst of writing
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -100,16 +92,6 @@ def _digest(file: Any, size: int) -> bytes:
         total.update(block)
         size -= len(block)
     return MARK + total.hexdigest().encode()
-
-
-def _flush_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
-    with contextlib.suppress(OSError):  # some file systems cannot flush folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class SealedIO(TorchCheckpointIO):
@@ -264,8 +246,8 @@ class Checkpoints(Callback):
     @staticmethod
     def clear(folder: Path) -> None:
         """Remove what a killed writer left."""
-        for part in folder.glob("*.part"):
-            part.unlink()
+        for part in folder.glob(".*.part*"):
+            atomic.discard(part)
 
 
 def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
@@ -286,11 +268,9 @@ def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
 
 def _link(path: Path, name: Path) -> None:
     """Let `name` be `path` as well, in one move."""
-    part = name.with_name(f"{name.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, part)
-    part.replace(name)
-    part.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing
+    with atomic.whole(name) as part:
+        try:
+            atomic.discard(part)
+            os.link(path, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, atomic.begin(name))

@@ -1,15 +1,14 @@
 """What a finished training leaves in its run folder beside weights and events."""
 
-import contextlib
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lrnnx_app import atomic
 from lrnnx_app.errors import RunError
 from lrnnx_app.plots import learning_curves
 from lrnnx_app.tasks._base import Task
@@ -40,13 +39,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         RunError: the disk is full or refuses; whatever stood at `path` is as it was.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        atomic.write(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise RunError(f"{path}: not written ({error.strerror}); what stood there is as it was") from error
 
 

@@ -1,6 +1,5 @@
 """What commands print in tables: comparisons, the outcome of a grid, what data hold."""
 
-import contextlib
 import io
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from lrnnx_app import compare, inspection
+from lrnnx_app import atomic, compare, inspection
 from lrnnx_app.data import DataModule
 from lrnnx_app.errors import RunError
 from lrnnx_app.inspection import Split
@@ -58,14 +57,11 @@ def save(figure: Any, path: Path) -> None:
         RunError: the file cannot be written as what its ending says; whatever stood there is as it was.
     """
     picture = io.BytesIO()
-    part = path.with_name(f".{path.name}.part")
     try:
         figure.savefig(picture, dpi=130, format=path.suffix[1:] or "png")
-        part.write_bytes(picture.getvalue())
-        part.replace(path)
+        with atomic.whole(path) as part:
+            part.write_bytes(picture.getvalue())
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise RunError(f"{path}: {error}; expected a writable .png, .pdf or .svg") from error
 
 

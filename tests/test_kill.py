@@ -34,4 +34,4 @@ def test_killed_again_and_again_ends_with_the_very_same_weights(folder: Path, tm
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     same(run, trained(folder, f"uninterrupted_{EPOCHS}", words))
-    assert not list(run.rglob("*.part")) + list(run.glob("metrics.earlier.csv"))
+    assert not list(run.rglob(".*.part*")) + list(run.glob("metrics.earlier.csv"))

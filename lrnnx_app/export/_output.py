@@ -1,11 +1,11 @@
 """What every format shares: its options, and outputs that get their name when they are whole."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrnnx_app import atomic
 from lrnnx_app.errors import LrnnxError, RunError, UserError
 
 
@@ -19,8 +19,8 @@ class Options:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` if nothing fails, and is removed if something does.
+def whole(path: Path, folder: bool = False) -> Iterator[Path]:
+    """What to write to, a file or a folder; it becomes `path` if nothing fails, as of `atomic.whole`.
 
     Raises:
         RunError: something is there already, or the folder does not exist or cannot be written.
@@ -29,19 +29,11 @@ def whole(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: is there already; remove it first or choose another name")
     if not path.parent.is_dir():
         raise RunError(f"{path}: no such folder; make {path.parent} first")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield part
-        if path.is_dir():
-            path.rmdir()
-        part.replace(path)
+        with atomic.whole(path, folder) as part:
+            yield part
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
 
 
 def accept(path: Path, difference: float, tolerance: float) -> None:

@@ -98,7 +98,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     # Through JSON, as it will be read.
     made = HubModel(recipe=recipe, spec=json.loads(json.dumps(asdict(task.spec)))).eval()
     made.model.load_state_dict(task.model.state_dict())
-    with whole(path) as part:
+    with whole(path, folder=True) as part:
         made.save_pretrained(part)
         (part / "README.md").write_text(card(run, made, recipe), encoding="utf-8")
         with redirect_stdout(None):  # the hub's library says that it loads

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, Protocol
 import soundfile
 from torch import Tensor
 
+from lrnnx_app import atomic
 from lrnnx_app.audio_io import BLOCK, SUFFIXES
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming.sources import FORMATS, FULL_SCALE
@@ -59,10 +60,10 @@ class AudioFile:
             raise DataError(f"{target}: expected an output ending in {', '.join(SUFFIXES)}")
         if not target.parent.is_dir():
             raise DataError(f"{target}: no such folder; make {target.parent} first")
-        self.target, self._part = target, target.with_name(f".{target.stem}.part{target.suffix}")
+        self.target, self._part = target, atomic.part_of(target)
         self._rate, self._format = rate, suffix[1:].upper()
         self._subtype = encoding(suffix, subtype)
-        self._file = self._opened(self._part, self._format)
+        self._file = self._opened(self._format)
         self._written = 0
 
     def write(self, samples: Tensor) -> None:
@@ -80,17 +81,19 @@ class AudioFile:
     def close(self) -> None:
         self._file.close()
         if self._part.exists():  # not there if an interrupt came after the last call did its work
-            os.replace(self._part, self.target)
+            atomic.finish(self._part, self.target)
 
     def abort(self) -> None:
         self._file.close()
         self._part.unlink(missing_ok=True)
 
-    def _opened(self, path: Path, form: str) -> soundfile.SoundFile:
-        place: Any = os.fsencode(path)  # any bytes of a name
+    def _opened(self, form: str) -> soundfile.SoundFile:
+        """The part, new and empty."""
         try:
+            place: Any = os.fsencode(atomic.begin(self.target))  # any bytes of a name
             return soundfile.SoundFile(place, "w", self._rate, 1, self._subtype, format=form)
-        except soundfile.LibsndfileError as error:
+        except (OSError, soundfile.LibsndfileError) as error:
+            self._part.unlink(missing_ok=True)
             raise DataError(f"{self.target}: cannot be written ({error})") from error
 
     def _widen(self) -> None:
@@ -99,7 +102,7 @@ class AudioFile:
         narrow = self._part.with_name(f"{self._part.name}.wav")
         os.replace(self._part, narrow)
         try:
-            self._format, self._file = "RF64", self._opened(self._part, "RF64")
+            self._format, self._file = "RF64", self._opened("RF64")
             kind = "float64" if self._subtype in FLOATS else "int32"
             place: Any = os.fsencode(narrow)
             for block in soundfile.blocks(place, BLOCK, dtype=kind):
