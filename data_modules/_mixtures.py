@@ -1,6 +1,7 @@
 """Noisy speech, mixed on the fly from clean clips and music, babble or coloured noise."""
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_modules._augment import Augment
-from data_modules._splits import share
+from data_modules._splits import own
 from lrnnx_app.audio_io import Clips, excerpt, find_audio
 from lrnnx_app.data import Example
 from lrnnx_app.errors import DataError
@@ -39,9 +40,9 @@ def mixtures(config: Any, split: str) -> "Mixtures":
             f"{missing}: expected a folder, since data.root (clean) and data.noise_root go together"
         )
     if c.root:
-        speech = share(find_audio(Path(c.root), "clean speech"), Path(c.root), split)
-        noise_root = Path(c.noise_root)
-        noise = Clips(share(find_audio(noise_root, "noise"), noise_root, split), c.sample_rate)
+        speech = own(Path(c.root), split, c.split, partial(find_audio, what="clean speech"))
+        noises = own(Path(c.noise_root), split, c.split, partial(find_audio, what="noise"))
+        noise = Clips(noises, c.sample_rate)
     else:
         speech = [path for path, _ in prompts(split)]
         noise = _embedded_music(split, c.sample_rate)

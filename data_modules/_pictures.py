@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_modules._splits import share
-from lrnnx_app.data import SPLITS
+from data_modules._splits import Group, by_folders, own
 from lrnnx_app.errors import DataError
 from lrnnx_app.files import below, folders_in
 
@@ -18,13 +17,13 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 def classes_of(folder: str) -> tuple[str, ...]:
-    """The names of the class folders, sorted; of root/train where there is one.
+    """The names of the class folders, sorted; of root/train where splits are folders.
 
     Raises:
         DataError: there are not at least two.
     """
     root = Path(folder)
-    base = root / "train" if (root / "train").is_dir() else root
+    base = root / "train" if by_folders(root) else root
     given = folder and base.is_dir()
     found = [path.name for path in folders_in(base)] if given else []
     if len(found) < 2:
@@ -35,30 +34,41 @@ def classes_of(folder: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def by_class(root: Path, split: str, suffixes: Sequence[str], group=lambda name: name) -> list[Path]:
-    """The files of a split: those of its folder, if the root has train, valid and test; else a share.
+def by_class(
+    root: Path, split: str, shares: Sequence[float], suffixes: Sequence[str], group: Group = lambda name: name
+) -> list[Path]:
+    """The files of a split, in folders of their classes.
 
     Raises:
         DataError: there are none.
     """
-    ready = all((root / name).is_dir() for name in SPLITS)
-    base = root / split if ready else root
-    paths = [path for path in below(base, suffixes) if len(path.relative_to(base).parts) > 1]
-    if not paths:
-        raise DataError(f"{base}: no file in its class folders; expected one of {', '.join(suffixes)}")
-    return paths if ready else share(paths, root, split, group)
+
+    def find(base: Path) -> list[Path]:
+        paths = [path for path in below(base, suffixes) if len(path.relative_to(base).parts) > 1]
+        if not paths:
+            raise DataError(f"{base}: no file in its class folders; expected one of {', '.join(suffixes)}")
+        return paths
+
+    return own(root, split, shares, find, group)
 
 
-def class_of(path: Path, root: Path) -> str:
-    """The folder that names the class of a file found by `by_class`."""
+def class_of(path: Path, root: Path, classes: Sequence[str]) -> int:
+    """The number of the class whose folder holds a file found by `by_class`.
+
+    Raises:
+        DataError: training has no such class.
+    """
     parts = path.relative_to(root).parts
-    return parts[1] if parts[0] in SPLITS and all((root / name).is_dir() for name in SPLITS) else parts[0]
+    name = parts[1] if by_folders(root) else parts[0]
+    if name not in classes:
+        raise DataError(f"{path}: in a class that {root / 'train'} lacks; expected {', '.join(classes)}")
+    return classes.index(name)
 
 
-def videos(root: Path, split: str) -> list[list[Path]]:
+def videos(root: Path, split: str, shares: Sequence[float]) -> list[list[Path]]:
     """The frames of each video of a split, in the order of their names: root/class/video/frame.png."""
     found: dict[Path, list[Path]] = {}
-    for frame in by_class(root, split, SUFFIXES, group=lambda name: name.rpartition("/")[0]):
+    for frame in by_class(root, split, shares, SUFFIXES, group=lambda name: name.rpartition("/")[0]):
         found.setdefault(frame.parent, []).append(frame)
     return list(found.values())
 

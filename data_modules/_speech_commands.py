@@ -53,8 +53,8 @@ def speech_commands(root: Path, split: str, classes: int) -> list[Clip]:
     listed = {name: (root / file).read_text(encoding="utf-8-sig").split() for name, file in LISTS.items()}
     if split == "train":
         kept_out = set(listed["valid"]) | set(listed["test"])
-        folders = [folder for folder in folders_in(root) if not folder.name.startswith("_")]
-        found = [f"{folder.name}/{path.name}" for folder in folders for path in below(folder, (".wav",))]
+        folders = [path for path in folders_in(root) if not path.name.startswith("_")]
+        found = [f"{folder.name}/{p.name}" for folder in folders for p in below(folder, (".wav",))]
         names = [name for name in found if name not in kept_out]
     else:
         names = listed[split]

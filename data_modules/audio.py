@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from data_modules._mixtures import Mixtures, coloured_noise, mixtures, prompts
 from data_modules._pairs import pairs
 from data_modules._pictures import by_class, class_of, classes_of
 from data_modules._speech_commands import TWELVE, WORDS, Clip, speech_commands
-from data_modules._splits import share
+from data_modules._splits import own
 from lrnnx_app.audio_io import SUFFIXES, find_audio, read_mono
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
 from lrnnx_app.errors import RecipeError, one_of
@@ -21,6 +21,7 @@ from lrnnx_app.errors import RecipeError, one_of
 __all__ = ["Audio", "Mixtures", "coloured_noise"]
 
 LAYOUTS = ("mixtures", "pairs", "speech_commands", "folders", "voices", "continued")
+UNUSED = {"mixtures": ("gain", "noise"), "pairs": ("speed", "reverb", "noise")}  # kinds of augmentation
 CLASSES = {len(WORDS): WORDS, len(TWELVE): TWELVE}
 
 
@@ -29,16 +30,18 @@ class Audio(DataModule):
 
     mixtures         noisy and clean speech. Embedded: prompts of three speakers; two music tracks for
                      training, a third one's halves for validation and test. With `root` and
-                     `noise_root`: every audio file below them; each belongs to one split by a hash of its
-                     path. Babble is made of other clips of the same split. Validation and test mix each
-                     clip `mixtures` times, the same way in every run.
+                     `noise_root`: every audio file below them. Babble is made of other clips of the same
+                     split. Validation and test mix each clip `mixtures` times, the same way in every run.
     pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache;
                      two speakers for validation.
     speech_commands  Speech Commands v2 by its own lists; 35 words, or 10 with "unknown" and "silence".
-    folders          one folder for each class below `root`, or train, valid and test folders of such; else a
-                     file's split goes by a hash of its path, or of what stands before "_nohash_" in its name.
+    folders          one folder for each class below `root`; files that share what stands before "_nohash_" in
+                     their names stay in one split.
     voices           embedded: whose voice a prompt has, English, Italian or Russian; splits share no clip.
     continued        samples to be predicted: of the embedded prompts, or of all files below `root`.
+
+    Files of one's own are split by folders train, valid and test where there are such, else into the shares
+    of `split`, in the order of a hash of their paths.
     """
 
     @dataclass
@@ -59,6 +62,9 @@ class Audio(DataModule):
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, LAYOUTS)
+            for name in UNUSED.get(self.layout, ()):
+                if getattr(self.augment, name) != getattr(AugmentConfig(), name):
+                    raise RecipeError(f"augment.{name}: layout {self.layout} does not use it; leave it out")
             shares = (self.music, self.babble, self.coloured)
             if min(shares) < 0 or not math.isclose(sum(shares), 1):
                 raise RecipeError(f"music, babble and coloured: expected shares that sum to 1, not {shares}")
@@ -106,14 +112,15 @@ class Audio(DataModule):
         names = self.spec.classes
         if c.layout == "voices":
             return [Clip(path, names.index(speaker)) for path, speaker in prompts(split)]
-        paths = by_class(root, split, SUFFIXES, group=_speaker)
-        return [Clip(path, names.index(class_of(path, root))) for path in paths]
+        paths = by_class(root, split, c.split, SUFFIXES, group=_speaker)
+        return [Clip(path, class_of(path, root, names)) for path in paths]
 
     def _recordings(self, split: str) -> list[Clip]:
-        root = Path(self.config.root)
-        if not self.config.root:
+        c = self.config
+        if not c.root:
             return [Clip(path, 0) for path, _ in prompts(split)]
-        return [Clip(path, 0) for path in share(find_audio(root, "recordings"), root, split)]
+        found = own(Path(c.root), split, c.split, partial(find_audio, what="recordings"))
+        return [Clip(path, 0) for path in found]
 
 
 def _speaker(name: str) -> str:

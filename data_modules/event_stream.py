@@ -1,6 +1,7 @@
 """Events with their own times: spiking audio, event cameras, and simulated ones that are embedded."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +62,15 @@ class EventStream(DataModule):
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)
         own = Sensor(config.width, config.height, config.polarities)
-        self.layout = layouts.named(config.layout, Path(config.root), own)
+        self.layout = layouts.named(config.layout, own, config.split)
         self.sensor = scaled(self.layout.sensor, config.scale)
-        frames = bool(config.frame_events or config.frame_ms)
-        classes = self.layout.classes
-        self.spec = DataSpec(self.sensor.tokens, len(classes), tokens=not frames, classes=classes)
+        self.tokens = not (config.frame_events or config.frame_ms)
+
+    @cached_property
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
+        """Only the classes of a user's folders need the data."""
+        classes = self.layout.classes or layouts.folder_classes(Path(self.config.root))
+        return DataSpec(self.sensor.tokens, len(classes), tokens=self.tokens, classes=classes)
 
     def source(self, split: str) -> Source:
         store, rows = self.layout.stored(Path(self.config.root), split)
@@ -85,7 +90,7 @@ class EventStream(DataModule):
             token = (p * self.sensor.height + y // c.scale) * self.sensor.width + x // c.scale
         milliseconds = recording.t / 1000
         x = torch.from_numpy(token)
-        if not self.spec.tokens:
+        if not self.tokens:
             index = (
                 np.arange(len(token)) // c.frame_events
                 if c.frame_events
@@ -93,7 +98,7 @@ class EventStream(DataModule):
             )
             steps = int(index[-1]) + 1
             x = torch.bincount(
-                torch.from_numpy(index * self.spec.d_input) + x, minlength=steps * self.spec.d_input
+                torch.from_numpy(index * self.sensor.tokens) + x, minlength=steps * self.sensor.tokens
             )
             x = x.view(steps, -1).float()
             if c.frame_ms:
@@ -122,7 +127,7 @@ class Events:
         most = module.config.events or np.iinfo(np.int64).max
         lengths = np.minimum(store.lengths[rows], most)
         self.labels = store.labels[rows]
-        if module.spec.tokens:
+        if module.tokens:
             self.lengths = lengths
 
     def __len__(self) -> int:

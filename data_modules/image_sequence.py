@@ -54,7 +54,7 @@ class ImageSequence(DataModule):
     `reading` says what a step is: a pixel, row after row (T, 1), or (T, 3) in colour; a pixel in an order
     that is permuted once and for all; a whole row; or a square patch. A video is the sequence of its frames'
     steps. Pictures of a user lie in one folder for each class (`folder`), or each video's frames in a folder
-    of their own within it (`video`); splits are folders of that name, or a hash of the path.
+    of their own within it (`video`); splits are folders of that name, or shares in the order of a hash.
     """
 
     @dataclass
@@ -114,10 +114,10 @@ class ImageSequence(DataModule):
             )
         classes = classes_of(c.root)
         if c.images == "video":
-            clips = videos(root, split)
+            clips = videos(root, split, c.split)
         else:
-            clips = [[path] for path in by_class(root, split, SUFFIXES)]
-        labels = [classes.index(class_of(clip[0], root)) for clip in clips]
+            clips = [[path] for path in by_class(root, split, c.split, SUFFIXES)]
+        labels = [class_of(clip[0], root, classes) for clip in clips]
         return Pictures(clips, labels, c, self.reading, *changes)
 
     def read(self, path: Path) -> Example:

@@ -3,12 +3,13 @@
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data_modules._splits import share
+from data_modules._splits import own, tenth, within
 from lrnnx_app.data import DataModule, DataSpec, Example, Source
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.files import below
@@ -22,9 +23,10 @@ class Text(DataModule):
 
     Embedded: the licence and the reference documentation that ship with the running Python, one document for
     each topic. With `root`: every file with one of `suffixes` below it, each a document, read through memory
-    maps; a document belongs to one split by a hash of its path. A single file is split by place: its last
-    tenths are for validation and test. Training draws windows evenly over all bytes; validation and test
-    read each document from beginning to end in windows.
+    maps. Folders train, valid and test are the splits where there are such, else documents are split into the
+    shares of `split`, in the order of a hash of their paths. A single file is split by place, its end for
+    test. Training draws windows evenly over all bytes; validation and test read each document from beginning
+    to end in windows.
     """
 
     @dataclass
@@ -46,12 +48,11 @@ class Text(DataModule):
         if not c.root:
             documents = _embedded(split)
         elif root.is_file():
-            documents = {root.name: _tenths(_mapped(root), split)}
+            content = _mapped(root)
+            documents = {root.name: content[within(len(content), split, c.split)]}
         else:
-            documents = {
-                path.relative_to(root).as_posix(): _mapped(path)
-                for path in share(_files(root, c.suffixes.split()), root, split)
-            }
+            paths = own(root, split, c.split, partial(_files, suffixes=c.suffixes.split()))
+            documents = {path.relative_to(root).as_posix(): _mapped(path) for path in paths}
         documents = {name: content for name, content in documents.items() if len(content) > 1}
         if not documents:
             raise DataError(f"{root}: no document of two bytes or more in its {split} split; add text")
@@ -111,8 +112,7 @@ def _embedded(split: str) -> dict[str, np.ndarray]:
     for path in (library / name for name in LICENCES):
         if path.is_file():
             texts[path.name] = path.read_bytes()
-    chosen = share([Path(name) for name in texts], Path(), split)
-    return {path.as_posix(): np.frombuffer(texts[path.as_posix()], np.uint8) for path in chosen}
+    return {name: np.frombuffer(text, np.uint8) for name, text in texts.items() if tenth(name) == split}
 
 
 def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -129,10 +129,3 @@ def _mapped(path: Path) -> np.ndarray:
         return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: not readable ({error.strerror}); expected a text file") from error
-
-
-def _tenths(content: np.ndarray, split: str) -> np.ndarray:
-    first, second = len(content) * 8 // 10, len(content) * 9 // 10
-    return content[
-        {"train": slice(0, first), "valid": slice(first, second), "test": slice(second, None)}[split]
-    ]

@@ -4,9 +4,10 @@ An example is drawn by a generator seeded from (seed, epoch, index), never from 
 numbers, so that resuming, more workers or more processes change nothing.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lrnnx_app import buckets
 from lrnnx_app.errors import DataError, RecipeError
-from lrnnx_app.workers import Loader
+from lrnnx_app.workers import Loader, check_files
 
 EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
 SPLITS = ("train", "valid", "test")
+SHARES = (0.8, 0.1, 0.1)  # of a user's files
 
 
 class Batch(NamedTuple):
@@ -237,6 +239,7 @@ class DataModule(LightningDataModule):
         workers: int = 0  # processes that prepare batches, one for each core at most
         bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
         pack: bool = False  # several short examples in one row of a training batch
+        split: list[float] = field(default_factory=lambda: list(SHARES))  # of one's own files, by split
 
     spec: DataSpec
 
@@ -246,6 +249,7 @@ class DataModule(LightningDataModule):
             raise RecipeError(f"data.batch_size: expected at least 1, not {config.batch_size}")
         if config.workers < 0:
             raise RecipeError(f"data.workers: expected at least 0, not {config.workers}")
+        _check_split(list(config.split), config.root)
         self.config = config
         self.seed = seed
         self.position = (0, 0)  # epoch, and batches of it that are done, where training begins
@@ -280,6 +284,7 @@ class DataModule(LightningDataModule):
             {"sampler": sampler, "batch_size": size} if train else {"batch_sampler": sampler.batches()}
         )
         workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
+        check_files(workers)
         return Loader(
             _Addressed(source, (seed, SPLITS.index(split))),
             **order,
@@ -297,3 +302,11 @@ class DataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return self.loader("test")
+
+
+def _check_split(shares: list[float], root: str) -> None:
+    if len(shares) != len(SPLITS) or not min(shares) > 0 or not math.isclose(sum(shares), 1):
+        names = ", ".join(SPLITS)
+        raise RecipeError(f"data.split: expected shares of {names}, each above 0, in all 1, not {shares}")
+    if not root and shares != list(SHARES):
+        raise RecipeError("data.split: divides one's own files; expected data.root with it")

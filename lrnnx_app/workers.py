@@ -17,6 +17,7 @@ from lrnnx_app.errors import DataError, UserError
 from lrnnx_app.interrupts import SIGNALS
 
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
+FILES, FILES_OF_WORKER = 96, 16  # open at once by a training, and by each process that prepares batches
 GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) .*")  # as torch says it
 CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process .*\n\w[\w.]*: (.*)\Z", re.DOTALL)
 
@@ -45,6 +46,25 @@ def _begin(parent: int, worker: int) -> None:
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def check_files(workers: int) -> None:
+    """Whether so many processes can hand on their batches, for which each tensor takes an open file.
+
+    Raises:
+        DataError: the system allows too few; torch would wait for ever.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES + FILES_OF_WORKER * workers
+    if workers and resource.RLIM_INFINITY != most < needed:
+        raise DataError(
+            f"data.workers: a process may open {most} files here; expected {needed} for {workers} workers: "
+            f"ulimit -n {needed}, or data.workers=0"
+        )
 
 
 @contextmanager

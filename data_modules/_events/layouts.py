@@ -1,8 +1,6 @@
 """Data sets in the layout they are published in: their sensor, classes, and the recordings of each split."""
 
-import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from data_modules._events import aedat, atis, gesture, heidelberg, plain, simula
 from data_modules._events.recording import Recording, Sensor, checked
 from data_modules._events.store import Store
 from data_modules._expected import File, Published
+from data_modules._splits import by_folders, folder_of, parted, tenth
 from lrnnx_app import cache
 from lrnnx_app.errors import DataError
 from lrnnx_app.files import below, folders_in
@@ -55,26 +54,25 @@ NMNIST = Published(
     ),
 )
 SUFFIXES = (".bin", ".csv", ".npz", ".aedat")
+USER, ENOUGH_USERS = "user", 5  # recordings userNN_… stay together where there are so many users
 HELD_OUT = 5  # one of so many speakers or users of the training set is for validation
 
 
 class Layout(NamedTuple):
-    """What a data set is. `stored` gives the recordings of a split's files and the rows that belong to it."""
+    """What a data set is; without classes, folders name them.
+
+    `stored` gives the recordings of a split's files and the rows that belong to it.
+    """
 
     sensor: Sensor
     classes: tuple[str, ...]
     stored: Callable[[Path, str], tuple[Store, np.ndarray]]
 
 
-def named(name: str, root: Path, sensor: Sensor) -> Layout:
-    """A layout by its name; `sensor` is that of folders.
-
-    Raises:
-        DataError: the classes of folders cannot be told.
-    """
+def named(name: str, sensor: Sensor, shares: Sequence[float]) -> Layout:
+    """A layout by its name; `sensor` and `shares` are those of folders, whose classes the folders name."""
     if name == "folders":
-        classes = folder_classes(root)
-        return Layout(sensor, classes, lambda root, split: _folders(root, split, sensor, classes))
+        return Layout(sensor, (), lambda root, split: _folders(root, split, sensor, shares))
     return PUBLISHED[name]
 
 
@@ -115,12 +113,23 @@ def _nmnist(root: Path, split: str) -> tuple[Store, np.ndarray]:
     for folder in folders:
         if not folder.is_dir():
             raise NMNIST.missing(root, f"{part}/{folder.name}")
-    return _files(folders, f"N-MNIST ({part})", atis.SENSOR, split if part == "Train" else "all")
+    store = _files(folders, f"N-MNIST ({part})", atis.SENSOR)
+    held = np.array([tenth(group) == "valid" for group in store.groups])
+    rows = np.arange(len(store)) if split == "test" else np.flatnonzero(held == (split == "valid"))
+    if not len(rows):
+        raise DataError(
+            f"{root / part}: none of its {len(store)} recordings is for {split}; expected all files"
+        )
+    return store, rows
 
 
 def folder_classes(root: Path) -> tuple[str, ...]:
-    """The names of the class folders below `root`, or below its train folder."""
-    base = root / "train" if (root / "train").is_dir() else root
+    """The names of the class folders below `root`, or below its train folder where splits are folders.
+
+    Raises:
+        DataError: there are not at least two.
+    """
+    base = root / "train" if by_folders(root) else root
     if not base.is_dir():
         raise DataError(f"{root}: no such folder; expected a folder of event files for each class")
     names = tuple(path.name for path in folders_in(base))
@@ -129,26 +138,24 @@ def folder_classes(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _folders(root: Path, split: str, sensor: Sensor, classes: tuple[str, ...]) -> tuple[Store, np.ndarray]:
+def _folders(root: Path, split: str, sensor: Sensor, shares: Sequence[float]) -> tuple[Store, np.ndarray]:
     """Folders of classes, or train, valid and test with such folders; users (userNN_…) are not torn apart."""
-    if not (root / "train").is_dir():
-        return _files([root / name for name in classes], f"events of {root}", sensor, split, TENTHS)
-    part = split if split != "valid" or (root / "valid").is_dir() else "train"
-    base, within = root / part, split if part == "train" and not (root / "valid").is_dir() else "all"
-    if not base.is_dir():
-        raise DataError(f"{base}: no such folder; expected one beside {root / 'train'}")
+    classes = folder_classes(root)
+    base, among = folder_of(root, split)
     for folder in folders_in(base):
         if folder.name not in classes:
             raise DataError(f"{folder}: a class that {root / 'train'} lacks; expected {', '.join(classes)}")
-    return _files([base / name for name in classes], f"events of {base}", sensor, within)
+    store = _files([base / name for name in classes], f"events of {base}", sensor)
+    users = {group for group in store.groups if group.startswith(USER)}
+    apart = [
+        name if group in users and len(users) < ENOUGH_USERS else group
+        for group, name in zip(store.groups, store.names, strict=True)
+    ]
+    return store, np.flatnonzero([part == split for part in parted(apart, shares, among, base)])
 
 
-TENTHS = {0: "valid", 1: "test"}  # of the hash of a recording's group
-
-
-def _files(
-    folders: list[Path], what: str, sensor: Sensor, split: str, tenths: dict[int, str] | None = None
-) -> tuple[Store, np.ndarray]:
+def _files(folders: list[Path], what: str, sensor: Sensor) -> Store:
+    """The recordings in a folder for each class."""
     files = [
         (label, path)
         for label, folder in enumerate(folders)
@@ -160,20 +167,15 @@ def _files(
         raise DataError(f"{folders[0].parent}: no event files in it; expected {', '.join(SUFFIXES)} by class")
 
     def recordings() -> Iterator[Recording]:
-        for label, path in files:
+        for (label, path), folder in ((file, folders[file[0]]) for file in files):
             first = path.stem.partition("_")[0]
-            group = first if first.startswith("user") else path.stem
             yield read(path, sensor)._replace(
-                label=label, name=f"{path.parent.name}/{path.name}", group=group
+                label=label,
+                name=f"{folder.name}/{path.relative_to(folder).as_posix()}",
+                group=first if first.startswith(USER) else path.stem,
             )
 
-    store = Store(what, (cache.stamps(path for _, path in files), sensor), recordings)
-    tenths = {0: "valid"} if tenths is None else tenths
-    found = [tenths.get(zlib.crc32(os.fsencode(group)) % 10, "train") for group in store.groups]
-    rows = np.flatnonzero([split in ("all", part) for part in found])
-    if not len(rows):
-        raise DataError(f"{what}: none of the {len(store)} recordings fell to the {split} split; add more")
-    return store, rows
+    return Store(what, (cache.stamps(path for _, path in files), sensor), recordings)
 
 
 def read(path: Path, sensor: Sensor) -> Recording:
