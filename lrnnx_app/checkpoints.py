@@ -41,10 +41,11 @@ def write(content: dict[str, Any], path: Path) -> None:
         with atomic.whole(path) as part, part.open("r+b") as file:
             torch.save(content, file)
             _seal(file)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what the disk says
+    except (OSError, RuntimeError) as error:
         if workers.gone(error):  # told wherever the process happens to be, here in the midst of writing
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        disk = error if isinstance(error, OSError) else error.__context__  # which torch.save wraps
+        reason = getattr(disk, "strerror", None) or str(error).splitlines()[0]
         raise RunError(
             f"{path}: not written ({reason}); earlier checkpoints are whole: make room, then --resume"
         ) from error

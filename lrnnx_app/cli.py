@@ -232,11 +232,12 @@ def infer(
         to_json,
         threads,
     )
-    if Run(run).recipe.task.name == "predict":
+    opened = Run(run)
+    if opened.recipe.task.name == "predict":
         if chosen != inference.Options(as_json=to_json):
             raise UserError("a run of the task predict is judged by whole files; expected --json or --prompt")
-        return sample.judge(Run(run), inputs, to_json)
-    raise typer.Exit(inference.infer(run, inputs, chosen))
+        return sample.judge(opened, inputs, to_json)
+    raise typer.Exit(inference.infer(opened, inputs, chosen))
 
 
 @app.command()

@@ -54,14 +54,14 @@ class Options:
     threads: int | None = None
 
 
-def infer(run: Path, inputs: Sequence[Path], options: Options) -> int:
+def infer(run: Run, inputs: Sequence[Path], options: Options) -> int:
     """Run on every input, print results and a report; the exit code.
 
     Raises:
         UserError: an input, the output or an option does not serve; files done before are kept.
     """
     _check(inputs, options)
-    job = Job(Run(run), inputs, options)
+    job = Job(run, inputs, options)
     with threads(options.threads or (1 if job.session else None)), flushing():
         try:
             with terminated_as_interrupted():

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lrnnx_app import atomic
 from lrnnx_app.errors import RunError
 from lrnnx_app.plots import learning_curves
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.terminal import as_json
 
 METRICS = "metrics.csv"
 EARLIER = "metrics.earlier.csv"  # of the parts of a run before the last resume
@@ -46,8 +46,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json in one move."""
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    """Write summary.json in one move; a metric that is not finite is null."""
+    write_whole(folder / "summary.json", as_json(summary, 2) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """A run folder: recipe.yaml, checkpoints, events, metrics.csv, plots, summary.json."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,13 @@ class Run:
         return task.eval()
 
     def summary(self) -> dict[str, Any]:
+        """What summary.json says, NaN where a metric is null; nothing of a run that has not ended."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        content = json.loads(path.read_text())
+        metrics = {key: math.nan if value is None else value for key, value in content["metrics"].items()}
+        return {**content, "metrics": metrics}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

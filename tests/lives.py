@@ -30,9 +30,11 @@ def digits(epochs: int) -> list[str]:
 
 
 def started(*words: object) -> subprocess.Popen[str]:
-    """`lrnnx train` with these words."""
+    """`lrnnx train` with these words, in a process group of its own."""
     command = [sys.executable, "-m", "lrnnx_app.cli", "train", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
 
 
 def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> None:

@@ -139,7 +139,6 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(
     assert distance(alone[layer], pairs[layer]) < ROUNDING
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of a copied run
 def test_weights_spread_over_two_processes_end_as_in_one(
     alone: dict[str, Path], pairs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -144,6 +144,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom lrnnx_app import checkpoints\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "checkpoints.write({'x': torch.ones(10000)}, Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "last.ckpt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "last.ckpt: not written (File too large)" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_steps_without_finite_numbers_are_skipped_counted_and_end_the_training(
     lrnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What a resumed run goes on with: its own settings, overrides that count, the totals of all its parts."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lrnnx_app import recipe, resume, training
+from lrnnx_app import recipe, report, resume, training
 from lrnnx_app.data import Batch
 from lrnnx_app.errors import RecipeError, RunError, TrainingError
 from lrnnx_app.run import Run, read_checkpoint
@@ -171,6 +172,13 @@ def test_a_test_of_weights_that_are_no_numbers_is_one_line(
     monkeypatch.setattr(Run, "task", broken)
     with pytest.raises(TrainingError, match="the test: outputs are no finite numbers"):
         training.evaluate(Run(halved), "test")
+
+
+def test_a_metric_that_is_no_number_is_null_in_the_summary(run: Path) -> None:
+    report.write_summary(run, {"metrics": {"test/loss": math.nan, "test/accuracy": 0.5}})
+    assert json.loads((run / "summary.json").read_text())["metrics"]["test/loss"] is None
+    assert math.isnan(Run(run).summary()["metrics"]["test/loss"])
+    assert Run(run).summary()["metrics"]["test/accuracy"] == 0.5
 
 
 def test_totals_add_up() -> None:

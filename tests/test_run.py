@@ -58,11 +58,16 @@ def test_tensorboard_has_sounds_and_pictures(denoiser: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tags: dict[str, set[str]] = {"scalars": set(), "images": set(), "audio": set()}
+    best = torch.load(denoiser / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    steps: set[int] = set()
     for path in denoiser.glob("events.out.tfevents.*"):
         events = EventAccumulator(str(path))
         events.Reload()
         for kind, found in tags.items():
             found |= set(events.Tags()[kind])
+        steps |= {image.step for tag in events.Tags()["images"] for image in events.Images(tag)}
+        steps |= {sound.step for tag in events.Tags()["audio"] for sound in events.Audio(tag)}
+    assert steps == {best}
     assert "train/loss" in tags["scalars"]
     assert len(tags["images"]) == 3
     assert {tag.rpartition("/")[2] for tag in tags["audio"]} == {"noisy", "denoised", "clean"}
@@ -237,6 +242,9 @@ def test_mistakes_are_one_line_and_code_2(lrnnx, denoiser: Path, classifier: Pat
         (("export", bare, "-o", tmp_path / "x.onnx"), "best.ckpt"),
         (("export", denoiser, "-o", tmp_path / "gone" / "x.safetensors"), "gone"),
         (("trian",), "train"),
+        (("train", "digits_lru", "trainer.precision=33-true", "--dry-run"), "33-true"),
+        (("train", "digits_lru", "trainer.accelerator=abacus", "--dry-run"), "abacus"),
+        (("evaluate", denoiser, "trainer.precision=33-true"), "33-true"),
         (("train", "denoise_lru", "model.layer=lru,s55", "-o", out), "'s5'"),
         (("train", "denoise_lru", "--seeds", "0", "-o", out), "--seeds"),
         (("compare", denoiser, classifier), "different tasks"),
