@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from lrnnx_app import terminal
+from lrnnx_app import atomic, terminal
 from lrnnx_app.audio_io import check_rate, find_audio, open_audio
 from lrnnx_app.bench.cli import chosen_device
 from lrnnx_app.bench.report import table
@@ -113,7 +113,9 @@ class Job:
             return nullcontext(sys.stdout)
         if any(path.exists() and output.exists() and path.samefile(output) for path in self.inputs):
             raise DataError(f"{output}: is the input; name another output")
-        return output.open("w", encoding="utf-8")
+        if not output.parent.is_dir():
+            raise DataError(f"{output}: no such folder; make {output.parent} first")
+        return _kept(output)
 
     def _streamed(self) -> Timing:
         if self.session is None:
@@ -287,6 +289,16 @@ class Job:
             name = str(self.results[Path(track.name)])
             line = {"file": name, "seconds": round(track.seconds, 3)}
             say(text(line, True) if self.options.as_json else f"{name}: {track.seconds:.2f} s")
+
+
+@contextmanager
+def _kept(output: Path) -> Iterator[TextIO]:
+    """A text that gets its name when it is whole; if nothing comes of it, what stood there stays."""
+    place = output.resolve()
+    beside = not place.exists() or place.is_file()  # a device or a pipe has nothing beside it
+    whole = atomic.whole(place) if beside else nullcontext(place)
+    with whole as path, path.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def _check(inputs: Sequence[Path], options: Options) -> None:

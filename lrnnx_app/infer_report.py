@@ -114,14 +114,13 @@ class Recorder:
     def draw(self, path: Path | None) -> None:
         """Spectrograms of input and output, or probabilities over time."""
         from lrnnx_app import plots
+        from lrnnx_app.show import save
 
         if path is None:
             return
         if self._waves[0]:
             pair = {name: torch.cat(w) for name, w in zip(("input", "output"), self._waves, strict=True)}
-            plots.spectrograms(pair, self.rate).savefig(path, dpi=150)
+            save(plots.spectrograms(pair, self.rate), path)
         elif self._shares[0]:
             unit = "s" if self.rate else "steps or the data's unit"
-            plots.probabilities(self._shares[0], torch.stack(self._shares[1]), self.names, unit).savefig(
-                path, dpi=150
-            )
+            save(plots.probabilities(self._shares[0], torch.stack(self._shares[1]), self.names, unit), path)

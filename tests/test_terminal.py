@@ -13,10 +13,11 @@ import soundfile
 import torch
 
 from data_modules import _splits
-from lrnnx_app import cli, recipe, terminal
+from lrnnx_app import cli, infer, recipe, terminal
 from lrnnx_app.audio_io import read_mono
 from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import UserError
+from lrnnx_app.export._output import Options, refuse
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.streaming.sinks import AudioFile
 
@@ -161,3 +162,55 @@ def test_audio_of_a_name_that_is_no_utf8_is_written_and_read(tmp_path: Path) -> 
     assert len(read_mono(path, 16000)) == 1000
     assert soundfile.info(os.fsencode(path)).samplerate == 16000
     assert np.all(read_mono(path, 16000).numpy() == 0)
+
+
+def test_a_result_that_does_not_come_leaves_what_stood_there(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), infer._kept(path) as file:
+        file.write("half" * (1 // 0))
+    assert path.read_text() == "before"
+    with infer._kept(path) as file:
+        file.write("after")
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+NUMBERS = (
+    ("infer RUN a.wav", "--threads", ("0", "-1", "9" * 25)),
+    ("infer RUN a.wav", "--slots", ("0", "9" * 25)),
+    ("infer RUN a.wav", "--rate", ("0", "-8000")),
+    ("infer RUN a.wav", "--channels", ("0", "9" * 25)),
+    ("infer RUN a.wav", "--chunk-ms", ("nan", "inf", "0", "-1")),
+    ("infer RUN a.wav", "--steps", ("0", "9" * 25)),
+    ("infer RUN --prompt a", "--length", ("0", "-5")),
+    ("infer RUN --prompt a", "--temperature", ("nan", "inf", "-1")),
+    ("infer RUN --prompt a", "--top", ("-1",)),
+    ("infer RUN --prompt a", "--seed", ("-1", "9" * 25)),
+    ("train digits_lru", "--seeds", ("0", "-1")),
+    ("export RUN -o a.onnx", "--chunk", ("0", "-1", "9" * 25)),
+    ("bench layers", "--d-state", ("0",)),
+    ("bench scaling", "--steps", ("0",)),
+    ("bench scaling", "--devices", ("0", "9" * 25)),
+    ("bench streaming", "--voices", ("0", "a", "9" * 25)),
+    ("bench streaming", "--hops", ("-1",)),
+    ("bench streaming", "--seconds", ("nan", "0", "inf")),
+    ("bench streaming", "--threads", ("0",)),
+    ("bench soak", "--seconds", ("nan", "-1", "inf")),
+)
+
+
+@pytest.mark.parametrize(("words", "option", "values"), NUMBERS)
+def test_numbers_that_no_option_means(lrnnx, words: str, option: str, values: tuple[str, ...]) -> None:
+    for value in values:
+        result = lrnnx(*words.split(), option, value)
+        assert result.code == 2, (value, result)
+        assert option in result.error
+        assert result.error.count("\n") == 1
+
+
+def test_options_of_calls_are_refused_for_weights_alone() -> None:
+    for options in (Options(chunk=4), Options(timed=True), Options(int8=True)):
+        with pytest.raises(UserError, match="--chunk"):
+            refuse(options)
+    refuse(Options())

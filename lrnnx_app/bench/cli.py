@@ -6,14 +6,17 @@ from typing import Annotated
 
 import typer
 
+from lrnnx_app import options
 from lrnnx_app.errors import UserError
+from lrnnx_app.options import Device
+from lrnnx_app.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Time parts of the package on this machine.")
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write rows here.")]
 PlotFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot here.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Of a CPU.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=options.MOST_THREADS, help="Of a CPU.")]
+MOST = 2**20  # of streams, of hops in a chunk, of devices
 
 
 @app.command("ops")
@@ -27,7 +30,7 @@ def ops_command(
 
     check_targets(json_file, plot)
     rows = ops.rows(chosen_device(device, tuple(ops.CASES)))
-    print(report.table(rows))
+    say(*report.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
     if plot is not None:
@@ -37,7 +40,7 @@ def ops_command(
 @app.command("layers")
 def layers_command(
     names: Annotated[list[str] | None, typer.Argument(help="Layers to time; all if none is named.")] = None,
-    d_state: Annotated[int | None, typer.Option(help="States, for the layers that have them.")] = None,
+    d_state: Annotated[int | None, typer.Option(min=1, help="States, for the layers that have them.")] = None,
     json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
@@ -46,7 +49,7 @@ def layers_command(
 
     check_targets(json_file)
     rows = layers.rows(chosen_device(device), names or None, d_state=d_state)
-    print(report.table(rows))
+    say(*report.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
 
@@ -57,7 +60,7 @@ def scaling_command(
         str, typer.Option(help="Numbers of devices, such as 2,4; all GPUs by default, or 2 processes.")
     ] = "",
     strategy: Annotated[str | None, typer.Option(help="ddp or fsdp; both by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps to time.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 30,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     json_file: JsonFile = None,
     device: Device = None,
@@ -77,8 +80,8 @@ def scaling_command(
     rows = []
     for row in scaling.rows(device, counts, steps, names, precision):
         rows.append(row)
-        print(report.line(row), file=sys.stderr, flush=True)
-    print(report.table(rows))
+        say(report.line(row), aside=True)
+    say(*report.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
 
@@ -113,7 +116,7 @@ def streaming_command(
     run: RunArgument = None,
     voices: Annotated[str, typer.Option(help="Streams side by side, such as 1,16,256.")] = "",
     hops: Annotated[str, typer.Option(help="Chunks, in hops of the model.")] = "1",
-    seconds: Annotated[float, typer.Option(help="For each row.")] = 2.0,
+    seconds: Annotated[float, typer.Option(callback=options.positive, help="For each row.")] = 2.0,
     largest: Annotated[bool, typer.Option("--largest", help="Search the most voices that keep up.")] = False,
     steps: Annotated[bool, typer.Option("--steps", help="Time single steps of every layer too.")] = False,
     json_file: JsonFile = None,
@@ -129,15 +132,15 @@ def streaming_command(
     model, device = streaming.load(run), chosen_device(device)
     with threads(cpu_threads):
         rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
-        print(f"{report.table(rows)}\n{report.place()}", flush=True)
+        say(*report.table(rows).splitlines(), report.place())
         if largest:
             most = streaming.largest(model, device, seconds)
-            print(f"voices whose p99 stays under the hop: {most}", flush=True)
+            say(f"voices whose p99 stays under the hop: {most}")
         tables = [streaming.step_rows(device)] if steps else []
         if steps and device == "cuda":  # elsewhere both columns are torch's
             tables.append(streaming.matmul_rows(device))
         for more in tables:
-            print(report.table(more), flush=True)
+            say(*report.table(more).splitlines())
         if json_file is not None:
             report.write_json(sum(tables, rows), json_file)
         if plot is not None:
@@ -147,7 +150,9 @@ def streaming_command(
 @app.command("soak")
 def soak_command(
     run: RunArgument = None,
-    seconds: Annotated[float, typer.Option(help="Of audio, streamed at full speed.")] = 3600.0,
+    seconds: Annotated[
+        float, typer.Option(callback=options.positive, help="Of audio, streamed at full speed.")
+    ] = 3600.0,
     json_file: JsonFile = None,
     plot: PlotFile = None,
     device: Device = None,
@@ -179,6 +184,6 @@ def _numbers(option: str, text: str) -> list[int]:
         found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = [0]
-    if min(found, default=1) < 1:
+    if not 1 <= min(found, default=1) <= max(found, default=1) <= MOST:
         raise UserError(f"{option}: expected positive integers such as 1,16,256, not '{text}'")
     return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lrnnx_app import atomic
 from lrnnx_app.terminal import aligned, as_json, shown
 
 Rows = list[dict[str, Any]]
@@ -44,12 +45,14 @@ def place() -> str:
 
 
 def write_json(rows: Rows, path: Path) -> None:
-    path.write_text(as_json({**machine(), "rows": rows}, 1) + "\n", encoding="utf-8")
+    atomic.write(path, as_json({**machine(), "rows": rows}, 1) + "\n")
 
 
 def write_plot(rows: Rows, path: Path) -> None:
     """A bar for each row and each column whose name ends in "/ copy", or in "ms" where there is none."""
     from matplotlib.figure import Figure
+
+    from lrnnx_app.show import save
 
     columns = [name for name in rows[0] if name.endswith("/ copy")] or [
         n for n in rows[0] if n.endswith("ms")
@@ -66,4 +69,4 @@ def write_plot(rows: Rows, path: Path) -> None:
     axes.set_xlabel("share of copy bandwidth" if columns[0].endswith("copy") else "ms")
     axes.set_title(" · ".join(machine().values()))
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
+    save(figure, path)

@@ -1,6 +1,7 @@
 """A long stream at full speed: memory, time of a chunk, and distance to the same stream in float64."""
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def resident() -> float:
     """MiB of this process in memory now; where the system does not say, the most that there ever were."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * 4096 / 2**20
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
         import resource
 
@@ -99,6 +100,8 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory, time of a chunk and error over the stream."""
     from matplotlib.figure import Figure
 
+    from lrnnx_app.show import save
+
     figure = Figure(figsize=(7, 6), layout="constrained")
     parts = {
         "memory (MiB)": {"process": "MiB", "GPU": "GPU MiB"},
@@ -118,4 +121,4 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.legend(fontsize=8, ncols=len(shown))
     plots[-1].set_xlabel("minutes of audio")
     figure.suptitle(place(), fontsize=9)
-    figure.savefig(path, dpi=150)
+    save(figure, path)

@@ -238,6 +238,8 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The curve from latency (chunk and p99 of its computation) to throughput, one for each mode."""
     from matplotlib.figure import Figure
 
+    from lrnnx_app.show import save
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for mode in dict.fromkeys((row["mode"], row["chunk ms"]) for row in rows):
@@ -252,4 +254,4 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(ylabel="throughput (voices × real time)", title=place())
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    save(figure, path)

@@ -48,6 +48,16 @@ def accept(path: Path, difference: float, tolerance: float) -> None:
         )
 
 
+def refuse(options: Options) -> None:
+    """For a format of weights alone.
+
+    Raises:
+        UserError: an option is given that is about calls.
+    """
+    if options != Options():
+        raise UserError("--chunk, --timed and --int8 are of formats that run; expected torch or onnx")
+
+
 def needs(extra: str, error: ImportError) -> UserError:
     """What to say where an optional package is missing."""
     return UserError(f"{error.name} is not installed: pip install 'lrnnx-app[{extra}]'")

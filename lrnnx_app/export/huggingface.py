@@ -14,7 +14,7 @@ from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import StreamError
 from lrnnx_app.export._chunk import CHUNKS
-from lrnnx_app.export._output import Options, accept, needs, whole
+from lrnnx_app.export._output import Options, accept, needs, refuse, whole
 from lrnnx_app.models._base import Model
 from lrnnx_app.run import Run, build_task
 
@@ -92,7 +92,9 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 
     Raises:
         RunError: no checkpoint, or no place to write to.
+        UserError: an option is of another format.
     """
+    refuse(options)
     task = run.task()
     recipe = OmegaConf.to_yaml(run.config)
     # Through JSON, as it will be read.

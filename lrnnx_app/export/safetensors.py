@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RunError
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept, refuse, whole
 from lrnnx_app.models._base import Model
 from lrnnx_app.run import Run, build_task
 
@@ -24,7 +24,9 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 
     Raises:
         RunError: no checkpoint, or no place to write to.
+        UserError: an option is of another format.
     """
+    refuse(options)
     task = run.task()
     metadata = {"recipe": OmegaConf.to_yaml(run.config), "spec": json.dumps(asdict(task.spec))}
     with whole(path) as part:
