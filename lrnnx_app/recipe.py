@@ -209,7 +209,7 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     if overrides:
         source += " with the overrides"
     _check_words(merged, source)
-    for key in (*layers, "model", "task", "data", "trainer"):
+    for key in (*_inner(merged, layers), *layers, "model", "task", "data", "trainer"):
         try:
             OmegaConf.to_object(OmegaConf.select(merged, key))
         except RecipeError as error:
@@ -267,18 +267,44 @@ def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
     schema = OmegaConf.structured(Recipe)
     parts = {"task": TASKS, "model": MODELS, "data": DATA, **dict.fromkeys(layers, LAYERS)}
     for key, registry in parts.items():
-        name = _select(chosen, f"{key}.name")
-        if not isinstance(name, str):
-            raise RecipeError(
-                f"{source}: {key}.name: expected the name of a {registry.kind}, one of: {', '.join(registry)}"
-            )
-        try:
-            entry = registry.find(name, f"{key}.name")
-        except RecipeError as error:
-            raise RecipeError(f"{source}: {error}") from error
-        OmegaConf.update(schema, key, OmegaConf.structured(_named(entry.Config, name)), force_add=True)
+        name, config = _entry(registry, _select(chosen, f"{key}.name"), f"{key}.name", source)
+        OmegaConf.update(schema, key, OmegaConf.structured(_named(config, name)), force_add=True)
+    for outer in layers:
+        while _holds_a_layer(schema, outer):
+            held = _select(chosen, f"{outer}.layer")
+            held = OmegaConf.select(schema, f"{outer}.layer") if held is None else held
+            _, config = _entry(LAYERS, held, f"{outer}.layer", source)
+            outer += ".options"
+            OmegaConf.update(schema, outer, OmegaConf.structured(config), force_add=True)
     OmegaConf.set_struct(schema, True)
     return schema
+
+
+def _entry(registry: Any, name: Any, key: str, source: str) -> tuple[str, type]:
+    """The name of an entry and its Config."""
+    if not isinstance(name, str):
+        known = ", ".join(registry)
+        raise RecipeError(f"{source}: {key}: expected the name of a {registry.kind}, one of: {known}")
+    try:
+        return name, registry.find(name, key).Config
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def _holds_a_layer(config: DictConfig, key: str) -> bool:
+    """Whether the layer at `key` holds another one, `layer`, and its `options`."""
+    node = OmegaConf.select(config, key)
+    return isinstance(node, DictConfig) and "layer" in node and "options" in node
+
+
+def _inner(config: DictConfig, layers: list[str]) -> list[str]:
+    """The keys of the options of layers inside others, the innermost first."""
+    found = []
+    for key in layers:
+        while _holds_a_layer(config, key):
+            key += ".options"
+            found.insert(0, key)
+    return found
 
 
 def _named(config: type, name: str) -> type:
@@ -298,6 +324,11 @@ def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig, l
     for key in ("task", *layers, "model", "data"):
         node = _select(file, key)
         if _select(overrides, f"{key}.name") is not None and isinstance(node, DictConfig):
+            for orphan in set(node) - set(OmegaConf.select(schema, key)):
+                del node[orphan]
+    for key in _inner(schema, layers):
+        node = _select(file, key)
+        if _select(overrides, f"{key.removesuffix('.options')}.layer") and isinstance(node, DictConfig):
             for orphan in set(node) - set(OmegaConf.select(schema, key)):
                 del node[orphan]
 

@@ -47,6 +47,46 @@ def test_one_layer_and_a_list_replace_each_other() -> None:
     assert [layer.d_state for layer in config.model.layer] == [8, LAYERS["gru"].Config().d_state]
 
 
+def test_options_of_a_layer_inside_another(tmp_path: Path) -> None:
+    config = recipes.load("digits_lru", ["model.layer=glu", "model.layer.options.d_state=8"])
+    held = recipes.typed(config).model.layer
+    assert held.options == LAYERS["s4d"].Config(d_state=8)
+    words = ["model.layer=glu", "model.layer.layer=glu", "model.layer.options.layer=s5"]
+    deep = recipes.load("digits_lru", [*words, "model.layer.options.options.d_state=6"])
+    assert recipes.typed(deep).model.layer.options.options == LAYERS["s5"].Config(d_state=6)
+    content = recipes.read_yaml(recipes.find("digits_lru"))
+    content["model"]["layer"] = {"name": "glu", "options": {"d_state": 12, "init": "inv"}}
+    path = tmp_path / "mine.yaml"
+    OmegaConf.save(OmegaConf.create(content), path)
+    assert recipes.load(str(path)).model.layer.options.init == "inv"
+    other = recipes.load(str(path), ["model.layer.layer=s4"]).model.layer
+    assert (other.options.d_state, other.options.l_max) == (12, 0)
+    assert recipes.load("digits_lru", ["model.layer=[{name: glu, options: {d_state: 4}}]"])
+    GLU = LAYERS["glu"]
+    assert GLU(8, GLU.Config("s4d", {"d_state": 4})).layer.state_size == 2 * 2 * 8
+    with pytest.raises(RecipeError, match=r"options.rule: unknown 'zho'; did you mean 'zoh'"):
+        GLU(8, GLU.Config("s4d", {"rule": "zho"}))
+    with pytest.raises(RecipeError, match=r"did you mean 'd_state'"):
+        GLU.Config("s4d", {"d_stat": 4})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["options.d_stat=3"], ["model.layer.options.d_stat'", "'d_state'"]),
+        (["options.d_state=wide"], ["model.layer.options.d_state", "Integer"]),
+        (["layer=s4dd"], ["model.layer.layer", "'s4d'"]),
+        (["layer=s6", "options.rule=eulr"], ["model.layer.options.rule", "'euler'"]),
+    ],
+)
+def test_mistake_in_a_layer_inside_another(words: list[str], told: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load("digits_lru", ["model.layer=glu", *(f"model.layer.{word}" for word in words)])
+    assert "\n" not in str(caught.value)
+    for word in told:
+        assert word in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.layers._taken import forward_of_any, step_of_any
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._operands import check_range
 from lrnnx_app.ops.discretize import RULES
@@ -30,15 +31,15 @@ class Layer(nn.Module):
 
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
-    learning rate of their own and no weight decay. `rule_name` tells how time is discretized; a layer to
-    which elapsed time means nothing sets `uses_dt` to False, one whose passes no CUDA graph can replay
-    `capturable`. `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of
-    multiplications per step) are for the table of `lrnnx layers`.
+    learning rate of their own and no weight decay. `rule_name` tells how time is discretized, "none" where
+    the class has a formula of its own; a layer to which elapsed time means nothing sets `uses_dt` to False,
+    one whose passes no CUDA graph can replay `capturable`. `paper`, `varying` (the recurrence depends on the
+    input) and `cost` (the order of multiplications per step) are for the table of `lrnnx layers`.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
-    uses_dt: ClassVar[bool] = True
-    capturable: ClassVar[bool] = True
+    uses_dt: bool = True
+    capturable: bool = True
     paper: ClassVar[str] = ""
     varying: ClassVar[bool] = False
     cost: ClassVar[str] = ""
@@ -46,15 +47,16 @@ class Layer(nn.Module):
     rule_name: str = "none"
     kept: dict[str, Any] | None = None  # values of `constant`, in a copy made by `frozen`
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Every `forward` and `step` takes any dtypes and a batch of none, see `_taken`."""
+        super().__init_subclass__(**options)
+        for name, of_any in (("forward", forward_of_any), ("step", step_of_any)):
+            if name in vars(cls):
+                setattr(cls, name, of_any(_of_one_batch(vars(cls)[name])))
+
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name in ("forward", "step"):
-            if name in vars(cls):
-                setattr(cls, name, _of_one_batch(vars(cls)[name]))
 
     def constant(self, name: str, make: Callable[[], Value]) -> Value:
         """make(), which looks at parameters alone; in a frozen copy it is called once for each name."""
@@ -273,6 +275,11 @@ def frozen(model: Stack) -> Stack:
     return copy
 
 
+def wide(*parameters: Tensor) -> Iterator[Tensor]:
+    """The parameters in the precision of a state, in which all that a recurrence raises to powers is made."""
+    return (p.to(state_dtype(p.dtype)) for p in parameters)
+
+
 def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """gain∘(weight x) as one real matmul; gain None is 1.
 
@@ -286,7 +293,7 @@ def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """
     if gain is not None and gain.ndim == 2:
         weight, gain = scaled(weight, gain), None
-    b = row_linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
+    b = row_linear(x, weight.flatten(0, 1).to(x.dtype)).unflatten(-1, weight.shape[:2])
     return b if gain is None else planar.mul(gain, b)
 
 

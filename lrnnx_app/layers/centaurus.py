@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards, valid
-from lrnnx_app.layers._base import DiagonalState
+from lrnnx_app.layers._base import DiagonalState, wide
 from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import fft_conv
@@ -81,8 +81,10 @@ class Centaurus(BankLayer):
             self.E = nn.Parameter(torch.randn(banks, n) / math.sqrt(n))
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        lam = torch.stack((-nn.functional.softplus(self.A[..., 0]), self.A[..., 1]))
-        weight, step = torch.ones_like(self.log_dt) if self.dense else self.E, torch.exp(self.log_dt)
+        A, log_dt = wide(self.A, self.log_dt)
+        lam = torch.stack((-nn.functional.softplus(A[..., 0]), A[..., 1]))
+        weight = torch.ones_like(log_dt) if self.dense else next(wide(self.E))
+        step = torch.exp(log_dt)
         if self.mode == "full":  # the pairs of an input side by side
             lam, weight = lam.transpose(1, 2), weight.transpose(0, 1)
             step = step.expand_as(weight)
@@ -138,8 +140,9 @@ class Centaurus(BankLayer):
             pairs = taps(planar.mul(c, gain), powers, time, self.groups)
             return pairs.unflatten(0, (-1, self.d_output)).transpose(0, 1)
         coarse, fine = powers
-        left = planar.conj(planar.mul(gain, coarse)) * self.C[:, None, None]
-        right = fine[:, None] * self.B.T[None, :, None]
+        B, C = wide(self.B, self.C)
+        left = planar.conj(planar.mul(gain, coarse)) * C[:, None, None]
+        right = fine[:, None] * B.T[None, :, None]
         products = left.flatten(-2).flatten(0, 1) @ right.flatten(-2).flatten(0, 1).T
         shape = (self.d_output, coarse.shape[0], fine.shape[0], self.d_model)
         return products.view(shape).permute(0, 3, 1, 2).flatten(2)[..., :time]

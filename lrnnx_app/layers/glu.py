@@ -1,13 +1,13 @@
 """A layer followed by GELU and a gated linear unit over channels, as the blocks of S4 and S4D end."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import one_of
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
@@ -22,19 +22,25 @@ class GLU(Layer):
     @dataclass
     class Config:
         layer: str = "s4d"  # name of the layer inside
-        options: dict[str, Any] = field(default_factory=dict)  # its options that differ from their defaults
+        options: Any = None  # that layer's own options; in Python its Config, or a mapping of some of them
 
         def __post_init__(self) -> None:
-            known = [option.name for option in fields(LAYERS.find(self.layer, "layer").Config)]
-            for name in self.options:
-                one_of("options", name, known)
+            kind = LAYERS.find(self.layer, "layer").Config
+            if isinstance(self.options, kind):
+                return
+            given = dict(self.options or {})
+            known = [option.name for option in fields(kind)]
+            self.options = kind(**{one_of("options", name, known): given[name] for name in given})
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        entry = LAYERS[config.layer]
-        self.layer = entry(d_model, entry.Config(**config.options))
+        try:
+            self.layer: Layer = LAYERS[config.layer](d_model, config.options)
+        except RecipeError as error:
+            raise RecipeError(f"options.{error}") from error
         self.output_linear = Linear(d_model, 2 * d_model)
         self.causal, self.rule_name = self.layer.causal, self.layer.rule_name
+        self.uses_dt, self.capturable = self.layer.uses_dt, self.layer.capturable
 
     def init_state(self, batch: int) -> Any:
         return self.layer.init_state(batch)

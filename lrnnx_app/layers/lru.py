@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretized_scan import Discretized
 
@@ -17,6 +17,7 @@ class LRU(DiagonalLayer):
     There is no timescale: data time δ enters as λ^δ.
     """
 
+    rule_name = "dirac"
     recurrent = ("nu_log", "theta_log", "gamma_log")
     paper = "Orvieto et al. 2023, arXiv 2303.06349"
     cost = "N·D"
@@ -44,12 +45,13 @@ class LRU(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
         log_lambda, a, B = self.constant("system", self._system)
-        return a if dt is None else Discretized(log_lambda, dt, "dirac"), drive(x, B)
+        return a if dt is None else Discretized(log_lambda, dt, self.rule_name), drive(x, B)
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:
         """log λ, λ (2, N) and γ∘B (2, N, H)."""
-        log_lambda = torch.stack((-torch.exp(self.nu_log), torch.exp(self.theta_log)))
-        return log_lambda, planar.exp(log_lambda), self.B * torch.exp(self.gamma_log)[:, None]
+        nu_log, theta_log, gamma_log, B = wide(self.nu_log, self.theta_log, self.gamma_log, self.B)
+        log_lambda = torch.stack((-torch.exp(nu_log), torch.exp(theta_log)))
+        return log_lambda, planar.exp(log_lambda), B * torch.exp(gamma_log)[:, None]
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return real_readout(h, self.constant("C", lambda: readout_matrix(self.C)), self.D, x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._base import Layer, wide
 from lrnnx_app.layers._linear import Linear, convolve, linear
 from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rglru_scan import rglru_scan
@@ -81,7 +81,7 @@ class RGLRU(Layer):
 
     def rate(self) -> Tensor:
         """−log a at r = 1 and δ = 1, (D,)."""
-        return self.config.c * F.softplus(self.recurrent_param)
+        return self.config.c * F.softplus(next(wide(self.recurrent_param)))
 
     def init_state(self, batch: int) -> RGLRUState:
         size = self.recurrent_param.shape[0]

@@ -11,7 +11,7 @@ from lrnnx_app.layers import _nplr
 from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
-from lrnnx_app.ops._transforms import recomputed, transformed
+from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -56,7 +56,6 @@ class S4(Layer):
         low, high = math.log(config.dt_min), math.log(config.dt_max)
         self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(low, high))
         self.D = nn.Parameter(torch.randn(d_model))
-        self._recovered: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
     def n_states(self) -> str:
@@ -68,7 +67,8 @@ class S4(Layer):
 
     def system(self, dtype: torch.dtype | None = None) -> _nplr.System:
         log_A_real, A_imag, P, B, log_dt = (
-            p.to(dtype or p.dtype) for p in (self.log_A_real, self.A_imag, self.P, self.B, self.log_dt)
+            p.to(dtype or state_dtype(p.dtype))
+            for p in (self.log_A_real, self.A_imag, self.P, self.B, self.log_dt)
         )
         lam = torch.stack((-torch.exp(log_A_real), A_imag))
         lam, P, B = (z.movedim(0, -2) for z in (lam, P, B))
@@ -143,7 +143,7 @@ class S4(Layer):
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
         time, u = u.shape[1], valid(u, lengths)
         dense = self.constant("dense", lambda: _nplr.Dense(self.system()))
-        C = self.C.movedim(0, -2) if time <= self.config.l_max and state is None else self._readout()
+        C = self._weights() if time <= self.config.l_max and state is None else self._readout()
         y = fft_conv(u, self.constant(f"kernel {time}", lambda: self._kernel(dense, C, time)))
         last = dense.absorb(u, lengths)
         if state is not None:
@@ -155,7 +155,7 @@ class S4(Layer):
         """The convolution's kernel (H, time)."""
         length = max(time, self.config.l_max)
         if length == self.config.l_max:
-            C_tilde = self.C.movedim(0, -2)
+            C_tilde = self._weights()
         elif self.config.l_max:
             wide, recovered = self._recover()
             C_tilde = wide.truncated(recovered, length).to(C.dtype)
@@ -172,17 +172,15 @@ class S4(Layer):
         u, h = _nplr.last_sequence(u, h, lengths, reset)
         return y, S4State(dense.absorb(u, lengths) + dense.carry(h, time, lengths))
 
+    def _weights(self) -> Tensor:
+        """The parameter C, which is C̃ where there is l_max, as (H, 2, n)."""
+        return self.C.movedim(0, -2).to(state_dtype(self.C.dtype))
+
     def _readout(self) -> Tensor:
-        """C (H, 2, n) recovered from C̃; where no gradient is wanted, once for the same parameters."""
+        """C (H, 2, n), recovered from C̃ where there is l_max."""
         if not self.config.l_max:
-            return self.C.movedim(0, -2)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()):
-            parameters = (self.log_A_real, self.A_imag, self.P, self.C, self.log_dt)
-            version = tuple(number for p in parameters for number in (p._version, p.data_ptr()))
-            if self._recovered is None or self._recovered[0] != version:
-                self._recovered = version, self._recover()[1].to(self.C.dtype)
-            return self._recovered[1]
-        return self._recover()[1].to(self.C.dtype)
+            return self._weights()
+        return self.constant("readout", lambda: self._recover()[1].to(state_dtype(self.C.dtype)))
 
     def _recover(self) -> tuple[_nplr.Dense, Tensor]:
         """Ā and C in float64: slow modes bring 1 − Ā^L near singular."""

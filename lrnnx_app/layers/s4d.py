@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer
+from lrnnx_app.layers._base import wide
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES
 
@@ -41,9 +42,10 @@ class S4D(BankLayer):
         self.D = nn.Parameter(torch.randn(d_model))
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        lam = torch.stack((-torch.exp(self.log_A_real), self.A_imag)).flatten(1)
-        steps = torch.exp(self.log_dt)[:, None].expand(-1, self.modes)
-        return lam, steps.flatten(), 2 * self.C.flatten(1)
+        log_A_real, A_imag, log_dt, C = wide(self.log_A_real, self.A_imag, self.log_dt, self.C)
+        lam = torch.stack((-torch.exp(log_A_real), A_imag)).flatten(1)
+        steps = torch.exp(log_dt)[:, None].expand(-1, self.modes)
+        return lam, steps.flatten(), 2 * C.flatten(1)
 
     def direct(self) -> Tensor:
         return self.D

@@ -15,6 +15,7 @@ from lrnnx_app.layers._base import (
     readout_matrix,
     real_readout,
     scaled,
+    wide,
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
@@ -75,8 +76,8 @@ class S5(DiagonalLayer):
 
     def eigenvalues(self) -> Tensor:
         """λ (2, N), planar."""
-        re = self.Lambda_re.clamp_max(-1e-4) if self.config.clip_eigs else self.Lambda_re
-        return torch.stack((re, self.Lambda_im))
+        re, im = wide(self.Lambda_re, self.Lambda_im)
+        return torch.stack((re.clamp_max(-1e-4) if self.config.clip_eigs else re, im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
         if dt is None:
@@ -87,12 +88,13 @@ class S5(DiagonalLayer):
 
     def _system(self, timed: bool) -> tuple[Tensor, Tensor]:
         """ā (2, N) and gain∘B (2, N, H) of even samples; or λΔ and B with what else is constant."""
-        lam, step = self.eigenvalues(), torch.exp(self.log_step) * self.config.step_rescale
+        log_step, B = wide(self.log_step, self.B)
+        lam, step = self.eigenvalues(), torch.exp(log_step) * self.config.step_rescale
         if timed:
             a, gain = lam * step, constant_gain(self.rule_name, lam, step)
         else:
             a, gain = evenly(self.rule_name, lam, step)
-        return a, scaled(self.B, gain.expand_as(lam))
+        return a, scaled(B, gain.expand_as(lam))
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         scale = 2 if self.config.conj_sym else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout
+from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout, wide
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, linear, plain
 from lrnnx_app.layers.s6 import inverse_softplus_steps
@@ -70,7 +70,8 @@ class S7(DiagonalLayer):
 
     def eigenvalues(self) -> Tensor:
         """λ (2, N), planar."""
-        return torch.stack((-1 / (self.w.square() + 0.5), self.Lambda_im))
+        w, im = wide(self.w, self.Lambda_im)
+        return torch.stack((-1 / (w.square() + 0.5), im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
         logits = self.step_bias.expand(*x.shape[:2], -1)

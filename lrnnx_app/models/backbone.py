@@ -127,6 +127,8 @@ def pool_packed(x: Tensor, pool: str, reset: Tensor, lengths: Tensor | None) -> 
     starts[:, 0] = True
     starts = starts[valid].nonzero()[:, 0]
     flat = x[valid]
+    if not len(flat):
+        return flat
     ends = torch.cat((starts[1:], starts.new_tensor([len(flat)])))
     if pool == "last":
         return flat[ends - 1]
