@@ -204,19 +204,24 @@ class Tile {
   void advance(int64_t t, State& h) {
     seek(t);
     if (cut(t)) std::fill(h.begin(), h.end(), Rows<S, P>{});
+    if constexpr (TURNS)
+      if (far) return turn<true>(t, h);
+    turn<false>(t, h);
+  }
+
+  template <bool DISTANT>
+  void turn(int64_t t, State& h) const {
     const S* const B = input(p.B, p.b_batch, p.b_time, t);
-    by_distance<TURNS>(far, [&](auto distant) INLINED {
-      for (int64_t n = 0; n < N; n++) {
-        const Lane weight = scalar(B, n);
-        const Rows<S, P>& lambda = A[n];
-        Rows<S, P>& state = h[n];
-        INDEPENDENT
-        for (int i = 0; i < kTile; i++) {
-          const Made<S, P, RULE, decltype(distant)::value> made(lambda.get(i), step.v[i], elapsed);
-          state.put(i, made.a * state.get(i) + u.v[i] * (made.gain * weight));
-        }
+    for (int64_t n = 0; n < N; n++) {
+      const Lane weight = scalar(B, n);
+      const Rows<S, P>& lambda = A[n];
+      Rows<S, P>& state = h[n];
+      INDEPENDENT
+      for (int i = 0; i < kTile; i++) {
+        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
+        state.put(i, made.a * state.get(i) + u.v[i] * (made.gain * weight));
       }
-    });
+    }
   }
 
   Row<S> read(int64_t t, const State& h) const {
@@ -234,6 +239,14 @@ class Tile {
   void retreat(int64_t t, const State& before, const State& after, State& carry, State& dA, Row<S>& d_skip,
                Row<S>& d_bias) {
     seek(t);
+    if constexpr (TURNS)
+      if (far) return pull<true>(t, before, after, carry, dA, d_skip, d_bias);
+    pull<false>(t, before, after, carry, dA, d_skip, d_bias);
+  }
+
+  template <bool DISTANT>
+  void pull(int64_t t, const State& before, const State& after, State& carry, State& dA, Row<S>& d_skip,
+            Row<S>& d_bias) const {
     Row<S> dy, du, d_step, d_elapsed;
     dy.load(at(p.grad, t), width);
     if (p.z) {
@@ -257,22 +270,20 @@ class Tile {
       const Rows<S, P>& lambda = A[n];
       const S alive = fresh ? S(0) : S(1);
       Rows<S, P> of_B, of_C;
-      by_distance<TURNS>(far, [&](auto distant) INLINED {
-        INDEPENDENT
-        for (int i = 0; i < kTile; i++) {
-          const Lane g = carry[n].get(i) + dy.v[i] * out, h = alive * before[n].get(i);
-          const Made<S, P, RULE, decltype(distant)::value> made(lambda.get(i), step.v[i], elapsed);
-          const Lane of_input = conj(made.gain) * g;
-          const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
-          of_C.put(i, dy.v[i] * conj(after[n].get(i)));
-          of_B.put(i, u.v[i] * of_input);
-          du.v[i] += dot(weight, of_input);
-          d_step.v[i] += pulled.step;
-          d_elapsed.v[i] += pulled.elapsed;
-          dA[n].put(i, dA[n].get(i) + pulled.lambda);
-          carry[n].put(i, alive * (conj(made.a) * g));
-        }
-      });
+      INDEPENDENT
+      for (int i = 0; i < kTile; i++) {
+        const Lane g = carry[n].get(i) + dy.v[i] * out, h = alive * before[n].get(i);
+        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
+        const Lane of_input = conj(made.gain) * g;
+        const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
+        of_C.put(i, dy.v[i] * conj(after[n].get(i)));
+        of_B.put(i, u.v[i] * of_input);
+        du.v[i] += dot(weight, of_input);
+        d_step.v[i] += pulled.step;
+        d_elapsed.v[i] += pulled.elapsed;
+        dA[n].put(i, dA[n].get(i) + pulled.lambda);
+        carry[n].put(i, alive * (conj(made.a) * g));
+      }
       for (int plane = 0; plane < P; plane++) {
         S &to_B = dB[plane * N + n], &to_C = dC[plane * N + n];
         to_B = of_B.plane[plane].total() + (p.b_time ? S(0) : to_B);

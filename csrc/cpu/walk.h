@@ -68,12 +68,18 @@ void forward(const Job& job, Source& source, const Block& block) {
       if (job.cut(block.batch, t)) h.clear();
       source.seek(t);
       if (P == 2 || job.reverse) source.foresee(t + (job.reverse ? -kAhead : kAhead));
-      by_distance<Source::TURNS>(source.distant(), [&](auto distant) INLINED {
+      const bool distant = Source::TURNS && source.distant();
+      if constexpr (Source::TURNS)
+        if (distant)
+          each(block.width, [&](int i, int) INLINED {
+            const auto [a, b] = source.at(i, std::true_type{});
+            h.put(i, a * h.get(i) + b);
+          });
+      if (!distant)
         each(block.width, [&](int i, int) INLINED {
-          const auto [a, b] = source.at(i, distant);
+          const auto [a, b] = source.at(i, std::false_type{});
           h.put(i, a * h.get(i) + b);
         });
-      });
     }
     h.store(out + t * row, N, block.width, job.past_caches);
   }
@@ -111,11 +117,16 @@ void backward(const Job& job, Source& source, const Block& block) {
     source.foresee(t + ahead);
     foresee<P>(grad + ahead * row, N, block.width);
     foresee<P>(states + (t + ahead + ahead / kAhead) * row, N, block.width);
-    by_distance<Source::TURNS>(source.distant(), [&](auto distant) INLINED {
+    const bool distant = Source::TURNS && source.distant();
+    if constexpr (Source::TURNS)
+      if (distant)
+        each(block.width, [&](int i, int k) INLINED {
+          c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i), std::true_type{}));
+        });
+    if (!distant)
       each(block.width, [&](int i, int k) INLINED {
-        c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i), distant));
+        c.put(i, source.pull(i, k, c.get(i) + read<S, P>(grad, N, i), before.get(i), std::false_type{}));
       });
-    });
     source.store(t);
     if (cut) c.clear();
   }

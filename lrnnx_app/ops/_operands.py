@@ -5,8 +5,6 @@ length is from 0 to T: any other is refused where it can be seen, on a CPU outsi
 kernels and torch code alike hold it to that range.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ def principal(name: str, x: Tensor, axes: str) -> torch.Size:
 
 
 def check(
-    name: str, x: Tensor | None, shape: Sequence[int], like: Tensor, kind: tuple[torch.dtype, ...] = FLOAT
+    name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor, kind: tuple[torch.dtype, ...] = FLOAT
 ) -> None:
     """Refuse an operand of another shape, kind or device than that of `like`; None is none.
 
@@ -51,7 +49,7 @@ def check(
     """
     if x is None:
         return
-    if tuple(x.shape) != tuple(shape):
+    if x.shape != shape:
         raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(x.shape)}")
     if x.dtype not in kind:
         raise ValueError(f"{name} must be {WORDS[kind]}, not {x.dtype}")
@@ -59,14 +57,15 @@ def check(
         raise ValueError(f"{name} must be on {like.device} as the others are, not on {x.device}")
 
 
-def check_broadcast(name: str, x: Tensor | None, shape: Sequence[int], like: Tensor) -> None:
+def check_broadcast(name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
     """As `check`, of an operand that broadcasts to `shape`."""
     if x is None:
         return
     sizes = x.shape
-    fits = len(sizes) <= len(shape) and all(
-        n in (1, m) for n, m in zip(reversed(sizes), reversed(shape), strict=False)
-    )
+    missing = len(shape) - len(sizes)
+    fits = missing >= 0
+    if fits and sizes != shape[missing:]:
+        fits = all(n in (1, m) for n, m in zip(sizes, shape[missing:], strict=True))
     if not fits:
         raise ValueError(f"{name} must broadcast to {tuple(shape)}, not be {tuple(sizes)}")
     check(name, x, sizes, like)

@@ -86,7 +86,7 @@ def discretized_scan(
     batch, _, *state = principal("v", v, "BTPN")
     if state[0] > 2:
         raise ValueError(f"v must have P = 1 or 2 planes, not {tuple(v.shape)}")
-    check("z", z, state, v)
+    check("z", z, tuple(state), v)
     check("h0", h0, (batch, *state), v)
     check_steps(v, lengths=lengths, reset=reset, dt=dt)
     if transformed():
