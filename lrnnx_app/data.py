@@ -61,8 +61,18 @@ class DataSpec:
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "DataSpec":
-        """The inverse of `dataclasses.asdict`, from a checkpoint or JSON."""
-        return cls(**{**content, "classes": tuple(content["classes"])})
+        """The inverse of `dataclasses.asdict`, from a checkpoint or JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is of no data set.
+        """
+        spec = cls(**{**content, "classes": tuple(content["classes"])})
+        numbers = (spec.d_input, spec.d_output, spec.sample_rate)
+        if any(type(number) is not int for number in numbers) or min(numbers[:2]) < 1 or spec.sample_rate < 0:
+            raise ValueError(f"inputs, outputs and a rate of {numbers}; expected positive whole numbers")
+        if any(type(name) is not str for name in spec.classes) or type(spec.tokens) is not bool:
+            raise TypeError("classes that are no names")
+        return spec
 
 
 class Source(Protocol):

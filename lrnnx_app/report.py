@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for path in (folder / EARLIER, folder / METRICS):
         if path.is_file():
-            with path.open(newline="") as file:
-                part = [row for row in csv.DictReader(file) if _whole(row)]
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    part = [row for row in csv.DictReader(file) if _whole(row)]
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise RunError(f"{path}: not readable as csv ({error}); restore or remove it") from error
             start = min((int(row["step"]) for row in part), default=0)
             rows = [row for row in rows if int(row["step"]) < start or not part] + part
     return rows
@@ -78,8 +82,13 @@ def keep_metrics(folder: Path) -> None:
 
 
 def _whole(row: dict[str, str]) -> bool:
-    """Whether a row was not cut short by a kill."""
-    return None not in row.values() and row.get("step", "").isdigit()
+    """Whether a row was not cut short by a kill, and holds numbers."""
+    if None in row or None in row.values() or not re.fullmatch(r"[0-9]{1,18}", row.get("step", "")):
+        return False
+    try:
+        return all(not value or isinstance(float(value), float) for value in row.values())
+    except ValueError:
+        return False
 
 
 def _table(rows: list[dict[str, str]]) -> str:

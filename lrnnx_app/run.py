@@ -2,20 +2,24 @@
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrnnx_app import checkpoints
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataModule, DataSpec
 from lrnnx_app.errors import RunError
+from lrnnx_app.plain_yaml import unsafe
 from lrnnx_app.registry import DATA, TASKS
 from lrnnx_app.tasks._base import Task
 
-RECIPE = "recipe.yaml"
+RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
 
 def build_task(recipe: recipes.Recipe, spec: DataSpec) -> Task:
@@ -82,13 +86,31 @@ class Run:
         return task.eval()
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says, NaN where a metric is null; nothing of a run that has not ended."""
-        path = self.path / "summary.json"
+        """What summary.json holds; nothing if there is none.
+
+        Raises:
+            RunError: it is not what a training writes.
+        """
+        path = self.path / SUMMARY
         if not path.is_file():
             return {}
-        content = json.loads(path.read_text())
-        metrics = {key: math.nan if value is None else value for key, value in content["metrics"].items()}
-        return {**content, "metrics": metrics}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            metrics = content["metrics"].items()
+            rates = content["parameters"], content["samples_per_second"]
+            if any(type(value) not in (int, float, NoneType) for _, value in metrics):
+                raise ValueError("a metric is no number")
+            if any(type(value) not in (int, float) for value in rates):
+                raise ValueError("parameters or samples_per_second are no numbers")
+            if unsafe("".join(content["metrics"]) + content["device"]):
+                raise ValueError("a name cannot be shown")
+            content["metrics"] = {key: math.nan if value is None else value for key, value in metrics}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError(
+                f"{path}: not a summary that lrnnx wrote ({reason}); restore it, or train the run again"
+            ) from error
+        return content
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -101,7 +123,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["spec"] = DataSpec.read(content["spec"])
-        content["state_dict"].keys()
+        if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+            raise TypeError("a weight is no tensor")
+        epoch, batch = map(operator.index, content.get("position", (0, 0)))
+        if min(epoch, batch, operator.index(content.get("global_step", 0))) < 0:
+            raise ValueError("a negative position")
     except Exception as error:  # torch.load raises whatever the bytes lead it to
         raise RunError(
             f"{path}: not a checkpoint that lrnnx wrote ({type(error).__name__}); "

@@ -1,6 +1,8 @@
 """A folder for the Hugging Face hub: config.json, model.safetensors, and a model card."""
 
+import html
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +25,7 @@ try:
 except ImportError as missing:
     raise needs("huggingface", missing) from missing
 
+MARKS = r"[\\`*\[\]{}#|~$]|(?<![^\W_])_|_(?![^\W_])"  # that Markdown takes for more than text
 CARD_STEPS = 1000  # of the example of a model that takes whole sequences
 CARD = """---
 license: mit
@@ -50,8 +53,8 @@ from lrnnx_app.export.huggingface import HubModel
 
 ## Settings
 
-```yaml
-{recipe}```
+{fence}yaml
+{recipe}{fence}
 
 ## Licence
 
@@ -125,10 +128,14 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
     time = model.hop if streams else CARD_STEPS
     shape = f"1, {time}" if spec.tokens else f"1, {time}, {spec.d_input}"
     example = f"torch.randint({spec.d_input}, ({shape}))" if spec.tokens else f"torch.randn({shape})"
-    rows = (f"| {key} | {value:.4g} |" for key, value in summary.get("metrics", {}).items() if "test/" in key)
+    rows = (
+        f"| {escaped(key)} | {value:.4g} |"
+        for key, value in summary.get("metrics", {}).items()
+        if "test/" in key
+    )
     return CARD.format(
-        name=run.recipe.name or run.path.name,
-        about=run.recipe.about,
+        name=escaped(run.recipe.name or run.path.name),
+        about=escaped(run.recipe.about),
         layers=" and ".join(layers),
         model=config.name,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -138,7 +145,14 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
         tags=", ".join(("linear-rnn", "state-space-model", *(["streaming"] if streams else []))),
         use=(STREAM if streams else WHOLE).format(example=example),
         recipe=recipe,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
     )
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown that shows it as it is, in one line: no markup, no HTML, no cells of a table."""
+    line = " ".join(text.encode(errors="replace").decode().split())
+    return html.escape(re.sub(MARKS, r"\\\g<0>", line), quote=False)
 
 
 def _streams(model: Model) -> bool:
