@@ -378,7 +378,13 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         try:
             plain_yaml.check(key)
             OmegaConf.update(content, key, _value(text), force_add=True)
-        except (plain_yaml.NotPlainError, OmegaConfBaseException, TypeError, ValueError) as error:
+        except (
+            plain_yaml.NotPlainError,
+            OmegaConfBaseException,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise RecipeError(f"override '{item}': {_one_line(error)}; expected key.sub=value") from error
     return content
 
