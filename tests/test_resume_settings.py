@@ -175,7 +175,8 @@ def test_a_test_of_weights_that_are_no_numbers_is_one_line(
 
 
 def test_a_metric_that_is_no_number_is_null_in_the_summary(run: Path) -> None:
-    report.write_summary(run, {"metrics": {"test/loss": math.nan, "test/accuracy": 0.5}})
+    rest = {"parameters": 1, "samples_per_second": 1.0, "device": "cpu"}
+    report.write_summary(run, {"metrics": {"test/loss": math.nan, "test/accuracy": 0.5}, **rest})
     assert json.loads((run / "summary.json").read_text())["metrics"]["test/loss"] is None
     assert math.isnan(Run(run).summary()["metrics"]["test/loss"])
     assert Run(run).summary()["metrics"]["test/accuracy"] == 0.5
