@@ -268,11 +268,10 @@ class Tile {
     for (int64_t n = 0; n < N; n++) {
       const Lane weight = scalar(B, n), out = conj(scalar(C, n));
       const Rows<S, P>& lambda = A[n];
-      const S alive = fresh ? S(0) : S(1);
       Rows<S, P> of_B, of_C;
       INDEPENDENT
       for (int i = 0; i < kTile; i++) {
-        const Lane g = carry[n].get(i) + dy.v[i] * out, h = alive * before[n].get(i);
+        const Lane g = carry[n].get(i) + dy.v[i] * out, h = select(fresh, Lane{}, before[n].get(i));
         const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
         const Lane of_input = conj(made.gain) * g;
         const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
@@ -282,7 +281,7 @@ class Tile {
         d_step.v[i] += pulled.step;
         d_elapsed.v[i] += pulled.elapsed;
         dA[n].put(i, dA[n].get(i) + pulled.lambda);
-        carry[n].put(i, alive * (conj(made.a) * g));
+        carry[n].put(i, select(fresh, Lane{}, conj(made.a) * g));
       }
       for (int plane = 0; plane < P; plane++) {
         S &to_B = dB[plane * N + n], &to_C = dC[plane * N + n];

@@ -265,7 +265,7 @@ struct SelectiveBackward {
         X in = scale(x.drive, load_four<PL>(sm.B + t * kSlice + part * kHeld));
         if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.decay(x.step) : a[t]), in);
         a[t] = unless(RARE && cuts >> t & 1, a[t]);
-        h[t + 1] = mad(a[t], h[t], in);
+        h[t + 1] = mad(a[t], unless(RARE && cuts >> t & 1, h[t]), in);
         put_sum<RARE>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
         numbers(v, scale(dy, h[t + 1]));
         sums.add(v, t, lane);
@@ -281,7 +281,7 @@ struct SelectiveBackward {
         const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
         const X g = mad(sm.dy[t * C + ch], load_four<PL>(sm.C_ + t * kSlice + part * kHeld), r);
         const Pulled<PL, RULE> pulled(rates, x, a[t], h[t], B, g, dA);
-        r = pulled.before;
+        r = unless(RARE && cuts >> t & 1, pulled.before);
         put_sum<RARE>(1, t, slice, pulled.input);
         put_sum<RARE>(2, t, slice, pulled.along);
         if constexpr (STEP) put_sum<RARE>(3, t, slice, pulled.step);

@@ -13,6 +13,7 @@ from torch import Tensor
 from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -163,7 +164,8 @@ class BankLayer(DiagonalLayer):
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
     ) -> tuple[Tensor, DiagonalState]:
-        v = valid(self.rows(x), lengths)
+        x = unpadded(x, lengths)
+        v = self.rows(x)
         with torch.autocast(x.device.type, enabled=False):
             v = v.to(state_dtype(v.dtype))
             sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
@@ -184,13 +186,6 @@ class BankLayer(DiagonalLayer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, path={self.path}"
-
-
-def valid(v: Tensor, lengths: Tensor | None) -> Tensor:
-    """v (B, T, G) without what lies beyond a row's end, which a transform would spread by its rounding."""
-    if lengths is None:
-        return v
-    return torch.where((torch.arange(v.shape[1], device=v.device) < lengths[:, None])[..., None], v, 0)
 
 
 def backwards(v: Tensor, lengths: Tensor | None) -> Tensor:

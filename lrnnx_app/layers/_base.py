@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._taken import forward_of_any, step_of_any
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check_range
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
@@ -216,7 +217,7 @@ class DiagonalLayer(Layer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        x = autocast(x)
+        x, dt = autocast(unpadded(x, lengths)), unpadded(dt, lengths, 1.0)
         a, b = self.coefficients(x, dt)
         if isinstance(a, Varying):
             a, gain = a.coefficients()

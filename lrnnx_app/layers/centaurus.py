@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._bank import PATHS, BankLayer, backwards, valid
+from lrnnx_app.layers._bank import PATHS, BankLayer, backwards
 from lrnnx_app.layers._base import DiagonalState, wide
 from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear
@@ -124,7 +125,7 @@ class Centaurus(BankLayer):
     ) -> tuple[Tensor, DiagonalState]:
         if path != "mix" or state is not None:
             return super()._convolve(x, state, lengths, path)
-        x = valid(x, lengths)
+        x = unpadded(x, lengths)
         driven = x if self.mode == "full" else self.inputs(x)
         with torch.autocast(x.device.type, enabled=False):
             log_a, gain, c = self.evenly()

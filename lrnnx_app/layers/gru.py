@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalState, Layer
 from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -56,6 +57,7 @@ class GRU(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
+        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         h0 = (self.init_state(x.shape[0]) if state is None else state).h
         tolerance = self.config.tolerance or torch.finfo(h0.dtype).eps ** 0.75
         options = {"tolerance": tolerance, "max_iterations": self.config.max_iterations}

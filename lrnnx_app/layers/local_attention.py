@@ -1,5 +1,6 @@
 """Sliding-window multi-query attention, the companion of recurrences in Griffin (arXiv 2402.19427)."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.short_conv import documents, window_at_end
 
@@ -74,22 +76,29 @@ class LocalAttention(Layer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, WindowState]:
         self.check_dt(dt)
+        x = unpadded(x, lengths)
         time, past = x.shape[1], self.config.window - 1
         empty = past if state is None else 0  # keys that are known to be none
         state = self.init_state(x.shape[0]) if state is None else state
+        x, known, lost = (x, state, None) if time == 1 and reset is None else without_lost(x, state)
         q = self.q_proj(x).unflatten(-1, (self.config.heads, self.d_head))
         new = self.kv_proj(x).to(state.k.dtype).chunk(2, -1)
-        k, v = torch.cat((state.k, new[0]), 1), torch.cat((state.v, new[1]), 1)
+        k, v = torch.cat((known.k, new[0]), 1), torch.cat((known.v, new[1]), 1)
         valid = F.pad(state.valid, (0, 0, 0, time), value=1.0)
         document = None if reset is None else documents(reset, past)
-        after = (window_at_end(z, past, lengths, document) for z in (k, v, valid))
+        handed = (k, v) if lost is None else (torch.where(lost, math.nan, z) for z in (k, v))
+        after = (window_at_end(z, past, lengths, document) for z in (*handed, valid))
 
         outputs = []
         for start in range(0, time, self.config.window):
             stop = min(start + self.config.window, time)
             span = slice(max(start, empty), stop + past)
             mask = self._mask(stop - start, valid[:, span], None if document is None else document[:, span])
-            outputs.append(self._attend(q[:, start:stop], k[:, span], v[:, span], mask))
+            y = self._attend(q[:, start:stop], k[:, span], v[:, span], mask)
+            if lost is not None:
+                reached = (mask & lost[:, None, span, 0]).any(-1)
+                y = y + torch.where(reached, math.nan, 0.0).to(y.dtype)[..., None, None]
+            outputs.append(y)
         y = torch.cat(outputs, 1).flatten(2)
         return self.out_proj(y), WindowState(*after)
 
@@ -126,6 +135,18 @@ class LocalAttention(Layer):
     @property
     def n_states(self) -> str:
         return "0"
+
+
+def without_lost(x: Tensor, state: WindowState) -> tuple[Tensor, WindowState, Tensor]:
+    """x and state with zeros at the steps that are not finite, and where these are, (B, window − 1 + T, 1).
+
+    A weight of 0 does not keep them from a query that is not to see them; that they reach those that are is
+    left to the caller.
+    """
+    new = ~x.isfinite().all(-1, keepdim=True)
+    old = ~(state.k.isfinite() & state.v.isfinite()).all(-1, keepdim=True)
+    kept = WindowState(torch.where(old, 0, state.k), torch.where(old, 0, state.v), state.valid)
+    return torch.where(new, 0, x), kept, torch.cat((old, new), 1)
 
 
 def rotated(z: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

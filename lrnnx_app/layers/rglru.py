@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer, wide
 from lrnnx_app.layers._linear import Linear, convolve, linear
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rglru_scan import rglru_scan
 from lrnnx_app.ops.row_linear import few, row_linear
@@ -97,6 +98,7 @@ class RGLRU(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, RGLRUState]:
+        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         state = self.init_state(x.shape[0]) if state is None else state
         u, conv, first = self._inputs(x, state, lengths, reset)
         h, last = rglru_scan(

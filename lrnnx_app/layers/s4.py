@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
-from lrnnx_app.layers._bank import valid
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
@@ -83,6 +83,7 @@ class S4(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, S4State]:
+        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         path = self.path
         if path == "auto":
             path = "fft" if x.shape[1] >= FFT_FROM else "scan"
@@ -141,7 +142,7 @@ class S4(Layer):
         return torch.cat(ys, 1), S4State(h)
 
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
-        time, u = u.shape[1], valid(u, lengths)
+        time = u.shape[1]
         dense = self.constant("dense", lambda: _nplr.Dense(self.system()))
         C = self._weights() if time <= self.config.l_max and state is None else self._readout()
         y = fft_conv(u, self.constant(f"kernel {time}", lambda: self._kernel(dense, C, time)))
@@ -166,7 +167,7 @@ class S4(Layer):
     def _blocks(
         self, u: Tensor, state: S4State | None, lengths: Tensor | None, reset: Tensor
     ) -> tuple[Tensor, S4State]:
-        dense, time, u = _nplr.Dense(self.system()), u.shape[1], valid(u, lengths)
+        dense, time = _nplr.Dense(self.system()), u.shape[1]
         h = self.init_state(u.shape[0]).h if state is None else state.h
         y = dense.packed(self._readout(), u, h, reset)
         u, h = _nplr.last_sequence(u, h, lengths, reset)

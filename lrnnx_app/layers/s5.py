@@ -19,6 +19,7 @@ from lrnnx_app.layers._base import (
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES, constant_gain
 from lrnnx_app.ops.discretized_scan import Discretized, evenly, scan
 
@@ -119,7 +120,7 @@ class S5(DiagonalLayer):
             return super().forward(x, state, dt=dt, lengths=lengths, reset=reset)
         if state is not None:
             refuse_stream("S5")
-        x = autocast(x)
+        x, dt = autocast(unpadded(x, lengths)), unpadded(dt, lengths, 1.0)
         gaps = None if dt is None else _gaps_after(dt, lengths, reset)
         ahead, last = self._states(x, dt, lengths, reset, reverse=False)
         back, _ = self._states(x, gaps, lengths, reset, reverse=True)

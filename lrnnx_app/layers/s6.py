@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
+from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
@@ -93,6 +94,7 @@ class S6(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, S6State]:
+        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         state = self.init_state(x.shape[0]) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = convolve(self.conv1d, u, state.conv, lengths=lengths, reset=reset, silu=True)
