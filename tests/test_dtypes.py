@@ -110,6 +110,23 @@ def test_gradients_in_half_precision(name, options):
             assert relative(p.grad.double(), q.grad) < 0.1
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["s5", "s4", "s4d", "lru", "event_ssm"])
+def test_gradients_over_many_steps_in_half_precision(name, mixed):
+    """Of bfloat16 parameters, or of float32 ones under autocast: sums of rounded terms that cancel."""
+    layer = build(name, {}).to(FLOAT if mixed else BRAIN)
+    exact = build(name, {}).to(layer.D.dtype).double()
+    x = torch.randn(2, 2048, D_MODEL).to(BRAIN)
+    with torch.autocast("cpu", BRAIN, enabled=mixed):
+        y, _ = layer(x.float() if mixed else x)
+    y.double().square().mean().backward()  # under autocast it would round what forward did not
+    exact(x.double())[0].square().mean().backward()
+    for (key, p), q in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert relative(p.grad.double(), q.grad) < 5e-2, key
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @each
 def test_a_batch_of_none(name, options, bidirectional):

@@ -5,7 +5,7 @@ state; y comes back in the dtype of x. Under autocast x stays as it is. A batch 
 is dropped again, so that shapes, dtypes and gradients are as for any other batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -61,12 +61,22 @@ def _taken(module: nn.Module, x: Tensor) -> Tensor:
     if not x.is_floating_point() or torch.is_autocast_enabled(x.device.type):
         return x
     other = None
-    for p in module.parameters():
-        if p.dtype == x.dtype:
+    for dtype in _dtypes(module):
+        if dtype == x.dtype:
             return x
-        if other is None and p.is_floating_point():
-            other = p.dtype
+        if other is None and dtype.is_floating_point:
+            other = dtype
     return x if other is None else x.to(other)
+
+
+def _dtypes(module: nn.Module) -> Iterator[torch.dtype]:
+    """Those of the parameters; `parameters()` would take longer than a small step does."""
+    for p in module._parameters.values():
+        if p is not None:
+            yield p.dtype
+    for part in module._modules.values():
+        if part is not None:
+            yield from _dtypes(part)
 
 
 def _in_precision(state: Any, kind: torch.dtype) -> Any:
