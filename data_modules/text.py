@@ -59,13 +59,14 @@ class Text(DataModule):
         return Windows(documents, c.length, c.examples_per_epoch if split == "train" else None)
 
     def read(self, path: Path) -> Example:
-        """A file's bytes."""
+        """A file's bytes, uint8, since a file may be long."""
         content = _mapped(path)
         if len(content) < 2:
             raise DataError(
                 f"{path}: {len(content)} bytes; expected at least two, to predict one from another"
             )
-        return _window(content, 0, len(content), path.name)
+        tokens = torch.from_numpy(np.array(content))
+        return Example(tokens[:-1], tokens[1:], name=path.name)
 
 
 class Windows:

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from lrnnx_app import terminal
 from lrnnx_app.data import Batch
-from lrnnx_app.errors import DataError, RunError, UserError
+from lrnnx_app.errors import DataError, RunError, StreamError, UserError
 from lrnnx_app.infer_report import text
 from lrnnx_app.memory import peaks
+from lrnnx_app.models._base import Model
 from lrnnx_app.run import Run, build_data
 from lrnnx_app.streaming.slots import Timing
 from lrnnx_app.streaming.threads import threads
 from lrnnx_app.tasks.predict import Predict
 from lrnnx_app.terminal import as_json
+
+PIECE = 4096  # steps that go through a model at once
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ def continued(run: Run, prompt: bytes, how: Sampling) -> Iterator[int]:
 @torch.inference_mode()
 def _bytes(model, prompt: bytes, how: Sampling) -> Iterator[int]:
     generator = torch.Generator().manual_seed(how.seed)
-    logits, state = model(torch.tensor([list(prompt)]))
+    logits, state = None, None
+    for start in range(0, len(prompt), PIECE):
+        logits, state = model(torch.tensor([list(prompt[start : start + PIECE])]), state)
+    assert logits is not None
     logits = logits[:, -1]
     for _ in range(how.length):
         token = _drawn(logits[0].float(), how, generator)
@@ -92,11 +98,33 @@ def judge(run: Run, inputs: Sequence[Path], to_json: bool) -> None:
         x, y, dt, _ = data.read(path)
         if not task.spec.tokens:
             x, y = x[:-1], x[1:]
-        batch = Batch(x[None], y[None], dt=None if dt is None else dt[None])
-        found = {"file": str(path), "steps": len(x), task.unit: float(task.errors_of(batch)[0].mean())}
+        found = {"file": str(path), "steps": len(x), task.unit: _mean_error(task, x, y, dt)}
         terminal.say(
             as_json(found) if to_json else f"{path}: {len(x):,} steps, {found[task.unit]:.4g} {task.unit}"
         )
+
+
+def _mean_error(task: Predict, x: Tensor, y: Tensor, dt: Tensor | None) -> float:
+    """Bits or squared error of a step, over a file that goes through the model in pieces with its state."""
+    total, state = 0.0, None
+    for part in _pieces(task.model, len(x)):
+        given, wanted = x[None, part], y[None, part]
+        if task.spec.tokens:
+            given, wanted = given.long(), wanted.long()
+        batch = Batch(given, wanted, dt=None if dt is None else dt[None, part])
+        output, state = task.model(batch.x, state, dt=batch.dt)
+        total += float(task.errors_from(output, batch).double().sum())
+    return total / len(x)
+
+
+def _pieces(model: Model, length: int) -> Iterator[slice]:
+    """Parts of a file; all of it at once for a model that cannot carry a state."""
+    try:
+        model.init_state(1)
+        size = max(1, PIECE // model.hop) * model.hop
+    except StreamError:
+        size = length
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def prompt_bytes(prompt: str) -> bytes:

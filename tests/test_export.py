@@ -1,10 +1,14 @@
 """Exported programs stream as the model does, for every causal layer; files, scripts and mistakes."""
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -113,6 +117,55 @@ def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path
         expected, _ = model(heard[None, :, None])
     assert found.shape == (1000,)
     assert float((found - expected[0, :, 0]).abs().max()) < 2 / 2**15
+
+
+@pytest.mark.parametrize("classes", [(), ("no", "yes")])
+def test_the_script_reads_any_wav_or_says_why_not(classes: tuple[str, ...], tmp_path: Path) -> None:
+    """By its own words, with a program in place of the runtime that hands on its input."""
+    spec = DataSpec(1, len(classes) or 1, sample_rate=8000, classes=classes)
+    model = UNet(spec, UNet.Config(channels=[4], strides=[8], layer=layer("lru")))
+    chunk, file = Chunk(model.eval(), 64), tmp_path / "m_pt2.py"
+    _example.write(file, tmp_path / "m.pt2", "torch", chunk)
+    text = file.read_text(encoding="utf-8")
+    begin, end = text.index("torch.set_num_threads"), text.index("about = json")
+    text = text.replace(text[begin:end], f"files = {{'lrnnx.json': {chunk.description()!r}}}\n")
+    given = "inputs[0][0].repeat(2, 1)" if classes else "inputs[0][0]"
+    call = "y, *state = (z.numpy() for z in program(*map(torch.tensor, inputs)))"
+    assert call in text
+    text = text.replace(call, f"y = np.array([{given}])")
+
+    def run(*words: str) -> tuple[str, str]:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+            patch.setattr(sys, "argv", ["m_pt2.py", *(str(tmp_path / word) for word in words)])
+            try:
+                exec(compile(text, str(file), "exec"), {"__name__": "m", "__file__": str(file)})
+            except SystemExit as stop:
+                return out.getvalue(), str(stop.code)
+        return out.getvalue(), ""
+
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 2)).astype(np.float32)
+    names = ["y.wav"] * (not classes)
+    encodings = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+    for form, subtype in product(("WAV", "WAVEX"), encodings):
+        for channels in (1, 2):
+            soundfile.write(tmp_path / "x.wav", x[:, :channels], 8000, subtype, format=form)
+            out, error = run("x.wav", *names)
+            assert not error, (form, subtype)
+            if classes:
+                assert out.strip() in classes
+            else:
+                y, rate = soundfile.read(tmp_path / "y.wav")
+                assert (len(y), rate) == (1000, 8000)
+                assert abs(y - x[:, :channels].mean(1)).max() < (0.01 if subtype == "PCM_U8" else 1e-4)
+    assert run()[1].startswith("usage: python m_pt2.py IN.wav")
+    assert "No such file" in run("gone.wav", *names)[1]
+    for subtype in ("IMA_ADPCM", "ULAW"):
+        soundfile.write(tmp_path / "x.wav", x, 8000, subtype)
+        assert "a wav of encoding" in run("x.wav", *names)[1]
+    (tmp_path / "x.wav").write_bytes(b"ID3")
+    assert "no header of a wav" in run("x.wav", *names)[1]
+    soundfile.write(tmp_path / "x.wav", x, 16000)
+    assert "expected 8000 Hz, not 16000" in run("x.wav", *names)[1]
 
 
 def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:

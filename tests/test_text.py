@@ -144,6 +144,27 @@ def test_infer_prints_the_continuation_and_the_bits_of_a_file(
     assert "11 steps" in capfd.readouterr().out
 
 
+def test_long_texts_go_in_pieces_and_give_the_same_numbers(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Run(run).task()
+    content = bytes(np.random.default_rng(0).integers(97, 105, 501, dtype=np.uint8))
+    x = torch.tensor(list(content))
+    expected = float(task.errors_of(Batch(x[None, :-1], x[None, 1:]))[0].detach().mean())
+    how = sample.Sampling(length=5, temperature=0)
+    following = bytes(sample.continued(Run(run), content, how))
+    sizes = []
+    monkeypatch.setattr(sample, "PIECE", 64)
+    monkeypatch.setattr(Run, "task", lambda _: task)
+    task.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    assert bytes(sample.continued(Run(run), content, how)) == following
+    assert max(sizes) == 64
+    with torch.inference_mode():
+        found = sample._mean_error(task, x[:-1].byte(), x[1:].byte(), None)
+    assert abs(found - expected) < 1e-5 * expected
+    assert max(sizes) == 64
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

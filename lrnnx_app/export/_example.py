@@ -1,8 +1,11 @@
-"""Short scripts that run an exported program without lrnnx: 16-bit mono wav in and out, or noise."""
+"""Scripts that run an exported program without lrnnx: a wav in and a 16-bit one out, or noise."""
 
+import inspect
 from pathlib import Path
 
 from lrnnx_app.export._chunk import Chunk
+from lrnnx_app.streaming import wav
+from lrnnx_app.streaming.numbers import LOUDEST
 
 HEAD = '''"""Streams {what} through {file}, {chunk} samples at a time. Needs {needs}, not lrnnx."""
 
@@ -13,7 +16,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
-{imports}
+{imports}{reader}
 here = Path(__file__).parent
 {load}
 state = [np.full((1, *s["shape"]), s["initial"], s["dtype"]) for s in about["states"]]
@@ -30,19 +33,41 @@ for start in range(0, len(x), chunk):
 {write}
 print(f"median of a chunk: {{1000 * np.median(times):.2f}} ms{factor}", file=sys.stderr)
 '''
-WAV = """with wave.open(sys.argv[1]) as source:
-    rate = source.getframerate()
-    x = np.frombuffer(source.readframes(source.getnframes()), np.int16)[:, None].astype(np.float32) / 32768
+READER = """
+
+{source}
+
+def heard(path):
+    try:
+        with open(path, "rb") as file:
+            wav = wav_header(file.read)
+            x = wav_samples(file.read(-1 if wav.size is None else wav.size), wav).mean(1, keepdims=True)
+    except OSError as error:
+        sys.exit(f"{{path}}: {{error.strerror}}")
+    except ValueError as error:
+        sys.exit(f"{{path}}: {{error}}; expected a wav of PCM with 8 to 32 bits, or of float")
+    if not len(x) or not np.isfinite(x).all():
+        sys.exit(f"{{path}}: expected at least one sample, and finite ones")
+    return x.clip(-{loudest:g}, {loudest:g}), wav.rate
+
+
+if len(sys.argv) != {words}:
+    sys.exit("usage: python {script} IN.wav{out}")
+"""
+WAV = """x, rate = heard(sys.argv[1])
 if rate != about["sample_rate"]:
-    sys.exit(f"expected {about['sample_rate']} Hz, not {rate}")"""
+    sys.exit(f"{sys.argv[1]}: expected {about['sample_rate']} Hz, not {rate}")"""
 NOISE = (
     'x = np.random.default_rng(0).standard_normal((4 * about["chunk"], about["d_input"])).astype(np.float32)'
 )
 TOKENS = 'x = np.random.default_rng(0).integers(about["d_input"], size=4 * about["chunk"])'
 SOUND = """y = np.concatenate(ys)[:count, 0]
-with wave.open(sys.argv[2], "w") as target:
-    target.setparams((1, 2, rate, 0, "NONE", ""))
-    target.writeframes((y * 32768).round().clip(-32768, 32767).astype(np.int16).tobytes())"""
+try:
+    with open(sys.argv[2], "wb") as file, wave.open(file, "w") as target:
+        target.setparams((1, 2, rate, 0, "NONE", ""))
+        target.writeframes((y * 32768).round().clip(-32768, 32767).astype("<i2").tobytes())
+except OSError as error:
+    sys.exit(f"{sys.argv[2]}: {error.strerror}")"""
 CLASS = 'print(about["classes"][int(np.reshape(ys[-1], (-1, len(about["classes"])))[-1].argmax())])'
 NUMBERS = "print(ys[-1])"
 FACTOR = ", real-time factor {np.median(times) * rate / chunk:.3f}"
@@ -53,6 +78,7 @@ RUNTIMES = {
         "imports": "import onnxruntime\n",
         "load": """options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
+options.add_session_config_entry("session.set_denormal_as_zero", "1")  # they are slow
 session = onnxruntime.InferenceSession(here / "{file}", options)
 about = json.loads(session.get_modelmeta().custom_metadata_map["lrnnx"])
 names = [i.name for i in session.get_inputs()]""",
@@ -62,6 +88,7 @@ names = [i.name for i in session.get_inputs()]""",
         "needs": "torch and numpy",
         "imports": "import torch\n",
         "load": """torch.set_num_threads(1)
+torch.set_flush_denormal(True)  # they are slow
 files = {{"lrnnx.json": ""}}
 program = torch.export.load(here / "{file}", extra_files=files).module()
 about = json.loads(files["lrnnx.json"])""",
@@ -86,6 +113,7 @@ def write(target: Path, path: Path, runtime: str, chunk: Chunk) -> None:
         chunk=chunk.chunk,
         needs=words["needs"],
         imports=words["imports"],
+        reader=_reader(beside(path).name, bool(spec.classes)) if audio else "",
         load=words["load"].format(file=path.name),
         read=WAV if audio else TOKENS if spec.tokens else NOISE,
         dt="np.ones((1, chunk), np.float32), " if chunk.timed else "",
@@ -94,3 +122,11 @@ def write(target: Path, path: Path, runtime: str, chunk: Chunk) -> None:
         write=CLASS if spec.classes else SOUND if audio else NUMBERS,
     )
     target.write_text(text if audio else text.replace("import wave\n", ""), encoding="utf-8")
+
+
+def _reader(script: str, classifies: bool) -> str:
+    """The part of a script that reads a wav, with this project's own functions in it."""
+    source = inspect.getsource(wav).partition('"""\n\n')[2].rstrip()
+    out = "" if classifies else " OUT.wav"
+    words = 2 if classifies else 3
+    return READER.format(source=source, loudest=LOUDEST, words=words, script=script, out=out)

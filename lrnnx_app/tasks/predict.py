@@ -76,12 +76,16 @@ class Predict(Task):
     def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Bits or squared error of each step (B, T), zero in padding; and the model's output."""
         output, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
+        return self.errors_from(output, batch), output.float()
+
+    def errors_from(self, output: Tensor, batch: Batch) -> Tensor:
+        """The errors of a model's output (B, T, d_output) for the batch: (B, T), zero in padding."""
         output = output.float()
         if self.spec.tokens:
             errors = nn.functional.cross_entropy(output.mT, batch.y, reduction="none") / math.log(2)
         else:
             errors = (output - batch.y).square().mean(-1)
-        return self._valid(errors, batch), output
+        return self._valid(errors, batch)
 
     def _valid(self, errors: Tensor, batch: Batch) -> Tensor:
         if batch.lengths is None:
