@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
+HALF_LINE = 450  # letters of an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 tracebacks = ContextVar("tracebacks", default=False)  # whether an error shows its own
 
@@ -387,7 +388,10 @@ def _mistake(error: Exception) -> str | None:
 def _fail(message: str) -> int:
     if message:
         with contextlib.suppress(OSError):  # standard error leads nowhere
-            print(f"error: {terminal.shown(' '.join(message.split()))}", file=sys.stderr, flush=True)
+            line = terminal.shown(" ".join(message.split()))
+            if len(line) > 2 * HALF_LINE:  # of a word without end
+                line = f"{line[:HALF_LINE]}…{line[-HALF_LINE:]}"
+            print(f"error: {line}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -24,6 +24,7 @@ from lrnnx_app.errors import RecipeError, nearest, one_of
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
+COUNTS = "checkpoint_every keep max_skipped validate_every log_every accumulate devices nodes".split()
 MOST_WORDS = 400  # letters of a library's message
 STRATEGIES = ("auto", "ddp", "fsdp")
 OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text in an override
@@ -51,16 +52,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
             raise RecipeError("max_steps or max_epochs: expected one of them to be positive")
-        for name in (
-            "checkpoint_every",
-            "keep",
-            "max_skipped",
-            "validate_every",
-            "log_every",
-            "accumulate",
-            "devices",
-            "nodes",
-        ):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
         if self.strategy == "deepspeed":
@@ -378,13 +370,7 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
         try:
             plain_yaml.check(key)
             OmegaConf.update(content, key, _value(text), force_add=True)
-        except (
-            plain_yaml.NotPlainError,
-            OmegaConfBaseException,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
             raise RecipeError(f"override '{item}': {_one_line(error)}; expected key.sub=value") from error
     return content
 
