@@ -24,7 +24,8 @@ from lrnnx_app.errors import RecipeError, nearest, one_of
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
-COUNTS = "checkpoint_every keep max_skipped validate_every log_every accumulate devices nodes".split()
+PERIODS = ("checkpoint_every", "validate_every", "log_every")  # of the trainer, as COUNTS
+COUNTS = ("keep", "max_skipped", "accumulate", "devices", "nodes")
 MOST_WORDS = 400  # letters of a library's message
 STRATEGIES = ("auto", "ddp", "fsdp")
 OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text in an override
@@ -52,7 +53,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
             raise RecipeError("max_steps or max_epochs: expected one of them to be positive")
-        for name in COUNTS:
+        for name in (*PERIODS, *COUNTS):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
         if self.strategy == "deepspeed":
