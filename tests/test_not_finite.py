@@ -17,15 +17,22 @@ from tests.conftest import relative
 from tests.test_layers import D_MODEL, TIMED, TIMED_PLAIN, _name
 
 BATCH, TIME, START = 2, 21, 9
+KINDS = {"cpu": torch.float64, "cuda": torch.float32}  # of which all kernels of a device take
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 each_bad = pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
 
 
-def _given(timed, starts=(0, START)):
-    x = torch.randn(BATCH, TIME, D_MODEL, dtype=torch.float64)
-    dt = torch.rand(BATCH, TIME, dtype=torch.float64) + 0.2 if timed else None
-    reset = torch.zeros(BATCH, TIME, dtype=torch.bool)
+def _given(device, timed, starts=(0, START)):
+    kind = {"device": device, "dtype": KINDS[device]}
+    x = torch.randn(BATCH, TIME, D_MODEL, **kind)
+    dt = torch.rand(BATCH, TIME, **kind) + 0.2 if timed else None
+    reset = torch.zeros(BATCH, TIME, dtype=torch.bool, device=device)
     reset[:, list(starts)] = True
     return x, dt, reset
+
+
+def _layer(device, case):
+    return case.build(KINDS[device]).to(device)
 
 
 def _results(layer, x, dt, part, **masks):
@@ -43,13 +50,14 @@ def _same(found, wanted):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert one.isfinite().all()
-        assert relative(one, other) < 1e-10 or (one - other).abs().max() < 1e-12
+        limit = LIMITS[one.dtype]
+        assert relative(one, other) < limit or (one - other).abs().max() < limit / 100
 
 
 @each_bad
 @pytest.mark.parametrize(("case", "timed"), TIMED, ids=_name)
-def test_nothing_crosses_a_start(case, timed, bad):
-    layer, (x, dt, reset) = case.build(), _given(timed)
+def test_nothing_crosses_a_start(device, case, timed, bad):
+    layer, (x, dt, reset) = _layer(device, case), _given(device, timed)
     wanted = _results(layer, x, dt, slice(START, None), reset=reset)
     x[:, 2 : START - 1] = bad
     _same(_results(layer, x, dt, slice(START, None), reset=reset), wanted)
@@ -57,9 +65,9 @@ def test_nothing_crosses_a_start(case, timed, bad):
 
 @each_bad
 @pytest.mark.parametrize(("case", "timed"), TIMED, ids=_name)
-def test_padding_is_not_read(case, timed, bad):
-    layer, (x, dt, _) = case.build(), _given(timed)
-    lengths = torch.full((BATCH,), START)
+def test_padding_is_not_read(device, case, timed, bad):
+    layer, (x, dt, _) = _layer(device, case), _given(device, timed)
+    lengths = torch.full((BATCH,), START, device=device)
     names, parameters = zip(*layer.named_parameters(), strict=True)
 
     def results():
@@ -76,8 +84,8 @@ def test_padding_is_not_read(case, timed, bad):
 
 
 @pytest.mark.parametrize(("case", "timed"), TIMED_PLAIN, ids=_name)
-def test_a_lost_step_is_not_hidden(case, timed):
-    layer, (x, dt, _) = case.build(), _given(timed)
+def test_a_lost_step_is_not_hidden(device, case, timed):
+    layer, (x, dt, _) = _layer(device, case), _given(device, timed)
     x[:, 3] = math.nan
     y, state = layer(x, dt=dt)
     assert y[:, 3].isnan().any()
@@ -88,13 +96,15 @@ def test_a_lost_step_is_not_hidden(case, timed):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("place", range(0, 40, 7))
-def test_scan_of_any_place(place, even, reverse):
+def test_scan_of_any_place(device, place, even, reverse):
     """Of what a scan and its adjoint are given at a step, nothing crosses the starts around it."""
     time, first, last = 40, place // 8 * 8, place // 8 * 8 + 8
-    a = torch.rand(1, 1 if even else time, 2, 3, dtype=torch.float64) / 2
-    b = torch.randn(1, time, 2, 3, dtype=torch.float64)
-    reset = (torch.arange(time) % 8 == 0)[None]
-    inside = (torch.arange(time) >= first) & (torch.arange(time) < last)
+    kind = {"device": device, "dtype": torch.float64}
+    a = torch.rand(1, 1 if even else time, 2, 3, **kind) / 2
+    b = torch.randn(1, time, 2, 3, **kind)
+    steps = torch.arange(time, device=device)
+    reset = (steps % 8 == 0)[None]
+    inside = (steps >= first) & (steps < last)
 
     def results():
         leaves = [z.clone().requires_grad_() for z in (a, b)]
@@ -102,7 +112,7 @@ def test_scan_of_any_place(place, even, reverse):
         slopes = torch.autograd.grad((h * weight).sum(), leaves)
         return [z[:, ~inside] for z in (h.detach(), *(slopes[1:] if even else slopes))]
 
-    weight = torch.randn(1, time, 2, 3, dtype=torch.float64)
+    weight = torch.randn(1, time, 2, 3, **kind)
     wanted = results()
     b[:, place] = weight[:, place] = math.nan
     if not even:

@@ -69,11 +69,16 @@ struct Walk : Queue<G> {
     if constexpr (BWD) return x;
     return unless(MASKED && in.mode & kHold, source.drive(in, a, x));
   }
+  // A c + H. Where sequences begin, in masked walks alone, A is 0 and NaN in c stays behind.
+  DEVICE static X carried(const X& A, const X& c, const X& H) {
+    if constexpr (MASKED) return mad_unless_0(A, c, H);
+    return mad(A, c, H);
+  }
   // The new state; backward c becomes the gradient of the drive, and conj(a) times it is the new state.
   DEVICE static X advance(const X& a, const X& x, X& c) {
-    if constexpr (!BWD) return mad(a, c, x);
+    if constexpr (!BWD) return carried(a, c, x);
     c = add(c, x);
-    return mul(a, c);
+    return carried(a, c, X{});
   }
 
   // ---- maps in shared and global memory ----
@@ -106,14 +111,14 @@ struct Walk : Queue<G> {
       const X raw = source.at(in), a = masked(in, raw), x = drive(in, raw, st, k);
       if constexpr (Src::KEEP_A) kept_a[k] = raw;
       if constexpr (Src::KEEP_X) kept_x[k] = x;
-      H = k == 0 ? (BWD ? mul(a, x) : x) : BWD ? mul(a, add(H, x)) : mad(a, H, x);
-      if constexpr (!CONSTANT) A = k == 0 ? a : mul(a, A);
+      H = k > 0 ? advance(a, x, H) : BWD ? carried(a, x, X{}) : x;
+      if constexpr (!CONSTANT) A = k == 0 ? a : carried(a, A, X{});
     }
     if constexpr (CONSTANT) A = over_thread;
     UNROLL for (int d = 1; d < WT; d *= 2) {
       const X H2 = shuffle_up(H, d * CL), A2 = CONSTANT ? A : shuffle_up(A, d * CL);
-      if (row_of_warp >= d) H = mad(A, H2, H);
-      if (CONSTANT || row_of_warp >= d) A = mul(A, A2);
+      if (row_of_warp >= d) H = carried(A, H2, H);
+      if (CONSTANT || row_of_warp >= d) A = carried(A, A2, X{});
     }
     before.H = shuffle_up(H, CL & 31);
     before.A = CONSTANT ? over_rows : shuffle_up(A, CL & 31);
@@ -129,8 +134,8 @@ struct Walk : Queue<G> {
     whole = {get_A(warps, over_warp), get(warps, AC)};
     UNROLL for (int w = 1; w < NW; w++) {
       const X A = get_A(warps + w * AW * C, over_warp);
-      whole.H = mad(A, whole.H, get(warps + w * AW * C, AC));
-      if constexpr (!CONSTANT) whole.A = mul(A, whole.A);
+      whole.H = carried(A, whole.H, get(warps + w * AW * C, AC));
+      if constexpr (!CONSTANT) whole.A = carried(A, whole.A, X{});
     }
     if constexpr (CONSTANT) whole.A = over_chunk;
     S* const to = map_of(at.b, at.chunk);
@@ -163,7 +168,7 @@ struct Walk : Queue<G> {
       if (at.turn == 0) m = state(p.first, at.b);
       UNROLL for (int w = 0; w < NW; w++) {
         if (w == warp) c = m;
-        m = mad(get_A(warps + w * AW * C, over_warp), m, get(warps + w * AW * C, AC));
+        m = carried(get_A(warps + w * AW * C, over_warp), m, get(warps + w * AW * C, AC));
       }
       carry = m;
     } else {
@@ -178,15 +183,15 @@ struct Walk : Queue<G> {
       if (warp == NW - 1) {
         if (at.turn == 0) m = state(p.first, at.b);
         for (int d = count - 1; d >= 0; d--)
-          m = mad(get_A(between + d * AW * C, over_chunk), m, get(between + d * AW * C, AC));
+          m = carried(get_A(between + d * AW * C, over_chunk), m, get(between + d * AW * C, AC));
         if (row_of_warp == 0) put(entering, 0, m);
-        carry = mad(whole.A, m, whole.H);
+        carry = carried(whole.A, m, whole.H);
       }
       __syncthreads();
       c = get(entering, 0);
-      for (int w = 0; w < warp; w++) c = mad(get_A(warps + w * AW * C, over_warp), c, get(warps + w * AW * C, AC));
+      for (int w = 0; w < warp; w++) c = carried(get_A(warps + w * AW * C, over_warp), c, get(warps + w * AW * C, AC));
     }
-    return row_of_warp > 0 ? mad(before.A, c, before.H) : c;
+    return row_of_warp > 0 ? carried(before.A, c, before.H) : c;
   }
 
   // ---- 4: replay ----

@@ -81,6 +81,16 @@ DEVICE Val<S, PL, V> mul(const Val<S, PL, V>& a, const Val<S, PL, V>& b) {
   return mad(a, b, Val<S, PL, V>{});
 }
 
+// a b + c, where a factor a of 0 drops b whatever it is, NaN and inf too.
+template <class S, int PL, int V>
+DEVICE Val<S, PL, V> mad_unless_0(const Val<S, PL, V>& a, Val<S, PL, V> b, const Val<S, PL, V>& c) {
+  UNROLL for (int e = 0; e < PL * V; e++) {
+    const bool none = a.v[0][e % V] == 0 && a.v[PL - 1][e % V] == 0;
+    b.v[e / V][e % V] = none ? S(0) : b.v[e / V][e % V];
+  }
+  return mad(a, b, c);
+}
+
 template <class S, int PL, int V>
 DEVICE Val<S, PL, V> add(const Val<S, PL, V>& a, const Val<S, PL, V>& b) {
   Val<S, PL, V> r;
