@@ -21,7 +21,7 @@ class AugmentConfig:
     gain: float = 0.0  # dB, either way
     speed: float = 0.0  # share, either way; the pitch goes with it
     reverb: str = ""  # file with an impulse response
-    reverb_share: float = 0.5  # of the examples
+    reverb_share: float = 0.5  # share of the examples that reverb falls on
     noise: float = 0.0  # standard deviation of white noise, relative to the signal's
     mask_time: float = 0.0  # share of the samples that one silent gap may take
     mask_band: float = 0.0  # share of the octaves below half the rate that a notch may take

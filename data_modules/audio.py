@@ -48,17 +48,17 @@ class Audio(DataModule):
     class Config(DataModule.Config):
         layout: str = "mixtures"  # mixtures | pairs | speech_commands | folders | voices | continued
         noise_root: str = ""  # folder of noise files, in place of the embedded music
-        sample_rate: int = 16000  # Hz
-        seconds: float = 2.0  # length of a training example, and of one that is classified or continued
-        classes: int = 35  # of Speech Commands: 35 or 12
-        snr_min: float = -2.0  # dB
-        snr_max: float = 10.0  # dB
+        sample_rate: int = 16000  # Hz, of what the model gets
+        seconds: float = 2.0  # s, length of a training example, and of one that is classified or continued
+        classes: int = 35  # words of Speech Commands, 35 or 12 (10 with "unknown" and "silence")
+        snr_min: float = -2.0  # dB, lowest ratio of speech to noise in a mixture
+        snr_max: float = 10.0  # dB, highest ratio of speech to noise in a mixture
         music: float = 0.4  # share of mixtures with music or the user's noise files
-        babble: float = 0.3
-        coloured: float = 0.3  # noise with a 1/f^β spectrum, β in [0, 2]
-        examples_per_epoch: int = 1600  # of mixtures
-        mixtures: int = 3
-        augment: AugmentConfig = field(default_factory=AugmentConfig)
+        babble: float = 0.3  # share of mixtures with other voices
+        coloured: float = 0.3  # share of mixtures with noise of a 1/f^β spectrum, β in [0, 2]
+        examples_per_epoch: int = 1600  # mixtures that an epoch draws
+        mixtures: int = 3  # times that each clip is mixed in validation and test
+        augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training examples
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, LAYOUTS)

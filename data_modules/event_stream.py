@@ -34,17 +34,17 @@ class EventStream(DataModule):
     class Config(DataModule.Config):
         layout: str = "digits"  # digits | spikes | shd | ssc | dvs128 | nmnist | folders
         width: int = 128  # pixels of the sensor of folders
-        height: int = 128
-        polarities: int = 2
+        height: int = 128  # pixels of the sensor of folders, along the other axis
+        polarities: int = 2  # 1 or 2: kinds of events of a pixel of folders
         scale: int = 1  # pixels along each axis that are taken for one
-        timed: bool = True  # hand out dt
+        timed: bool = True  # hand out dt, the time since the event before
         events: int = (
             0  # most events of an example: from a random one in training, else the middle ones; 0: all
         )
-        frame_events: int = 0  # events that are counted in a step
-        frame_ms: float = 0.0  # time whose events are counted in a step
-        augment: Augment = field(default_factory=Augment)
-        bucket: bool = True
+        frame_events: int = 0  # events that are counted in a step; 0: each event is a step
+        frame_ms: float = 0.0  # ms whose events are counted in a step; 0: each event is a step
+        augment: Augment = field(default_factory=Augment)  # what is drawn anew for each training example
+        bucket: bool = True  # batches of examples of about one length
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, layouts.LAYOUTS)

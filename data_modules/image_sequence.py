@@ -61,10 +61,10 @@ class ImageSequence(DataModule):
     class Config(DataModule.Config):
         images: str = "digits"  # digits (embedded) | mnist | cifar10 | folder | video, in data.root
         reading: str = "pixels"  # pixels | permuted | rows | patches
-        colour: bool = False
+        colour: bool = False  # read three channels instead of one
         side: int = 32  # pixels to which pictures of a folder are scaled
-        patch: int = 8  # side of a patch
-        frames: int = 0  # of a video, evenly spaced; 0 for all
+        patch: int = 8  # pixels, side of a patch
+        frames: int = 0  # frames of a video, evenly spaced; 0 for all
         warp: float = 0.0  # largest entry of the random affine map that training images are seen through
         noise: float = 0.0  # standard deviation of what is added to the pixels of training images
 

@@ -32,7 +32,7 @@ class Text(DataModule):
     @dataclass
     class Config(DataModule.Config):
         length: int = 512  # bytes of a window
-        examples_per_epoch: int = 2000
+        examples_per_epoch: int = 2000  # windows that an epoch draws
         suffixes: str = ".txt .md .rst .py .html .csv .tex .json"  # of a folder's files, separated by spaces
 
         def __post_init__(self) -> None:

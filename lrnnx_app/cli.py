@@ -268,20 +268,21 @@ def export(
 def recipes(
     name: options.RecipeName = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="A table of layers and data.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Each key: value, type, what it means.")] = False,
     to_json: Json = False,
 ) -> None:
-    """List the shipped recipes, or show one resolved."""
+    """List the shipped recipes, show one resolved, or explain its keys."""
     from lrnnx_app import listing, recipe
 
-    if name is not None:
+    if name is not None and not explain:
         from omegaconf import OmegaConf
 
         config = recipe.load(name)
         return print(as_json(OmegaConf.to_container(config))) if to_json else say(*_yaml(config))
-    columns, rows = listing.matrix() if matrix else listing.recipes()
+    columns, rows = listing.keys(name) if explain else listing.matrix() if matrix else listing.recipes()
     if to_json:
         return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
-    table(columns, [[", ".join(cell) if isinstance(cell, list) else cell for cell in row] for row in rows])
+    table(columns, [map(listing.text, row) for row in rows])
 
 
 def _yaml(config: Any) -> list[str]:
@@ -377,9 +378,8 @@ def _mistake(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
         return f"{error.filename or 'output'}: {error.strerror}"
-    if isinstance(error, RuntimeError | MemoryError) and "allocate" in str(
-        error
-    ):  # torch has no class for it
+    # torch has no class for it
+    if isinstance(error, RuntimeError | MemoryError) and "allocate" in str(error):
         return f"out of memory: {str(error).splitlines()[0]}; try smaller sizes, such as data.batch_size"
     usage = getattr(error, "format_message", None)
     return None if usage is None else usage()

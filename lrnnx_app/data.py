@@ -245,11 +245,11 @@ class DataModule(LightningDataModule):
     @dataclass
     class Config:
         root: str = ""  # folder of the user's data; empty means the embedded data
-        batch_size: int = 16  # of each device
+        batch_size: int = 16  # examples of a batch, on each device
         workers: int = 0  # processes that prepare batches, one for each core at most
         bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
         pack: bool = False  # several short examples in one row of a training batch
-        split: list[float] = field(default_factory=lambda: list(SHARES))  # of one's own files, by split
+        split: list[float] = field(default_factory=lambda: list(SHARES))  # shares of own files, by split
 
     spec: DataSpec
 

@@ -93,7 +93,7 @@ def _label(key: str, value: str) -> str:
 
 
 def _mark(value: str) -> str:
-    return "~" + hashlib.sha256(value.encode()).hexdigest()[:6]
+    return "~" + hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()[:6]
 
 
 def seeds_from(recipe: str, overrides: Sequence[str], count: int) -> list[int]:

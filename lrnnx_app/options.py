@@ -42,6 +42,13 @@ def _recipes(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
+def _data(incomplete: str) -> list[str]:
+    """The same, of recipes and data modules."""
+    from lrnnx_app.registry import DATA
+
+    return [*_recipes(incomplete), *(name for name in DATA if name.startswith(incomplete))]
+
+
 Recipe = Annotated[
     str | None,
     typer.Argument(
@@ -55,7 +62,7 @@ RecipeName = Annotated[
 ]
 DataName = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A recipe, or a data module's name.", autocompletion=_recipes),
+    typer.Argument(metavar="NAME", help="A recipe, or a data module's name.", autocompletion=_data),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]

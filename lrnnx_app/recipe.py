@@ -35,18 +35,18 @@ NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # mod
 @dataclass
 class TrainerConfig:
     max_steps: int = -1  # optimizer steps, -1 for no limit; the first limit reached ends the training
-    max_epochs: int = 10
+    max_epochs: int = 10  # passes over the training data, -1 for no limit
     checkpoint_every: int = 500  # steps between checkpoints to resume from
-    keep: int = 3  # how many of them stay
+    keep: int = 3  # checkpoints to resume from that stay
     max_skipped: int = 10  # steps in a row without a finite loss and gradient that end the training
     validate_every: int = 1  # epochs between validations
     log_every: int = 10  # steps between logged values
     precision: str = "32-true"  # as Lightning names it: 32-true, bf16-mixed, 64-true …
     gradient_clip: float = 1.0  # largest norm of the gradient, 0 for none
     accumulate: int = 1  # batches per optimizer step
-    accelerator: str = "auto"
-    devices: int = 1  # of each node; each takes data.batch_size examples a step
-    nodes: int = 1
+    accelerator: str = "auto"  # auto | cpu | gpu
+    devices: int = 1  # devices of each node; each takes data.batch_size examples a step
+    nodes: int = 1  # machines that train together
     strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.strategies
     graph: bool = False  # on one GPU, replay the model's passes as CUDA graphs: for small steps of one shape
 
@@ -70,12 +70,12 @@ class Recipe:
     class's Config."""
 
     about: str = ""  # what the recipe is for
-    name: str = ""
-    seed: int = 0
-    task: Any = None
-    model: Any = None
-    data: Any = None
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    name: str = ""  # plain name of the recipe, of which its runs' folder is called; by default its file's
+    seed: int = 0  # of weights and of what training draws; from 0 to 2³² − 1
+    task: Any = None  # what is learned, and how its steps are taken
+    model: Any = None  # the network
+    data: Any = None  # what is learned from
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)  # how long, on what, and what is kept
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MOST_SEED:

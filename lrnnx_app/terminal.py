@@ -91,7 +91,7 @@ def say(*lines: object, aside: bool = False) -> None:
         print(*map(shown, lines), sep="\n", file=sys.stderr if aside else sys.stdout, flush=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], header: bool = True) -> None:
+def table(columns: Sequence[str], rows: Iterable[Iterable[object]], header: bool = True) -> None:
     """Print a table: drawn into the width of a terminal; elsewhere one row a line, whatever its width."""
     cells = [[shown(cell) for cell in row] for row in rows]
     if quiet:

@@ -51,6 +51,12 @@ def test_commas_outside_brackets_and_quotes_part_alternatives(value: str, parts:
     assert grid.alternatives(value) == parts
 
 
+def test_a_value_that_is_no_text_has_a_folder_too() -> None:
+    first, second = (cell.folder for cell in grid.cells(["data.root=a\udcff,a\udcfe"]))
+    assert first != second
+    assert f"{first}{second}".isascii()
+
+
 def test_lists_and_seeds_multiply() -> None:
     cells = grid.cells(["model.layer=lru,s5", "task.lr=0.1,0.2", "data.batch_size=2"], [3, 4])
     assert len(cells) == 8

@@ -49,9 +49,9 @@ class Centaurus(BankLayer):
         d_state: int = 16  # complex modes of a bank
         d_output: int | None = None  # channels of y, not in dws; None: d_model, as every model needs
         repeats: int = 16  # banks of pointwise and neck, each with its own timescale
-        dt_min: float = 1e-3
-        dt_max: float = 1e-1
-        path: str = "auto"  # auto | scan | chunk | mix
+        dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
+        dt_max: float = 1e-1  # see dt_min
+        path: str = "auto"  # auto | scan | chunk | mix: how a whole sequence is computed
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

@@ -18,5 +18,5 @@ class EventSSM(S5):
 
     @dataclass
     class Config(S5.Config):
-        rule: str = "asynchronous"  # keeps elapsed time out of the gain of an event
-        clip_eigs: bool = True  # gaps are unbounded: an eigenvalue that drifted past 0 would explode
+        rule: str = "asynchronous"  # as S5's; asynchronous keeps elapsed time out of an event's gain
+        clip_eigs: bool = True  # hold Re λ at or below −1e-4: gaps are unbounded, one past 0 explodes

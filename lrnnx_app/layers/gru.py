@@ -32,9 +32,9 @@ class GRU(Layer):
 
     @dataclass
     class Config:
-        d_state: int = 128
-        tolerance: float | None = None  # of a state; None: ¾ of the digits of its precision
-        max_iterations: int = 50  # then one step at a time, right but slow
+        d_state: int = 128  # states N
+        tolerance: float | None = None  # of a state, to end on; None: ¾ of the digits of its precision
+        max_iterations: int = 50  # after these one step at a time, right but slow
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

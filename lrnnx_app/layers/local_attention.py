@@ -41,8 +41,8 @@ class LocalAttention(Layer):
 
     @dataclass
     class Config:
-        window: int = 256
-        heads: int = 4  # a divisor of d_model, d_model / heads even
+        window: int = 256  # steps that a step attends to, itself included
+        heads: int = 4  # heads of queries, a divisor of d_model; d_model / heads even
         base: float = 10000.0  # of the rotary frequencies
 
         def __post_init__(self) -> None:

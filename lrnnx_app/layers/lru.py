@@ -26,7 +26,7 @@ class LRU(DiagonalLayer):
     class Config:
         d_state: int = 64  # complex states N
         r_min: float = 0.9  # |λ| starts uniform (by area) in the ring [r_min, r_max]
-        r_max: float = 0.999
+        r_max: float = 0.999  # see r_min
         max_phase: float = 2 * math.pi  # arg λ starts uniform in [0, max_phase]
 
     def __init__(self, d_model: int, config: Config) -> None:

@@ -22,7 +22,7 @@ class MinGRU(DiagonalLayer):
 
     @dataclass
     class Config:
-        d_state: int = 128
+        d_state: int = 128  # states N
         max_time: float = 64.0  # states start to forget over 2 to max_time steps, log-uniform
 
         def __post_init__(self) -> None:

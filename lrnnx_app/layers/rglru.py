@@ -43,12 +43,12 @@ class RGLRU(Layer):
     class Config:
         d_rnn: int | None = None  # width of the recurrence; None: d_model
         heads: int | None = None  # blocks of the gates, a divisor of d_rnn; None: the largest one up to 8
-        d_conv: int = 4  # width of the convolution
-        c: float = 8.0
+        d_conv: int = 4  # width of the convolution, in steps
+        c: float = 8.0  # factor of log a; a larger one forgets faster
         start: str = "paper"  # at r = 1, paper: a uniform in [r_min, r_max]; released: a^(1/c), by area
-        r_min: float = 0.9
-        r_max: float = 0.999
-        unit_start: bool = True
+        r_min: float = 0.9  # see start
+        r_max: float = 0.999  # see start
+        unit_start: bool = True  # the first step of a stream or document enters whole, without √(1 − a²)
 
         def __post_init__(self) -> None:
             one_of("start", self.start, STARTS)

@@ -38,10 +38,10 @@ class S4(Layer):
     @dataclass
     class Config:
         d_state: int = 64  # N per channel; one of each conjugate pair is kept
-        l_max: int = 0  # length that C̃ is for; 0 learns C itself
+        l_max: int = 0  # steps that C̃ is for; 0 learns C itself
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
-        dt_max: float = 1e-1
-        path: str = "auto"  # auto | fft | scan
+        dt_max: float = 1e-1  # see dt_min
+        path: str = "auto"  # auto | fft | scan: how a whole sequence is computed
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

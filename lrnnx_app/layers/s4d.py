@@ -23,11 +23,11 @@ class S4D(BankLayer):
     @dataclass
     class Config:
         d_state: int = 64  # N per channel; one of each conjugate pair is kept
-        init: str = "lin"  # lin | inv | legs
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
+        init: str = "lin"  # lin | inv | legs: how A starts
+        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
-        dt_max: float = 1e-1
-        path: str = "auto"  # auto | scan | chunk
+        dt_max: float = 1e-1  # see dt_min
+        path: str = "auto"  # auto | scan | chunk: how a whole sequence is computed
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)

@@ -39,11 +39,11 @@ class S5(DiagonalLayer):
     @dataclass
     class Config:
         d_state: int = 64  # P, states before conjugate symmetry halves them
-        blocks: int = 1  # J, divides d_state
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
+        blocks: int = 1  # J, blocks of A at the start, a divisor of d_state
+        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
         dt_min: float = 1e-3  # the learned step starts log-uniform in [dt_min, dt_max]
-        dt_max: float = 1e-1
-        conj_sym: bool = True
+        dt_max: float = 1e-1  # see dt_min
+        conj_sym: bool = True  # keep one state of each conjugate pair
         clip_eigs: bool = False  # hold Re λ at or below −1e-4
         step_rescale: float = 1.0  # multiplies the step: 2.0 runs a 16 kHz model on 8 kHz input
         both_directions: bool = False  # the paper's bidirectional form: one B, C with twice the columns

@@ -40,16 +40,16 @@ class S6(Layer):
     @dataclass
     class Config:
         d_state: int = 16  # states N of each channel
-        d_conv: int = 4  # width of the convolution
+        d_conv: int = 4  # width of the convolution, in steps
         expand: int = 2  # channels D = expand · d_model
-        dt_rank: int | None = None  # None: d_model / 16, rounded up
-        rule: str = "euler"  # euler | zoh | bilinear | dirac | asynchronous
+        dt_rank: int | None = None  # width of r, from which Δ is made; None: d_model / 16, rounded up
+        rule: str = "euler"  # euler | zoh | bilinear | dirac | asynchronous: how time becomes discrete
         complex: bool = False  # A starts as S4D-Lin instead of −1 … −N
-        bias: bool = False  # of in_proj and out_proj
-        conv_bias: bool = True
+        bias: bool = False  # in_proj and out_proj have a bias
+        conv_bias: bool = True  # the convolution has a bias
         norm_eps: float | None = None  # ε of RMS norms of r, B and C, as in FalconMamba; None: there are none
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
-        dt_max: float = 1e-1
+        dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
             one_of("rule", self.rule, RULES)

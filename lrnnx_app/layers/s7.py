@@ -39,10 +39,10 @@ class S7(DiagonalLayer):
     class Config:
         d_state: int = 64  # complex states, one of each conjugate pair
         blocks: int | None = None  # J, a divisor of d_state; None: the largest one up to 16
-        selective: list[str] = field(default_factory=lambda: ["step"])  # any of step, b, c
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous
+        selective: list[str] = field(default_factory=lambda: ["step"])  # by the input; any of step, b, c
+        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
-        dt_max: float = 1e-1
+        dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
             one_of("rule", self.rule, RULES)

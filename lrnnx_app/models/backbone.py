@@ -31,10 +31,10 @@ class Backbone(Model):
 
     @dataclass
     class Config:
-        d_model: int = 64
-        depth: int = 4
-        dropout: float = 0.0
-        pool: str = "mean"  # mean | last | none
+        d_model: int = 64  # channels between layers
+        depth: int = 4  # blocks, each with a layer
+        dropout: float = 0.0  # share of channels that training drops
+        pool: str = "mean"  # mean | last | none: which steps the output speaks of
         bidirectional: bool = False  # two directions joined in every block; cannot stream
         layer: Any = None  # one layer, or a list that the blocks take in turn
 

@@ -34,14 +34,14 @@ class Staged(Model):
 
     @dataclass
     class Config:
-        d_model: int = 64
+        d_model: int = 64  # channels between layers, before the first pool
         depth: int = 3  # blocks of a stage
         pools: list[int] = field(
             default_factory=lambda: [8]
         )  # events that become one before each later stage
         pool_by: str = "mean"  # mean | time (weighted by dt) | last
         expansion: int = 1  # factor of the width after the first pool
-        dropout: float = 0.0
+        dropout: float = 0.0  # share of channels that training drops
         recompute: bool = False  # blocks run again in the backward pass instead of keeping what it needs
         layer: Any = None  # one layer, or a list that the blocks take in turn
 

@@ -49,10 +49,10 @@ class UNet(Model):
 
     @dataclass
     class Config:
-        channels: list[int] = field(default_factory=lambda: [64, 96, 128])
-        strides: list[int] = field(default_factory=lambda: [16, 4, 4])
+        channels: list[int] = field(default_factory=lambda: [64, 96, 128])  # of each level
+        strides: list[int] = field(default_factory=lambda: [16, 4, 4])  # steps that become one, by level
         depth: int = 1  # blocks per level, on each side
-        dropout: float = 0.0
+        dropout: float = 0.0  # share of channels that training drops
         layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:

@@ -31,9 +31,9 @@ class Task(LightningModule):
 
     @dataclass
     class Config:
-        lr: float = 3e-3
-        ssm_lr: float = 1e-3  # of the parameters that shape the recurrence, which get no weight decay
-        weight_decay: float = 0.01
+        lr: float = 3e-3  # peak of the learning rate
+        ssm_lr: float = 1e-3  # the same for what shapes the recurrence, which gets no weight decay
+        weight_decay: float = 0.01  # AdamW's, for matrices that lr is for
         warmup: float = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
 
         def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Classify(Task):
 
     @dataclass
     class Config(Task.Config):
-        label_smoothing: float = 0.0
+        label_smoothing: float = 0.0  # share of the target that goes to all classes alike
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)

@@ -36,7 +36,7 @@ class Denoise(Task):
 
     @dataclass
     class Config(Task.Config):
-        spectral: float = 1.0
+        spectral: float = 1.0  # weight of the distance of spectra in the loss, beside −SI-SNR in dB
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
