@@ -182,3 +182,38 @@ def test_sources_are_found():
 def test_architectures_can_be_named(monkeypatch):
     monkeypatch.setenv("LRNNX_ARCH", "9.0;8.0")
     assert _extension.architectures() == [80, 90]
+
+
+@needs_compiler
+def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_preferred(tmp_path: Path) -> None:
+    compiler = tmp_path / "static-g++"
+    compiler.write_text(f'#!/bin/sh\nexec "{_extension.host_compiler()}" -static-libstdc++ "$@"\n')
+    compiler.chmod(0o755)
+    source = tmp_path / "raises.cpp"
+    source.write_text(
+        "#include <torch/csrc/stable/library.h>\n#include <torch/headeronly/util/Exception.h>\n"
+        'int64_t raises(int64_t x) { STD_TORCH_CHECK(x > 0, "x must be positive"); return x; }\n'
+        'STABLE_TORCH_LIBRARY(raising, m) { m.def("raises(int x) -> int"); }\n'
+        "STABLE_TORCH_LIBRARY_IMPL(raising, CompositeExplicitAutograd, m) "
+        '{ m.impl("raises", TORCH_BOX(&raises)); }\n'
+    )
+    program = (
+        "import os, subprocess, sys, torch\nfrom lrnnx_app.ops import _extension\n"
+        "build, link = _extension._commands('cpu')\n"
+        "subprocess.run(f'{build} -c raises.cpp -o raises.o', shell=True, check=True)\n"
+        "link = link.replace('$in', 'raises.o').replace('$out', 'raises.so')\n"
+        "subprocess.run(link, shell=True, check=True)\n"
+        "torch.ops.load_library(os.path.abspath('raises.so'))\n"
+        "try: torch.ops.raising.raises(-1)\nexcept RuntimeError as error: print(error)\n"
+    )
+    environment = {**os.environ, "CXX": str(compiler), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "x must be positive" in done.stdout

@@ -244,6 +244,14 @@ struct SelectiveBackward {
     const float2 x = sm.x[t * C + ch];
     return {x.x, x.y, STEP ? sm.step[STEP ? t * C + ch : 0] : 0.f};
   }
+  // What is lost before a start stays out of sums that share an accumulator with those of the steps after it.
+  template <bool RARE>
+  DEVICE static void add_numbers(Sums& sums, const X& x, int t, unsigned lane, uint32_t cuts) {
+    float v[kHeld];
+    numbers(v, x);
+    if (RARE && cuts) UNROLL for (int j = 0; j < kHeld; j++) v[j] = isfinite(v[j]) ? v[j] : 0.f;
+    sums.add(v, t, lane);
+  }
   template <bool RARE>
   DEVICE void put_sum(int which, int t, int slice, float x) const {
     float& to = sm.sums[(which * kParts + part) * SUM + t * C + ch];
@@ -255,7 +263,6 @@ struct SelectiveBackward {
   DEVICE void walk(int slice, int buffer, uint32_t cuts) {
     X a[T], h[T + 1];
     UNROLL for (int j = 0; j < kHeld; j++) h[0].v[j / V][j % V] = sm.h[buffer][j * 4 + part][ch];
-    float v[kHeld];
     {
       Sums sums;
       UNROLL for (int t = 0; t < T; t++) {  // forward: states, y, sums for C
@@ -267,8 +274,7 @@ struct SelectiveBackward {
         a[t] = unless(RARE && cuts >> t & 1, a[t]);
         h[t + 1] = mad(a[t], unless(RARE && cuts >> t & 1, h[t]), in);
         put_sum<RARE>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
-        numbers(v, scale(dy, h[t + 1]));
-        sums.add(v, t, lane);
+        add_numbers<RARE>(sums, scale(dy, h[t + 1]), t, lane, cuts);
       }
       sums.store(sm.weights + warp * 2 * Sums::SIZE, lane);
     }
@@ -285,8 +291,7 @@ struct SelectiveBackward {
         put_sum<RARE>(1, t, slice, pulled.input);
         put_sum<RARE>(2, t, slice, pulled.along);
         if constexpr (STEP) put_sum<RARE>(3, t, slice, pulled.step);
-        numbers(v, pulled.weight);
-        sums.add(v, t, lane);
+        add_numbers<RARE>(sums, pulled.weight, t, lane, cuts);
       }
       sums.store(sm.weights + (warp * 2 + 1) * Sums::SIZE, lane);
     }

@@ -172,8 +172,8 @@ def _commands(device: str) -> tuple[str, str]:
     """Command lines that compile and link, without their inputs and outputs."""
     root = Path(torch.__file__).parent
     stable = f'-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "{root / "include"}"'
-    libraries = f'-L"{root / "lib"}" -ltorch_cpu -lc10'
     cxx = host_compiler()
+    libraries = f'-L"{root / "lib"}" -ltorch_cpu -lc10 {_shared_runtime(cxx)}'
     if device == "cpu":
         native = "" if platform.machine() == "arm64" else "-march=native"
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
@@ -191,6 +191,15 @@ def _commands(device: str) -> tuple[str, str]:
         f'"{nvcc}" {flags} -diag-suppress 20012,20013,20014,20015 {stable}',
         f'"{nvcc}" -ccbin "{cxx}" -shared $in -o $out {libraries} -ltorch_cuda -lc10_cuda',
     )
+
+
+@functools.cache
+def _shared_runtime(cxx: str) -> str:
+    """The shared C++ library, which torch uses too. Where a compiler prefers a static one, an exception of a
+    kernel would be thrown by another library than the one that catches it, and end the process."""
+    command = [cxx, "-print-file-name=libstdc++.so.6"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return f'"{found}"' if os.path.isabs(found) else ""
 
 
 def host_compiler() -> str:
