@@ -13,11 +13,11 @@ from torch import Tensor
 from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
-from lrnnx_app.ops._blocked import unpadded
+from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.step import diagonal_step
+from lrnnx_app.ops.step import diagonal_step_unchecked
 
 PATHS = ("auto", "scan", "chunk")
 
@@ -81,8 +81,8 @@ class BankLayer(DiagonalLayer):
         return a, gain * driven.unsqueeze(-2)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        w, direct = self.collect(h).to(x.dtype), self.direct()
-        w = w if direct is None else torch.addcmul(w, direct.to(x.dtype), self.inputs(x))
+        w, direct = cast(self.collect(h), x.dtype), self.direct()
+        w = w if direct is None else torch.addcmul(w, cast(direct, x.dtype), self.inputs(x))
         return self.outputs(w, x)
 
     def collect(self, h: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class BankLayer(DiagonalLayer):
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        x = x[:, None]
+        x = x.unsqueeze(1)
         made_by: dict[str, Any] = {}
         if dt is None:
             a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
@@ -105,9 +105,9 @@ class BankLayer(DiagonalLayer):
         c = self.constant("system", self.system)[2]
         gain = None if gain is None else self._by_group(gain)
         h, a, c = (self._by_group(z) for z in (state.h, a, c))
-        w, h = diagonal_step(self.inputs(x)[:, 0], h, a, gain, c, self.direct(), **made_by)
+        w, h = diagonal_step_unchecked(self.inputs(x).squeeze(1), h, a, gain, c, self.direct(), **made_by)
         after = h.movedim(-2, -3).flatten(-2)
-        return self.outputs(w.to(x.dtype)[:, None], x)[:, 0], DiagonalState(after)
+        return self.outputs(cast(w, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(after)
 
     def _by_group(self, z: Tensor) -> Tensor:
         """(…, P, S) as the states of each group, (…, groups, P, modes)."""
@@ -167,7 +167,7 @@ class BankLayer(DiagonalLayer):
         x = unpadded(x, lengths)
         v = self.rows(x)
         with torch.autocast(x.device.type, enabled=False):
-            v = v.to(state_dtype(v.dtype))
+            v = cast(v, state_dtype(v.dtype))
             sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
             steps = max(steps for steps, least in sizes.steps if samples >= least)
 
@@ -176,7 +176,7 @@ class BankLayer(DiagonalLayer):
 
             chunks = self.constant(f"chunks {steps}", make)
             w, last = _chunks.run(chunks, v, None if state is None else state.h, lengths)
-        return self.outputs(w.to(x.dtype), x), DiagonalState(last)
+        return self.outputs(cast(w, x.dtype), x), DiagonalState(last)
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""

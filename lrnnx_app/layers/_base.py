@@ -4,7 +4,6 @@ A layer maps (B, T, d_model) to (B, T, d_model) and carries a state, a NamedTupl
 first. Running a sequence in one go, in chunks, or step by step gives the same output and state.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -13,15 +12,14 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.layers._taken import forward_of_any, step_of_any
+from lrnnx_app.layers._taken import of_any
 from lrnnx_app.ops import planar
-from lrnnx_app.ops._blocked import unpadded
-from lrnnx_app.ops._operands import check_range
+from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import row_linear
-from lrnnx_app.ops.step import diagonal_step
+from lrnnx_app.ops.row_linear import row_linear_unchecked
+from lrnnx_app.ops.step import diagonal_step_unchecked
 
 Value = TypeVar("Value")
 Stack = TypeVar("Stack", bound=nn.Module)
@@ -51,9 +49,8 @@ class Layer(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         """Every `forward` and `step` takes any dtypes and a batch of none, see `_taken`."""
         super().__init_subclass__(**options)
-        for name, of_any in (("forward", forward_of_any), ("step", step_of_any)):
-            if name in vars(cls):
-                setattr(cls, name, of_any(_of_one_batch(vars(cls)[name])))
+        for name in {"forward", "step"} & vars(cls).keys():
+            setattr(cls, name, of_any(vars(cls)[name]))
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -136,35 +133,6 @@ class Layer(nn.Module):
         return sum(tensor[0].numel() for tensor in self.init_state(1))
 
 
-def _of_one_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` or `step` for a state of the batch of x alone, and lengths within its steps."""
-
-    @functools.wraps(run)
-    def checked(self: Layer, x: Tensor, state: Any = None, *args: Any, **options: Any) -> Any:
-        check_batch(state, x.shape[0])
-        lengths = options.get("lengths")
-        if lengths is not None:
-            check_range(lengths, x.shape[1])
-            options["lengths"] = lengths.clamp(0, x.shape[1])
-        return run(self, x, state, *args, **options)
-
-    return checked
-
-
-def check_batch(state: Any, batch: int) -> None:
-    """Refuse a state, nested tuples of tensors or None, that is not of so many streams.
-
-    Raises:
-        ValueError: a tensor of it has another first size.
-    """
-    if isinstance(state, Tensor):
-        if state.shape[0] != batch:
-            raise ValueError(f"the state is of a batch of {state.shape[0]}, and x of one of {batch}")
-    elif state is not None:
-        for part in state:
-            check_batch(part, batch)
-
-
 class DiagonalState(NamedTuple):
     """h: (B, N), or planar complex (B, 2, N)."""
 
@@ -229,9 +197,9 @@ class DiagonalLayer(Layer):
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        x = autocast(x[:, None])
+        x = autocast(x.unsqueeze(1))
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        b, h, made_by = self._by_state(b[:, 0]), self._by_state(state.h), {}
+        b, h, made_by = self._by_state(b.squeeze(1)), self._by_state(state.h), {}
         if isinstance(a, Discretized):
             made_by = {"rule": NAMES[CODES[a.rule]], "dt": a.dt[:, 0]}
             a = self._by_state(a.z)
@@ -241,13 +209,14 @@ class DiagonalLayer(Layer):
             a = self._by_state(a.lam)
         else:
             a = self._by_state(a if a.ndim == len(self.state_shape) else a[:, 0])
-        _, h = diagonal_step(b, h, a, **made_by)
-        h = h.squeeze(-1).mT if len(self.state_shape) == 2 else h[..., 0, 0]
-        return self.readout(h[:, None].to(x.dtype), x)[:, 0], DiagonalState(h)
+        _, h = diagonal_step_unchecked(b, h, a, **made_by)
+        h = h.squeeze(-1)
+        h = h.mT if len(self.state_shape) == 2 else h.squeeze(-1)
+        return self.readout(cast(h, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(h)
 
     def _by_state(self, z: Tensor) -> Tensor:
         """(…, *state_shape) as groups of one state each, (…, N, P, 1)."""
-        return z.mT[..., None] if len(self.state_shape) == 2 else z[..., None, None]
+        return (z.mT if len(self.state_shape) == 2 else z.unsqueeze(-1)).unsqueeze(-1)
 
     def _over_time(self, a: Any) -> Any:
         """Coefficients of every step alike get the axes of batch and time."""
@@ -278,7 +247,7 @@ def frozen(model: Stack) -> Stack:
 
 def wide(*parameters: Tensor) -> Iterator[Tensor]:
     """The parameters in the precision of a state, in which all that a recurrence raises to powers is made."""
-    return (p.to(state_dtype(p.dtype)) for p in parameters)
+    return (cast(p, state_dtype(p.dtype)) for p in parameters)
 
 
 def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
@@ -294,7 +263,7 @@ def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """
     if gain is not None and gain.ndim == 2:
         weight, gain = scaled(weight, gain), None
-    b = row_linear(x, weight.flatten(0, 1).to(x.dtype)).unflatten(-1, weight.shape[:2])
+    b = torch.unflatten(row_linear_unchecked(x, cast(weight.flatten(0, 1), x.dtype)), -1, weight.shape[:2])
     return b if gain is None else planar.mul(gain, b)
 
 
@@ -320,7 +289,7 @@ def real_readout(h: Tensor, matrix: Tensor, skip: Tensor, x: Tensor) -> Tensor:
     Returns:
         (B, T, H).
     """
-    return row_linear(h.flatten(-2), matrix, skip=skip, via=x)
+    return row_linear_unchecked(h.flatten(-2), matrix, skip=skip, via=x)
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import StreamError, one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.layers._taken import forward_of_any
+from lrnnx_app.layers._taken import of_any
 
 JOINS = ("concat", "sum")
 
@@ -30,7 +30,7 @@ class Bidirectional(nn.Module):
         self.d_model, self.uses_dt = self.ahead.d_model, self.ahead.uses_dt
         self.join = Linear(2 * self.d_model, self.d_model) if join == "concat" else None
 
-    @forward_of_any
+    @of_any
     def forward(
         self,
         x: Tensor,

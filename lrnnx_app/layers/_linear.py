@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import activated, row_linear
+from lrnnx_app.ops.row_linear import activated, row_linear_unchecked
 from lrnnx_app.ops.short_conv import documents, short_conv, window_at_end
 
 
@@ -20,7 +20,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear`, a single launch for the few rows of a stream on a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return row_linear(input, self.weight, self.bias)
+        return row_linear_unchecked(input, self.weight, self.bias)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -51,7 +51,7 @@ def linear(
     """act(module(x))∘times, or of GELU(x); options as of `row_linear`."""
     if plain(module):
         weight, bias = module.weight, module.bias
-        return row_linear(x, weight, bias, activation=activation, times=times, gelu=gelu)
+        return row_linear_unchecked(x, weight, bias, activation=activation, times=times, gelu=gelu)
     return activated(module(F.gelu(x) if gelu else x), activation, times)
 
 

@@ -17,7 +17,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import row_linear
+from lrnnx_app.ops.row_linear import row_linear_unchecked
 
 MODES = ("dws", "pointwise", "neck", "full")
 KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
@@ -95,7 +95,7 @@ class Centaurus(BankLayer):
     def inputs(self, x: Tensor) -> Tensor:
         if self.mode == "full":
             return x[..., None].expand(-1, -1, -1, self.d_output).flatten(2)
-        return x if self.mode == "dws" else row_linear(x, self.B)
+        return x if self.mode == "dws" else row_linear_unchecked(x, self.B)
 
     def rows(self, x: Tensor) -> Tensor:
         if self.mode == "dws":
@@ -110,7 +110,7 @@ class Centaurus(BankLayer):
             return by_step(w)
         if self.mode == "full":
             return w.unflatten(-1, (-1, self.d_output)).sum(-2)
-        return row_linear(w, self.C)
+        return row_linear_unchecked(w, self.C)
 
     def collect(self, h: Tensor) -> Tensor:
         return h[..., 0, :] if self.dense else super().collect(h)

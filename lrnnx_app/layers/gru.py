@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalState, Layer
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops._blocked import unpadded
+from lrnnx_app.ops._blocked import cast, state_dtype, unpadded
 from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
-from lrnnx_app.ops.linear_scan import state_dtype
 
 
 class GRU(Layer):
@@ -62,17 +61,17 @@ class GRU(Layer):
         tolerance = self.config.tolerance or torch.finfo(h0.dtype).eps ** 0.75
         options = {"tolerance": tolerance, "max_iterations": self.config.max_iterations}
         h, last, iterations = gru_scan(
-            self._inputs(x), self.u.to(h0.dtype), h0, dt=dt, lengths=lengths, reset=reset, **options
+            self._inputs(x), cast(self.u, h0.dtype), h0, dt=dt, lengths=lengths, reset=reset, **options
         )
         if not torch.compiler.is_exporting():
             self.iterations = iterations
-        return self.out_proj(h.to(x.dtype)), DiagonalState(last)
+        return self.out_proj(cast(h, x.dtype)), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
-        h = gru_cell(state.h, self._inputs(x), self.u.to(state.h.dtype), dt)
-        return self.out_proj(h.to(x.dtype)), DiagonalState(h)
+        h = gru_cell(state.h, self._inputs(x), cast(self.u, state.h.dtype), dt)
+        return self.out_proj(cast(h, x.dtype)), DiagonalState(h)
 
     def _inputs(self, x: Tensor) -> Tensor:
         """W x + b for z, r and c: (…, 3, N)."""
         projected = self.in_proj(x).unflatten(-1, (3, -1))
-        return projected.to(state_dtype(projected.dtype))
+        return cast(projected, state_dtype(projected.dtype))

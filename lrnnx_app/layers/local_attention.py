@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops._blocked import unpadded
+from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.short_conv import documents, window_at_end
 
@@ -82,7 +82,7 @@ class LocalAttention(Layer):
         state = self.init_state(x.shape[0]) if state is None else state
         x, known, lost = (x, state, None) if time == 1 and reset is None else without_lost(x, state)
         q = self.q_proj(x).unflatten(-1, (self.config.heads, self.d_head))
-        new = self.kv_proj(x).to(state.k.dtype).chunk(2, -1)
+        new = cast(self.kv_proj(x), state.k.dtype).chunk(2, -1)
         k, v = torch.cat((known.k, new[0]), 1), torch.cat((known.v, new[1]), 1)
         valid = F.pad(state.valid, (0, 0, 0, time), value=1.0)
         document = None if reset is None else documents(reset, past)
@@ -113,10 +113,10 @@ class LocalAttention(Layer):
         """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
         cos, sin = self.constant(f"turns {k.shape[1]}", lambda: self._turns(k))
         here = slice(k.shape[1] - q.shape[1], None)
-        q_rotated = rotated(q.transpose(1, 2).to(k.dtype), cos[here], sin[here]).to(q.dtype)
-        k_rotated = rotated(k, cos, sin).to(q.dtype)
+        q_rotated = cast(rotated(cast(q.transpose(1, 2), k.dtype), cos[here], sin[here]), q.dtype)
+        k_rotated = cast(rotated(k, cos, sin), q.dtype)
         heads = self.config.heads
-        shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, v.to(q.dtype)))
+        shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, cast(v, q.dtype)))
         plain = sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
         with plain:
             y = F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import DiagonalLayer
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops._blocked import cast, state_dtype
 
 
 class MinGRU(DiagonalLayer):
@@ -40,10 +40,10 @@ class MinGRU(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         projected = self.in_proj(x)
-        gate, value = projected.to(state_dtype(projected.dtype)).chunk(2, -1)
+        gate, value = cast(projected, state_dtype(projected.dtype)).chunk(2, -1)
         log_keep = F.logsigmoid(-gate)
         log_keep = log_keep if dt is None else log_keep * dt[..., None]
         return torch.exp(log_keep), -torch.expm1(log_keep) * value
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.out_proj(h.to(x.dtype))
+        return self.out_proj(cast(h, x.dtype))

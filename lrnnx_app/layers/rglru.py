@@ -14,7 +14,7 @@ from lrnnx_app.layers._linear import Linear, convolve, linear
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rglru_scan import rglru_scan
-from lrnnx_app.ops.row_linear import few, row_linear
+from lrnnx_app.ops.row_linear import few, row_linear_unchecked
 
 STARTS = ("paper", "released")
 
@@ -141,7 +141,9 @@ class RGLRU(Layer):
         """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
         if few(u, self.input_gate_weight) and not wants_gradient(u, *self.parameters()):
             weight, bias = self.constant("rows", self._gate_rows)
-            recurrent, other = row_linear(u, weight, bias, heads=len(self.input_gate_weight)).chunk(2, -1)
+            recurrent, other = row_linear_unchecked(u, weight, bias, heads=len(self.input_gate_weight)).chunk(
+                2, -1
+            )
             return recurrent, other
         weight, bias = self.constant("gates", self._gate_weights)
         blocks = u.flatten(0, 1).unflatten(-1, (weight.shape[0], -1)).transpose(0, 1)

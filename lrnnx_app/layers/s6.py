@@ -15,7 +15,7 @@ from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.step import diagonal_step
+from lrnnx_app.ops.step import diagonal_step_unchecked
 
 
 class S6State(NamedTuple):
@@ -133,7 +133,7 @@ class S6(Layer):
     ) -> tuple[Tensor, Tensor]:
         """One step of the recurrence and the gate: u, logits of Δ, z (B, D), B and C (B, 1, P, N)."""
         made_by = {"rule": self.config.rule, "dt": dt, "step": logits[..., None], "softplus": True}
-        return diagonal_step(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
+        return diagonal_step_unchecked(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
 
     def _planar(self) -> Tensor:
         """The eigenvalues (D, P, N)."""

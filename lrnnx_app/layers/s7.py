@@ -12,9 +12,9 @@ from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, linear, plain
 from lrnnx_app.layers.s6 import inverse_softplus_steps
+from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import few, row_linear
+from lrnnx_app.ops.row_linear import few, row_linear_unchecked
 
 SELECTIVE = ("step", "b", "c")
 
@@ -78,7 +78,7 @@ class S7(DiagonalLayer):
         if "step" in self.select:
             matrix: Any = self.select["step"]
             if plain(matrix) and few(x, matrix.weight):
-                logits = row_linear(x, matrix.weight, self.step_bias)
+                logits = row_linear_unchecked(x, matrix.weight, self.step_bias)
             else:
                 logits = logits + self._selected("step", x)
         b = drive(x, self.B)
@@ -88,15 +88,15 @@ class S7(DiagonalLayer):
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         if "c" in self.select:
-            h = h * (1 + self._selected("c", x)).to(h.dtype).unsqueeze(-2)
+            h = h * cast(1 + self._selected("c", x), h.dtype).unsqueeze(-2)
         C = self.constant("C", lambda: readout_matrix(2 * self.C))
-        y = real_readout(h.to(x.dtype), C, self.D, x)
+        y = real_readout(cast(h, x.dtype), C, self.D, x)
         return linear(self.gate, y, activation="sigmoid", times=y, gelu=True)
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
         """The input-dependent part (B, T, N)."""
         part = self.select[name](x)
-        return part.to(state_dtype(part.dtype))
+        return cast(part, state_dtype(part.dtype))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, selective={'+'.join(self.config.selective) or 'nothing'}"

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
-from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.step import diagonal_step
+from lrnnx_app.ops.step import diagonal_step_unchecked
 
 
 class Stream(S6):
@@ -35,18 +35,18 @@ class Stream(S6):
 
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         A, z, bias = self.constant("A", self.eigenvalues), options.pop("z"), options.pop("bias")
-        logits = logits.to(state_dtype(logits.dtype))
+        logits = cast(logits, state_dtype(logits.dtype))
         logits = logits if bias is None else logits + bias
         rate = self.constant("rate", lambda: F.softplus(self.b.to(logits.dtype))).expand_as(logits)
         driven = F.softplus(logits) * u
         y, h = selective_scan(driven, rate, A, B, C, rule=self.config.rule, **options)
-        y = torch.addcmul(y, self.D, u.to(y.dtype)) * F.silu(z)
-        return y.to(u.dtype), h
+        y = torch.addcmul(y, self.D, cast(u, y.dtype)) * F.silu(z)
+        return cast(y, u.dtype), h
 
     def advance(
         self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
         rate = self.constant("rate", lambda: F.softplus(self.b.to(h.dtype)))
-        delta = F.softplus(logits.to(h.dtype))[..., None, None]
+        delta = F.softplus(cast(logits, h.dtype))[..., None, None]
         made_by = {"rule": self.config.rule, "dt": dt, "step": rate[:, None]}
-        return diagonal_step(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
+        return diagonal_step_unchecked(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)

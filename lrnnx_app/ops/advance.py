@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _extension
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._operands import ANY, BOOL, check
 
 LARGEST = 2**31  # bytes of a tensor that kernels count, as csrc/ has it
@@ -26,8 +27,10 @@ def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> No
     if len(held) != len(new):
         raise ValueError(f"new must be as many as held, {len(held)}, not {len(new)}")
     for old, value in zip(held, new, strict=True):
-        check("held", old, (*active.shape, *old.shape[1:]), active, ANY)
-        check("new", value, old.shape, active, ANY)
+        sizes = old.shape
+        if sizes[:1] != active.shape or old.dtype not in ANY or old.device != active.device:
+            check("held", old, (*active.shape, *sizes[1:]), active, ANY)
+        check("new", value, sizes, active, ANY)
         if not old.is_contiguous():
             raise ValueError(f"held must be contiguous, not {tuple(old.shape)} of strides {old.stride()}")
     countable = all(x.nbytes <= LARGEST for x in held)
@@ -38,7 +41,7 @@ def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> No
 def reference(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> None:
     """The definition; arguments as of `advance`."""
     for old, value in zip(held, new, strict=True):
-        torch.where(active.view(-1, *[1] * (old.ndim - 1)), value.to(old.dtype), old, out=old)
+        torch.where(active.view(-1, *[1] * (old.ndim - 1)), cast(value, old.dtype), old, out=old)
 
 
 _library = torch.library.Library("lrnnx", "FRAGMENT")

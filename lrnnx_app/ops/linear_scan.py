@@ -41,18 +41,15 @@ def linear_scan(
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
     """
-    batch, time, *state = principal("b", b, "BTN" if b.ndim == 3 else "BTPN")
-    if len(state) == 2 and state[0] != 2:
-        raise ValueError(f"b must be (B, T, N) or (B, T, 2, N), not {tuple(b.shape)}")
-    if (
-        a.ndim != b.ndim
-        or a.shape[0] not in (1, batch)
-        or a.shape[1] not in (1, time)
-        or list(a.shape[2:]) != state
+    sizes, given = principal("b", b, "BTN" if b.ndim == 3 else "BTPN"), a.shape
+    if len(sizes) == 4 and sizes[2] != 2:
+        raise ValueError(f"b must be (B, T, N) or (B, T, 2, N), not {tuple(sizes)}")
+    if given != sizes and (
+        given[2:] != sizes[2:] or given[0] not in (1, sizes[0]) or given[1] not in (1, sizes[1])
     ):
-        raise ValueError(f"a {tuple(a.shape)} does not broadcast along batch and time to b {tuple(b.shape)}")
-    check("a", a, a.shape, b)
-    check("h0", h0, (batch, *state), b)
+        raise ValueError(f"a {tuple(given)} does not broadcast along batch and time to b {tuple(sizes)}")
+    check("a", a, given, b)
+    check("h0", h0, sizes[:1] + sizes[2:], b)
     check_steps(b, lengths=lengths, reset=reset)
     run = _blocked.composed if transformed() else torch.ops.lrnnx.linear_scan
     return run(a, b, h0, lengths, reset, reverse)

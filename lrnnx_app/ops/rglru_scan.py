@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension
-from lrnnx_app.ops._blocked import unpadded
+from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
@@ -56,7 +56,7 @@ def rglru_scan(
     check("rate", rate, (channels,), u)
     check("h0", h0, (batch, channels), u)
     check_steps(u, lengths=lengths, reset=reset, dt=dt, first=first)
-    gate, input_gate = gate.to(u.dtype), input_gate.to(u.dtype)
+    gate, input_gate = cast(gate, u.dtype), cast(input_gate, u.dtype)
     if transformed():
         return reference(gate, input_gate, u, rate, h0, dt=dt, first=first, lengths=lengths, reset=reset)
     return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)

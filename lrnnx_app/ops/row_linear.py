@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
-from lrnnx_app.ops._operands import check
+from lrnnx_app.ops._blocked import cast
+from lrnnx_app.ops._operands import FLOAT, check
 from lrnnx_app.ops.linear_scan import wants_gradient
 
 MOST = 64  # rows; more are left to general matmuls
@@ -50,8 +51,25 @@ def row_linear(
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
     """
-    code = CODES[activation]
     _check(x, weight, bias, skip, via, times, heads)
+    options = {"heads": heads, "activation": activation, "gelu": gelu}
+    return row_linear_unchecked(x, weight, bias, skip=skip, via=via, times=times, **options)
+
+
+def row_linear_unchecked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    skip: Tensor | None = None,
+    via: Tensor | None = None,
+    times: Tensor | None = None,
+    heads: int = 1,
+    activation: str | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """`row_linear` of a layer's own weights, which fit each other."""
+    code = CODES[activation]
     if not few(x, weight) or wants_gradient(x, weight, bias, skip, via, times):
         return reference(x, weight, bias, skip, via, times, heads, code, gelu)
     rows, wide = x.reshape(-1, x.shape[-1]), weight.shape[0]
@@ -69,22 +87,20 @@ def _check(
     times: Tensor | None,
     heads: int,
 ) -> None:
-    if (
-        weight.ndim != 2
-        or 0 in weight.shape
-        or heads < 1
-        or (heads > 1 and weight.shape[0] % (heads * weight.shape[1]))
-    ):
-        raise ValueError(
-            f"weight must be (M, K), or (…·{heads}·K, K), with M, K ≥ 1, not {tuple(weight.shape)}"
-        )
-    wide, before = weight.shape[0], x.shape[:-1]
-    check("x", x, (*before, heads * weight.shape[1]), weight)
-    check("weight", weight, weight.shape, x)
+    sizes, before = weight.shape, x.shape
+    if len(sizes) != 2 or 0 in sizes or heads < 1 or (heads > 1 and sizes[0] % (heads * sizes[1])):
+        raise ValueError(f"weight must be (M, K), or (…·{heads}·K, K), with M, K ≥ 1, not {tuple(sizes)}")
+    wide, inner = sizes
+    if before[-1:] != (heads * inner,) or x.dtype not in FLOAT:
+        check("x", x, (*before[:-1], heads * inner), weight)
+    check("weight", weight, sizes, x)
     check("bias", bias, (wide,), x)
     check("skip", skip, (wide,), x)
-    check("via", via, (*before, wide), x)
-    check("times", times, (*before, wide), x)
+    if via is None and times is None and skip is None:
+        return
+    after = (*before[:-1], wide)
+    check("via", via, after, x)
+    check("times", times, after, x)
     if skip is not None and via is None:
         raise ValueError("skip needs via, which it is a factor of")
 
@@ -122,7 +138,7 @@ def reference(
         y = torch.einsum("...hk,shmk->...shm", x.unflatten(-1, (heads, -1)), blocks).flatten(-3)
         y = y if bias is None else y + bias.to(y.dtype)
     if skip is not None and via is not None:
-        y = torch.addcmul(y, skip.to(y.dtype), via.to(y.dtype))
+        y = torch.addcmul(y, cast(skip, y.dtype), cast(via, y.dtype))
     return _after(y, activation, times)
 
 
@@ -133,7 +149,7 @@ def activated(y: Tensor, activation: str | None, times: Tensor | None) -> Tensor
 
 def _after(y: Tensor, activation: int, times: Tensor | None) -> Tensor:
     y = ACTIVATIONS[activation](y)
-    return y if times is None else y * times.to(y.dtype)
+    return y if times is None else y * cast(times, y.dtype)
 
 
 _library = torch.library.Library("lrnnx", "FRAGMENT")

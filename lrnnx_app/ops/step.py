@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension, planar
-from lrnnx_app.ops._operands import NUMBER, check, check_broadcast
+from lrnnx_app.ops._operands import NUMBER, check, check_broadcast, principal
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import wants_gradient
 
@@ -56,6 +56,25 @@ def diagonal_step(
         KeyError: there is no such rule.
     """
     _check(v, h, a, gain, c, direct, step, dt, gate)
+    made_by = {"step": step, "dt": dt, "rule": rule, "softplus": softplus, "gate": gate}
+    return diagonal_step_unchecked(v, h, a, gain, c, direct, **made_by)
+
+
+def diagonal_step_unchecked(
+    v: Tensor,
+    h: Tensor,
+    a: Tensor,
+    gain: Tensor | None = None,
+    c: Tensor | None = None,
+    direct: Tensor | None = None,
+    *,
+    step: Tensor | None = None,
+    dt: Tensor | None = None,
+    rule: str | None = None,
+    softplus: bool = False,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`diagonal_step` of what a layer made, which fits."""
     code = GIVEN if rule is None else CODES[rule]
     operands = (v, h, a, gain, c, direct, step, dt, gate)
     traced = torch.compiler.is_compiling()  # by export as well
@@ -74,10 +93,9 @@ def _check(
     dt: Tensor | None,
     gate: Tensor | None,
 ) -> None:
-    if h.ndim != 4 or h.shape[2] > 2 or 0 in h.shape[1:]:
-        raise ValueError(f"h must be (B, G, P, n) with G, n ≥ 1 and P of 1 or 2, not {tuple(h.shape)}")
-    batch, groups, _, n = whole = h.shape
-    check("h", h, whole, v)
+    batch, groups, planes, n = whole = principal("h", h, "BGPn")
+    if planes > 2:
+        raise ValueError(f"h must have P = 1 or 2 planes, not {tuple(whole)}")
     check("v", v, whole[:2] if v.ndim == 2 else whole, h)
     check_broadcast("a", a, whole, h)
     check_broadcast("gain", gain, whole, h)
