@@ -20,7 +20,7 @@ from lrnnx_app.infer_report import Recorder, report, text
 from lrnnx_app.interrupts import terminated_as_interrupted
 from lrnnx_app.run import Run, build_data
 from lrnnx_app.streaming import sources
-from lrnnx_app.streaming.numbers import flushing
+from lrnnx_app.streaming.numbers import Flushing
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile, Pcm, Sink
 from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
@@ -62,7 +62,7 @@ def infer(run: Run, inputs: Sequence[Path], options: Options) -> int:
     """
     _check(inputs, options)
     job = Job(run, inputs, options)
-    with threads(options.threads or (1 if job.session else None)), flushing():
+    with threads(options.threads or (1 if job.session else None)), Flushing():
         try:
             with terminated_as_interrupted():
                 timing = job.stream()

@@ -20,7 +20,7 @@ from lrnnx_app.audio_io import length_of, read_mono
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming import sinks
 from lrnnx_app.streaming.health import STATES_EVERY
-from lrnnx_app.streaming.numbers import LOUDEST, flushing
+from lrnnx_app.streaming.numbers import LOUDEST, Flushing
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile
 from lrnnx_app.streaming.sources import Pipe
@@ -28,9 +28,9 @@ from lrnnx_app.streaming.sources import Pipe
 
 def test_subnormal_numbers_are_zero_in_a_scope_and_only_there() -> None:
     tiny = torch.full((1,), 1e-39)
-    with flushing():
+    with Flushing():
         assert (tiny * 1.0).count_nonzero() == 0
-        with flushing():
+        with Flushing():
             pass
         assert (tiny * 1.0).count_nonzero() == 0, "an inner scope does not end the outer one"
     assert (tiny * 1.0).count_nonzero() == 1

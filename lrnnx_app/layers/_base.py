@@ -208,7 +208,7 @@ class DiagonalLayer(Layer):
             made_by = {"rule": a.rule, "dt": elapsed, "step": a.logits[:, 0, :, None], "softplus": True}
             a = self._by_state(a.lam)
         else:
-            a = self._by_state(a if a.ndim == len(self.state_shape) else a[:, 0])
+            a = self._by_state(a if a.ndim == len(self.state_shape) else a.squeeze(1))
         _, h = diagonal_step_unchecked(b, h, a, **made_by)
         h = h.squeeze(-1)
         h = h.mT if len(self.state_shape) == 2 else h.squeeze(-1)

@@ -116,12 +116,12 @@ class RGLRU(Layer):
 
     def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
         fresh = torch.zeros_like(state.fresh)  # first, since all launches after it overlap
-        x = x[:, None]
+        x = x.unsqueeze(1)
         u, conv, first = self._inputs(x, state)
         elapsed = None if dt is None else dt[:, None]
         rate = self.constant("rate", self.rate)
         h, last = rglru_scan(*self.gates(u), u, rate, state.h, dt=elapsed, first=first)
-        return self._outputs(h, x)[:, 0], RGLRUState(conv, last, fresh)
+        return self._outputs(h, x).squeeze(1), RGLRUState(conv, last, fresh)
 
     def _inputs(
         self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None
@@ -141,13 +141,12 @@ class RGLRU(Layer):
         """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
         if few(u, self.input_gate_weight) and not wants_gradient(u, *self.parameters()):
             weight, bias = self.constant("rows", self._gate_rows)
-            recurrent, other = row_linear_unchecked(u, weight, bias, heads=len(self.input_gate_weight)).chunk(
-                2, -1
-            )
+            both = row_linear_unchecked(u, weight, bias, heads=len(self.input_gate_weight))
+            recurrent, other = both.chunk(2, -1)
             return recurrent, other
         weight, bias = self.constant("gates", self._gate_weights)
-        blocks = u.flatten(0, 1).unflatten(-1, (weight.shape[0], -1)).transpose(0, 1)
-        both = torch.baddbmm(bias[:, None], blocks, weight).unflatten(-1, (2, -1))
+        blocks = torch.unflatten(u.flatten(0, 1), -1, (weight.shape[0], -1)).transpose(0, 1)
+        both = torch.unflatten(torch.baddbmm(bias.unsqueeze(1), blocks, weight), -1, (2, -1))
         recurrent, other = both.permute(2, 1, 0, 3).reshape(2, *u.shape).unbind()
         return recurrent, other
 

@@ -108,12 +108,14 @@ class S6(Layer):
 
     def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
         u, z = self.in_proj(x).chunk(2, -1)
-        u, conv = convolve(self.conv1d, u[:, None], state.conv, silu=True)
-        r, B, C = self.select(u[:, 0])
-        B, C = (w.unflatten(-1, (1, 2 if self.config.complex else 1, -1)) for w in (B, C))
+        u, conv = convolve(self.conv1d, u.unsqueeze(1), state.conv, silu=True)
+        u = u.squeeze(1)
+        r, B, C = self.select(u)
+        shape = (1, 2 if self.config.complex else 1, self.config.d_state)
+        B, C = torch.unflatten(B, -1, shape), torch.unflatten(C, -1, shape)
         C = 2 * C if self.config.complex else C
         h = state.h if self.config.complex else state.h.unsqueeze(-2)
-        y, h = self.advance(u[:, 0], self.dt_proj(r), B, C, h, dt, z)
+        y, h = self.advance(u, self.dt_proj(r), B, C, h, dt, z)
         return self.out_proj(y), S6State(conv, h if self.config.complex else h.squeeze(-2))
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,12 +62,14 @@ def check_broadcast(name: str, x: Tensor | None, shape: tuple[int, ...], like: T
     if x is None:
         return
     sizes = x.shape
-    seen = shape[-len(sizes) :] if sizes else ()
-    if sizes != seen and (
-        len(sizes) != len(seen) or any(n not in (1, m) for n, m in zip(sizes, seen, strict=True))
-    ):
+    fits = len(sizes) <= len(shape)
+    for n, m in zip(reversed(sizes), reversed(shape), strict=False):
+        if n != m and n != 1:
+            fits = False
+    if not fits:
         raise ValueError(f"{name} must broadcast to {tuple(shape)}, not be {tuple(sizes)}")
-    check(name, x, sizes, like)
+    if x.dtype not in FLOAT or x.device != like.device:
+        check(name, x, sizes, like)
 
 
 def check_range(lengths: Tensor | None, time: int) -> None:
@@ -76,9 +78,9 @@ def check_range(lengths: Tensor | None, time: int) -> None:
     Raises:
         ValueError: says which range was expected.
     """
-    if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling() or transformed():
+    if lengths is None or not lengths.is_cpu or torch.compiler.is_compiling() or transformed():
         return
-    values = lengths.flatten().tolist()
+    values = lengths.tolist()
     if values and not 0 <= min(values) <= max(values) <= time:
         raise ValueError(f"lengths must be from 0 to {time}, not {min(values)} to {max(values)}")
 

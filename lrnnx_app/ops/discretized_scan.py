@@ -83,11 +83,11 @@ def discretized_scan(
         ValueError: a shape, dtype or device does not fit; names it.
         KeyError: there is no such rule.
     """
-    batch, _, *state = principal("v", v, "BTPN")
-    if state[0] > 2:
-        raise ValueError(f"v must have P = 1 or 2 planes, not {tuple(v.shape)}")
-    check("z", z, tuple(state), v)
-    check("h0", h0, (batch, *state), v)
+    sizes = principal("v", v, "BTPN")
+    if sizes[2] > 2:
+        raise ValueError(f"v must have P = 1 or 2 planes, not {tuple(sizes)}")
+    check("z", z, sizes[2:], v)
+    check("h0", h0, sizes[:1] + sizes[2:], v)
     check_steps(v, lengths=lengths, reset=reset, dt=dt)
     if transformed():
         return reference(z, dt, v, h0, rule=rule, lengths=lengths, reset=reset, reverse=reverse)

@@ -27,10 +27,11 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
         ValueError: a shape, dtype or device does not fit; names it.
     """
     inputs = principal("u", u, "BTI")[2]
-    if kernel.ndim not in (2, 3) or kernel.shape[-2] != inputs or 0 in kernel.shape:
+    sizes = kernel.shape
+    if len(sizes) not in (2, 3) or sizes[-2] != inputs or 0 in sizes:
         wanted = f"({inputs}, L) or (O, {inputs}, L) with O, L ≥ 1"
-        raise ValueError(f"kernel must be {wanted}, not {tuple(kernel.shape)}")
-    check("kernel", kernel, kernel.shape, u)
+        raise ValueError(f"kernel must be {wanted}, not {tuple(sizes)}")
+    check("kernel", kernel, sizes, u)
     run = _convolved if transformed() else torch.ops.lrnnx.convolve
     return run(u, kernel[..., : u.shape[1]])
 

@@ -52,8 +52,9 @@ def row_linear(
         ValueError: a shape, dtype or device does not fit; names it.
     """
     _check(x, weight, bias, skip, via, times, heads)
-    options = {"heads": heads, "activation": activation, "gelu": gelu}
-    return row_linear_unchecked(x, weight, bias, skip=skip, via=via, times=times, **options)
+    return row_linear_unchecked(
+        x, weight, bias, skip=skip, via=via, times=times, heads=heads, activation=activation, gelu=gelu
+    )
 
 
 def row_linear_unchecked(

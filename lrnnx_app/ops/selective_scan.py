@@ -110,28 +110,30 @@ def _check(
     bias: Tensor | None,
 ) -> None:
     batch, time, channels = principal("u", u, "BTD")
+    states = A.shape
     if (
-        A.ndim not in (2, 3)
-        or A.shape[0] != channels
-        or (A.ndim == 3 and A.shape[1] != 2)
-        or A.shape[-1] == 0
+        len(states) not in (2, 3)
+        or states[0] != channels
+        or (len(states) == 3 and states[1] != 2)
+        or states[-1] == 0
     ):
-        raise ValueError(f"A must be ({channels}, N) or ({channels}, 2, N) with N ≥ 1, not {tuple(A.shape)}")
+        raise ValueError(f"A must be ({channels}, N) or ({channels}, 2, N) with N ≥ 1, not {tuple(states)}")
+    check("A", A, states, u)
     for name, x in (("B", B), ("C", C)):
-        fits = x.ndim == A.ndim + 2 and x.shape[3:] == A.shape[1:]
-        fits = fits and x.shape[0] in (1, batch) and x.shape[1] in (1, time)
-        if not fits or x.shape[2] == 0 or channels % x.shape[2]:
-            wanted = (batch, time, "G", *A.shape[1:])
-            raise ValueError(f"{name} must be {wanted} with G dividing {channels}, not {tuple(x.shape)}")
+        sizes = x.shape
+        fits = len(sizes) == len(states) + 2 and sizes[3:] == states[1:]
+        fits = fits and sizes[0] in (1, batch) and sizes[1] in (1, time)
+        if not fits or sizes[2] == 0 or channels % sizes[2]:
+            wanted = (batch, time, "G", *states[1:])
+            raise ValueError(f"{name} must be {wanted} with G dividing {channels}, not {tuple(sizes)}")
+        check(name, x, sizes, u)
     if B.shape[2] != C.shape[2]:
         raise ValueError(f"C must have as many groups as B, {B.shape[2]}, not {C.shape[2]}")
     check("delta", delta, u.shape, u)
     check("z", z, u.shape, u)
     check("D", D, (channels,), u)
     check("bias", bias, (channels,), u)
-    check("h0", h0, (batch, *A.shape), u)
-    for name, x in (("A", A), ("B", B), ("C", C)):
-        check(name, x, x.shape, u)
+    check("h0", h0, (batch, *states), u)
 
 
 _ARGUMENTS = (

@@ -48,13 +48,14 @@ def short_conv(
         ValueError: a shape, dtype or device does not fit; names it.
     """
     batch, _, channels = principal("x", x, "BTD")
-    if weight.ndim != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
-        raise ValueError(f"weight must be ({channels}, W) with W ≥ 1, not {tuple(weight.shape)}")
-    check("weight", weight, weight.shape, x)
+    sizes = weight.shape
+    if len(sizes) != 2 or sizes[0] != channels or sizes[1] < 1:
+        raise ValueError(f"weight must be ({channels}, W) with W ≥ 1, not {tuple(sizes)}")
+    check("weight", weight, sizes, x)
     check("bias", bias, (channels,), x)
-    check("state", state, (batch, weight.shape[1] - 1, channels), x)
+    check("state", state, (batch, sizes[1] - 1, channels), x)
     check_steps(x, lengths=lengths, reset=reset)
-    if weight.shape[1] > WIDEST or transformed():
+    if sizes[1] > WIDEST or transformed():
         return blocked(x, weight, bias, state, lengths, reset, silu)
     return torch.ops.lrnnx.short_conv(x, weight, bias, state, lengths, reset, silu)
 

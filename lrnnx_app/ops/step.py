@@ -56,8 +56,9 @@ def diagonal_step(
         KeyError: there is no such rule.
     """
     _check(v, h, a, gain, c, direct, step, dt, gate)
-    made_by = {"step": step, "dt": dt, "rule": rule, "softplus": softplus, "gate": gate}
-    return diagonal_step_unchecked(v, h, a, gain, c, direct, **made_by)
+    return diagonal_step_unchecked(
+        v, h, a, gain, c, direct, step=step, dt=dt, rule=rule, softplus=softplus, gate=gate
+    )
 
 
 def diagonal_step_unchecked(

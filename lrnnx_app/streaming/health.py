@@ -21,7 +21,7 @@ class Health:
         self._cuda = device.type == "cuda"
         self._told = self._bad.cpu().pin_memory() if self._cuda else self._bad
         self._event = torch.cuda.Event() if self._cuda else None
-        self._reports, self._asked = 0, False
+        self._reports, self._asked = 0, False  # whether `told` has anything to look at
 
     def seen(self, y: Tensor, active: Tensor, lengths: Tensor | None) -> Tensor:
         """Outputs (B, T, D) or (B, D) with zeros for active streams that have others than finite ones."""
@@ -32,6 +32,7 @@ class Health:
             total = y.masked_fill(beyond[:, :, None], 0).flatten(1).sum(1, dtype=torch.float32)
         else:
             total = y.flatten(1).sum(1, dtype=torch.float32)
+        self._asked |= not self._cuda  # a GPU is asked once its report is on the way
         bad = (total - total != 0) & active  # inf − inf and NaN − NaN are NaN
         self._bad.logical_or_(bad)
         return y.masked_fill(bad.view(-1, *[1] * (y.ndim - 1)), 0)
@@ -39,8 +40,11 @@ class Health:
     def report(self, leaves: Sequence[Tensor]) -> None:
         """Send word of what was seen to the host; and look at the states (B, …) now and then."""
         self._reports += 1
+        states_too = self._reports % STATES_EVERY == 0
+        if self._event is None and not states_too:
+            return
         with torch.inference_mode():
-            if self._reports % STATES_EVERY == 0:
+            if states_too:
                 for leaf in leaves:
                     total = leaf.reshape(len(leaf), -1).sum(1, dtype=torch.float32)
                     self._bad.logical_or_(total - total != 0)

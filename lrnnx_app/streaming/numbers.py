@@ -1,8 +1,6 @@
 """Numbers that a stream keeps away from: subnormal ones, which are slow, and sound far beyond full scale."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,19 +10,19 @@ from lrnnx_app.data import DataSpec
 LOUDEST = 16.0  # full scales; a sample beyond is taken for that
 
 
-@contextmanager
-def flushing() -> Iterator[None]:
+class Flushing:  # by a class, since it is entered for each hop
     """Let this thread, and those that it starts meanwhile, take subnormal numbers (below 1.2e-38) for zero.
 
     In silence the state of a stream decays into them, and a CPU is many times slower with them. What the
     thread did before is restored.
     """
-    before = sys.float_info.min * 0.5 == 0  # torch has no function that tells
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
+
+    def __enter__(self) -> None:
+        self._before = sys.float_info.min * 0.5 == 0  # torch has no function that tells
+        torch.set_flush_denormal(True)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_flush_denormal(self._before)
 
 
 def bounded(x: Tensor, spec: DataSpec) -> Tensor:

@@ -18,7 +18,7 @@ from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.streaming import graph as graphs
 from lrnnx_app.streaming.health import Health
-from lrnnx_app.streaming.numbers import bounded, flushing
+from lrnnx_app.streaming.numbers import Flushing, bounded
 
 WAITING = "waiting"  # name in a saved state of the samples that do not fill a hop yet
 
@@ -67,7 +67,7 @@ class StreamingSession:
         self._model = frozen(model)
         like = next(self._model.parameters())
         self.device, self._real = like.device, like.dtype
-        self._fresh = [leaf for _, leaf in _named(self._model.init_state(1))]
+        self._fresh = _tensors(self._model.init_state(1))
         self._state = _cloned(self._model.init_state(batch))
         self._names, self._leaves = zip(*_named(self._state), strict=True)
         self._active = torch.ones(batch, dtype=torch.bool, device=self.device)
@@ -243,9 +243,9 @@ class StreamingSession:
 
     def _advance(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
         """One pass of the model; the states of active streams move on in place."""
-        with torch.inference_mode(), flushing() if self.device.type == "cpu" else nullcontext():
+        with torch.inference_mode(), Flushing() if self.device.type == "cpu" else nullcontext():
             y, state = self._model(bounded(x, self.spec), self._state, dt=dt, lengths=lengths)
-            advance(self._leaves, [new for _, new in _named(state)], self._active)
+            advance(self._leaves, _tensors(state), self._active)
             return self._health.seen(y, self._active, lengths)
 
     def _pass(self, timed: bool) -> _Pass:
@@ -332,6 +332,11 @@ def _named(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     keys = getattr(state, "_fields", range(len(state)))
     for key, value in zip(keys, state, strict=True):
         yield from _named(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """The tensors of nested tuples, in the order of `_named`."""
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _tensors(part)]
 
 
 def _cloned(state: Any) -> Any:

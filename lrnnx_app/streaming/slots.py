@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrnnx_app.errors import UserError
 from lrnnx_app.models._base import Model
-from lrnnx_app.streaming.numbers import bounded, flushing
+from lrnnx_app.streaming.numbers import Flushing, bounded
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sources import Steps
 from lrnnx_app.streaming.tracks import Track
@@ -171,7 +171,7 @@ def whole(model: Model, track: Track) -> Timing:
         x, dt = track.read(EVERYTHING)
         like = next(model.parameters())
         x = x.to(like.device) if model.spec.tokens else bounded(x.to(like), model.spec)
-        with torch.inference_mode(), flushing():
+        with torch.inference_mode(), Flushing():
             y, _ = model.eval()(x[None], dt=None if dt is None else dt[None].to(like))
         track.write(y[0].cpu())
         track.finish()
