@@ -265,13 +265,14 @@ class Tile {
     const S *const B = input(p.B, p.b_batch, p.b_time, t), *const C = input(p.C, p.c_batch, p.c_time, t);
     S *const dB = of_group(p.dB, p.b_time, t), *const dC = of_group(p.dC, p.c_time, t);
     const bool fresh = cut(t);
+    const Rows<S, P> none{};
     for (int64_t n = 0; n < N; n++) {
       const Lane weight = scalar(B, n), out = conj(scalar(C, n));
-      const Rows<S, P>& lambda = A[n];
+      const Rows<S, P>&lambda = A[n], &held = fresh ? none : before[n];
       Rows<S, P> of_B, of_C;
       INDEPENDENT
       for (int i = 0; i < kTile; i++) {
-        const Lane g = carry[n].get(i) + dy.v[i] * out, h = select(fresh, Lane{}, before[n].get(i));
+        const Lane g = carry[n].get(i) + dy.v[i] * out, h = held.get(i);
         const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
         const Lane of_input = conj(made.gain) * g;
         const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
@@ -281,8 +282,9 @@ class Tile {
         d_step.v[i] += pulled.step;
         d_elapsed.v[i] += pulled.elapsed;
         dA[n].put(i, dA[n].get(i) + pulled.lambda);
-        carry[n].put(i, select(fresh, Lane{}, conj(made.a) * g));
+        carry[n].put(i, conj(made.a) * g);
       }
+      if (fresh) carry[n] = none;  // after the loop, which a condition inside keeps from vectors
       for (int plane = 0; plane < P; plane++) {
         S &to_B = dB[plane * N + n], &to_C = dC[plane * N + n];
         to_B = of_B.plane[plane].total() + (p.b_time ? S(0) : to_B);

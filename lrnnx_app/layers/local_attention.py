@@ -80,7 +80,9 @@ class LocalAttention(Layer):
         time, past = x.shape[1], self.config.window - 1
         empty = past if state is None else 0  # keys that are known to be none
         state = self.init_state(x.shape[0]) if state is None else state
-        x, known, lost = (x, state, None) if time == 1 and reset is None else without_lost(x, state)
+        x, known, lost = x, state, None
+        if (time > 1 or reset is not None) and not seen_finite(x, state.k, state.v):
+            x, known, lost = without_lost(x, state)
         q = self.q_proj(x).unflatten(-1, (self.config.heads, self.d_head))
         new = cast(self.kv_proj(x), state.k.dtype).chunk(2, -1)
         k, v = torch.cat((known.k, new[0]), 1), torch.cat((known.v, new[1]), 1)
@@ -135,6 +137,13 @@ class LocalAttention(Layer):
     @property
     def n_states(self) -> str:
         return "0"
+
+
+def seen_finite(*tensors: Tensor) -> bool:
+    """Whether all are seen to be finite; no GPU is waited for, and no code that is traced is asked."""
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    return all(z.is_cpu and math.isfinite(z.detach().sum()) for z in tensors)
 
 
 def without_lost(x: Tensor, state: WindowState) -> tuple[Tensor, WindowState, Tensor]:

@@ -52,13 +52,12 @@ def _gates(
 
 
 class _Slopes(NamedTuple):
-    """`gru_cell` and its derivatives, (B, T, N)."""
+    """`gru_cell` and its derivatives, and the gate r, (B, T, N)."""
 
     f: Tensor
     by_h: Tensor
     by_inputs: tuple[Tensor, Tensor, Tensor]
-    by_recurrent: tuple[Tensor, Tensor, Tensor]
-    by_dt: Tensor | None
+    r: Tensor
 
 
 def _slopes(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> _Slopes:
@@ -67,10 +66,10 @@ def _slopes(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> 
     z = torch.sigmoid(gate)
     by_z = (c - h) * k * (z if dt is None else z * dt[..., None])
     by_c = (1 - k) * (1 - c * c)
-    by_r = by_c * u_c * h * r * (1 - r)
-    by_h = torch.addcmul(torch.addcmul(torch.addcmul(k, by_z, u_z), by_r, u_r), by_c * r, u_c)
-    by_dt = None if dt is None else (c - h) * k * F.softplus(gate)
-    return _Slopes(torch.lerp(c, h, k), by_h, (by_z, by_r, by_c), (by_z * h, by_r * h, by_c * r * h), by_dt)
+    through_c = by_c * r * u_c
+    by_r = through_c * h * (1 - r)
+    by_h = torch.addcmul(torch.addcmul(k + through_c, by_z, u_z), by_r, u_r)
+    return _Slopes(torch.lerp(c, h, k), by_h, (by_z, by_r, by_c), r)
 
 
 def gru_scan(
@@ -181,15 +180,24 @@ def _backward(ctx, grad, _):
     the operator's own result, so that it can be differentiated in its turn."""
     inputs, recurrent, h0, dt, lengths, reset, states = ctx.saved_tensors
     inputs, span = unpadded(inputs, lengths), unpadded(dt, lengths)
-    cell = _slopes(_before(states, h0, reset), inputs, recurrent, span)
+    before = _before(states, h0, reset)
+    cell = _slopes(before, inputs, recurrent, span)
     adjoint: Any = torch.ops.lrnnx.linear_scan_backward
     if torch.is_grad_enabled():  # for second derivatives
         adjoint = partial(_blocked.adjoint, run=torch.ops.lrnnx.linear_scan)
     _, c, dh0 = adjoint(grad, torch.zeros_like(h0), cell.by_h, states, h0, lengths, reset, False)
     by_inputs = torch.stack([part * c for part in cell.by_inputs], -2)
-    by_recurrent = torch.stack([(part * c).sum((0, 1)) for part in cell.by_recurrent])
-    by_dt = None if cell.by_dt is None else (cell.by_dt * c).sum(-1)
-    return by_inputs, by_recurrent, dh0, by_dt, None, None, None, None
+    by_z, by_r, by_c = (part * before for part in by_inputs.unbind(-2))
+    by_recurrent = torch.stack([part.sum((0, 1)) for part in (by_z, by_r, by_c * cell.r)])
+    return by_inputs, by_recurrent, dh0, _by_dt(c, before, inputs, recurrent, span), None, None, None, None
+
+
+def _by_dt(grad: Tensor, h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> Tensor | None:
+    """What the gradient (B, T, N) of `gru_cell` is for dt (B, T)."""
+    if dt is None:
+        return None
+    k, _, c, gate = _gates(h, inputs, recurrent, dt)
+    return ((c - h) * k * F.softplus(gate) * grad).sum(-1)
 
 
 _gru_states.register_autograd(_backward, setup_context=_setup)
