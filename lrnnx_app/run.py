@@ -14,7 +14,7 @@ from torch import Tensor
 from lrnnx_app import checkpoints
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import DataModule, DataSpec
-from lrnnx_app.errors import RunError
+from lrnnx_app.errors import RecipeError, RunError
 from lrnnx_app.plain_yaml import unsafe
 from lrnnx_app.registry import DATA, TASKS
 from lrnnx_app.tasks._base import Task
@@ -23,7 +23,15 @@ RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 
 
 def build_task(recipe: recipes.Recipe, spec: DataSpec) -> Task:
-    return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
+    """The task with its model, as a recipe has them.
+
+    Raises:
+        RecipeError: a network cannot be built from these settings.
+    """
+    try:
+        return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
+    except (ValueError, TypeError, ArithmeticError) as error:  # of torch, which knows no key
+        raise RecipeError(f"model: {error}; expected settings that a network can be built from") from error
 
 
 def build_data(recipe: recipes.Recipe) -> DataModule:

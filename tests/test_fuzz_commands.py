@@ -243,9 +243,16 @@ def test_command_lines_of_any_kind(words: list[str]) -> None:
 
 
 @fuzzing
-@given(st.sampled_from(("digits_lru", "denoise_lru", "text_s6_mini", "events_event_ssm_mini")), st.data())
-def test_overrides_of_any_kind_reach_no_work(name: str, data: st.DataObject) -> None:
-    ends_well(["train", name, *data.draw(st.lists(OVERRIDES, min_size=1, max_size=3))])
+@example("digits_lru", ["model.dropout=-1"])
+@example("digits_lru", ["model.layer=glu", "model.dropout=nan"])
+@example("digits_lru", ["task.label_smoothing=2"])
+@example("denoise_lru", ["task=0,\udcff"])
+@given(
+    st.sampled_from(("digits_lru", "denoise_lru", "text_s6_mini", "events_event_ssm_mini")),
+    st.lists(OVERRIDES, min_size=1, max_size=3),
+)
+def test_overrides_of_any_kind_reach_no_work(name: str, overrides: list[str]) -> None:
+    ends_well(["train", name, *overrides])
 
 
 BASES = ("digits_lru", "digits_hybrid", "voices_s5_mini")

@@ -99,6 +99,8 @@ class Blocks(nn.ModuleList):
         self, widths: Iterable[int], layer: Any, dropout: float = 0.0, bidirectional: bool = False
     ) -> None:
         super().__init__()
+        if not 0 <= dropout <= 1:
+            raise RecipeError(f"model.dropout: expected a share in [0, 1], not {dropout}")
         for width, (key, config) in zip(widths, cycle(layer_nodes(layer)), strict=False):
             try:
                 self.append(Block(width, config, dropout, bidirectional))

@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lrnnx_app.data import Batch, DataSpec, Example
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.tasks._reliability import Reliability, calibration_error
 
@@ -28,6 +29,11 @@ class Classify(Task):
     @dataclass
     class Config(Task.Config):
         label_smoothing: float = 0.0  # share of the target that goes to all classes alike
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.label_smoothing <= 1:
+                raise RecipeError(f"label_smoothing: expected a share in [0, 1], not {self.label_smoothing}")
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
