@@ -210,7 +210,7 @@ class Tile {
   }
 
   template <bool DISTANT>
-  void turn(int64_t t, State& h) const {
+  INLINE void turn(int64_t t, State& h) const {
     const S* const B = input(p.B, p.b_batch, p.b_time, t);
     for (int64_t n = 0; n < N; n++) {
       const Lane weight = scalar(B, n);
@@ -245,7 +245,7 @@ class Tile {
   }
 
   template <bool DISTANT>
-  void pull(int64_t t, const State& before, const State& after, State& carry, State& dA, Row<S>& d_skip,
+  INLINE void pull(int64_t t, const State& before, const State& after, State& carry, State& dA, Row<S>& d_skip,
             Row<S>& d_bias) const {
     Row<S> dy, du, d_step, d_elapsed;
     dy.load(at(p.grad, t), width);
