@@ -71,8 +71,12 @@ def locked(folder: Path) -> Iterator[None]:
     systems without locks are taken as they are.
 
     Raises:
-        RunError: another process holds it; says which one.
+        RunError: another process holds it; says which one. Or its name is one that TensorBoard cannot write.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{folder}: no UTF-8, so TensorBoard cannot write there; rename the folder") from error
     path = folder / LOCK
     if folder.resolve() in _ours:
         raise RunError(f"{folder}: this process trains there already")

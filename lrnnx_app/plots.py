@@ -2,7 +2,9 @@
 
 import csv
 import math
+import textwrap
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -11,15 +13,41 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lrnnx_app.data import DataSpec, Example
+from lrnnx_app.terminal import shown
 
 FFT = 512
 FEW_CHANNELS = 4  # that are drawn as lines
 FLOOR_DB = -80.0
 CURVES = 10  # classes shown over time
+PANELS = 4  # side by side
+NUMBERED = 40  # classes up to which a confusion matrix has its numbers
+LETTER = 0.08  # inches that a letter takes
+TALLEST = 60.0  # inches
+
+
+def label(text: object, most: int = 30, across: int | None = None) -> str:
+    """Text as a picture takes it: of at most `most` letters, in lines of `across`, and no formula.
+
+    What is too long loses its middle. Letters that the font lacks are escaped, as control characters are.
+    """
+    line = "".join(
+        letter if ord(letter) in _letters() else letter.encode("ascii", "backslashreplace").decode()
+        for letter in shown(text)
+    )
+    if len(line) > most:
+        line = f"{line[: most // 2]}…{line[len(line) - (most - 1) // 2 :]}"
+    return textwrap.fill(line, across or most).replace("$", r"\$")
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """What the font of pictures can draw."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -47,9 +75,9 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int) -> Figure:
             aspect="auto",
             vmin=FLOOR_DB,
             vmax=0,
-            extent=(0, len(waves[title]) / sample_rate, 0, sample_rate / 2000),
+            extent=(0, max(1, len(waves[title])) / sample_rate, 0, sample_rate / 2000),
         )
-        axis.set(title=title, xlabel="time (s)")
+        axis.set(title=label(title), xlabel="time (s)")
     axes[0].set_ylabel("frequency (kHz)")
     if image is not None:
         figure.colorbar(image, ax=axes, label="dB")
@@ -61,7 +89,7 @@ def probabilities(times: list[float], shares: Tensor, names: Sequence[str], unit
     figure = _figure(8, 3.5)
     axes = figure.subplots()
     for index in shares.amax(0).topk(min(CURVES, shares.shape[1])).indices.tolist():
-        axes.plot(times, shares[:, index].numpy(), label=names[index])
+        axes.plot(times, shares[:, index].numpy(), label=label(names[index]))
     axes.set(xlabel=f"time ({unit})", ylabel="probability", ylim=(0, 1))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
@@ -69,22 +97,25 @@ def probabilities(times: list[float], shares: Tensor, names: Sequence[str], unit
 
 
 def confusion_matrix(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """Counts (true, predicted) with their numbers."""
-    size = max(3.5, 0.45 * len(counts) + 1)
-    figure = _figure(size, size)
+    """Counts (true, predicted), with their numbers unless there are many classes."""
+    names = [label(name) for name in classes or range(len(counts))]
+    longest, most = max(map(len, names)), max(1, counts.max())
+    numbered = len(names) <= NUMBERED
+    size = max(2.5, (0.45 if numbered else 0.16) * len(names)) + 0.8 + LETTER * longest
+    figure = _figure(min(size, TALLEST), min(size, TALLEST))
     axis = figure.subplots()
-    axis.imshow(counts, cmap="Blues")
-    names = classes or tuple(map(str, range(len(counts))))
+    axis.imshow(counts, cmap="Blues", vmin=0, vmax=most)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_xticks(range(len(names)), names)
-    axis.set_yticks(range(len(names)), names)
-    if len(counts) <= 40:
+    named = range(0, len(names), math.ceil(size / TALLEST))
+    axis.set_xticks(named, [names[i] for i in named], rotation=90 if longest > 3 else 0, fontsize=8)
+    axis.set_yticks(named, [names[i] for i in named], fontsize=8)
+    if numbered:
         for (row, column), count in np.ndenumerate(counts):
-            dark = count > counts.max() / 2
+            dark = count > 0.7 * most
             axis.text(
                 column,
                 row,
-                str(int(count)),
+                str(int(count)) if count < 1e6 else f"{count:.0e}",
                 ha="center",
                 va="center",
                 color="white" if dark else "black",
@@ -116,7 +147,7 @@ def reliability(bins: np.ndarray, error: float) -> Figure:
 
 def examples(rows: Sequence[Example], titles: Sequence[str], spec: DataSpec) -> Figure:
     """A panel for each example, drawn as its data call for."""
-    across = min(4, len(rows)) if _is_picture(rows[0], spec) else min(2, len(rows))
+    across = min(PANELS, len(rows)) if _is_picture(rows[0], spec) else min(2, len(rows))
     down = -(-len(rows) // across)
     figure = _figure(*((2.3 * across, 2.6 * down) if across > 2 else (6 * across, 2.2 * down)))
     for axis, row, title in zip_longest(figure.subplots(down, across, squeeze=False).flat, rows, titles):
@@ -124,7 +155,7 @@ def examples(rows: Sequence[Example], titles: Sequence[str], spec: DataSpec) -> 
             axis.set_axis_off()
             continue
         _example(axis, row, spec)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(label(title, 84, 28 if across > 2 else 84), fontsize=9)
     return figure
 
 
@@ -150,7 +181,7 @@ def _example(axis: Axes, row: Example, spec: DataSpec) -> None:
         time, unit = time / spec.sample_rate, "time (s)"
     axis.set_xlabel(unit)
     if row.x.ndim == 1:
-        axis.scatter(time, x, s=2, linewidths=0)
+        axis.scatter(time, x, s=np.clip(2e4 / max(1, len(x)), 0.5, 12), linewidths=0)
         axis.set(ylabel="token", ylim=(-0.5, spec.d_input - 0.5))
     elif x.shape[1] <= FEW_CHANNELS:
         lines = axis.plot(time, x, linewidth=0.6)
@@ -159,7 +190,7 @@ def _example(axis: Axes, row: Example, spec: DataSpec) -> None:
             lines[0].set_label("input")
             axis.legend(loc="upper right", fontsize=7)
     else:
-        edges = (time[0], time[-1] or 1, -0.5, x.shape[1] - 0.5)
+        edges = (time[0], time[-1] + (time[-1] == time[0]), -0.5, x.shape[1] - 0.5)
         axis.imshow(x.T, aspect="auto", origin="lower", interpolation="nearest", extent=edges)
         axis.set_ylabel("channel")
 
@@ -207,10 +238,14 @@ def learning_curves(metrics_csv: Path) -> Figure | None:
                     )
     if not curves:
         return None
-    figure = _figure(4.5 * len(curves), 3.2)
-    for axis, (metric, splits) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
+    across = min(PANELS, len(curves))
+    down = -(-len(curves) // across)
+    figure = _figure(4.5 * across, 3.2 * down)
+    for axis, entry in zip_longest(figure.subplots(down, across, squeeze=False).flat, curves.items()):
+        if entry is None:
+            axis.set_axis_off()
+            continue
+        metric, splits = entry
         for split, points in splits.items():
             axis.plot(
                 *zip(*points, strict=True),
@@ -218,7 +253,7 @@ def learning_curves(metrics_csv: Path) -> Figure | None:
                 marker="o" if len(points) < 30 else None,
                 markersize=3,
             )
-        axis.set(title=metric, xlabel="step")
+        axis.set(title=label(metric), xlabel="step")
         axis.legend()
         axis.grid(alpha=0.3)
     return figure
@@ -228,10 +263,18 @@ def comparison(
     names: Sequence[str], panels: dict[str, tuple[Sequence[float], Sequence[float | None]]]
 ) -> Figure:
     """Horizontal bars of each name, a panel for each quantity: its values and their spreads or None."""
-    figure = _figure(2 + 3 * len(panels), 1.2 + 0.35 * len(names))
+    names = [label(name, 60) for name in names]
+    width = 0.5 + LETTER * max(map(len, names)) + 3 * len(panels)
+    figure = _figure(width, min(TALLEST, 1.2 + 0.35 * len(names)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, (values, spreads)) in zip(axes, panels.items(), strict=True):
-        axis.barh(range(len(names)), values, xerr=[s or 0.0 for s in spreads], capsize=3, color="tab:blue")
+        axis.barh(
+            range(len(names)),
+            values,
+            xerr=[math.nan if s is None else s for s in spreads],
+            capsize=3,
+            color="tab:blue",
+        )
         low, high = (
             f(v + d * (s or 0) for v, s in zip(values, spreads, strict=True))
             for f, d in ((min, -1), (max, 1))
@@ -240,7 +283,7 @@ def comparison(
             margin = 0.3 * (high - low) or 0.1 * high
             axis.set_xlim(low - margin, high + margin)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.set(title=title)
+        axis.set(title=label(title))
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()

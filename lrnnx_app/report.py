@@ -15,6 +15,7 @@ from lrnnx_app.tasks._base import Task
 from lrnnx_app.terminal import as_json
 
 METRICS = "metrics.csv"
+LONGEST = 60  # letters of a picture's name
 EARLIER = "metrics.earlier.csv"  # of the parts of a run before the last resume
 
 
@@ -27,11 +28,20 @@ def draw(task: Task, folder: Path, step: int) -> None:
     if curves is not None:
         curves.savefig(plots / "learning_curves.png", dpi=120)
     with SummaryWriter(str(folder)) as writer:
-        for name, figure in task.figures():
+        for title, figure in task.figures():
+            name = plain(title)
             figure.savefig(plots / f"{name}.png", dpi=120)
             writer.add_figure(name, figure, step)
-        for name, wave in task.sounds():
-            writer.add_audio(name, wave[None].clamp(-1, 1), step, sample_rate=task.spec.sample_rate)
+        for title, wave in task.sounds():
+            name, _, kind = title.rpartition("/")
+            writer.add_audio(
+                f"{plain(name)}/{kind}", wave[None].clamp(-1, 1), step, sample_rate=task.spec.sample_rate
+            )
+
+
+def plain(title: str) -> str:
+    """A title as a file and a tag of TensorBoard can be called, whatever a user's files are called."""
+    return re.sub(r"[^\w.+-]+", "_", title)[:LONGEST]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -67,7 +67,7 @@ class Predict(Task):
         from lrnnx_app import plots
 
         for index, (name, y, errors, output) in enumerate(self.examples):
-            title = f"prediction_{index}_{name.replace('/', '_')}"
+            title = f"prediction_{index}_{name}"
             if self.spec.tokens:
                 yield title, plots.surprise(y.long(), errors)
             else:
