@@ -3,7 +3,8 @@
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -28,14 +29,27 @@ def build_task(recipe: recipes.Recipe, spec: DataSpec) -> Task:
     Raises:
         RecipeError: a network cannot be built from these settings.
     """
-    try:
+    with _built("model"):
         return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
-    except (ValueError, TypeError, ArithmeticError) as error:  # of torch, which knows no key
-        raise RecipeError(f"model: {error}; expected settings that a network can be built from") from error
 
 
 def build_data(recipe: recipes.Recipe) -> DataModule:
-    return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
+    """The data module of a recipe.
+
+    Raises:
+        RecipeError: it cannot be built from these settings.
+    """
+    with _built("data"):
+        return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
+
+
+@contextmanager
+def _built(key: str) -> Iterator[None]:
+    """What a library says of settings that cannot be, such as a list in a list, names the recipe's part."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RecipeError(f"{key}: {error}; expected settings that it can be built from") from error
 
 
 class Run:

@@ -246,6 +246,9 @@ def test_command_lines_of_any_kind(words: list[str]) -> None:
 @example("digits_lru", ["model.dropout=-1"])
 @example("digits_lru", ["model.layer=glu", "model.dropout=nan"])
 @example("digits_lru", ["task.label_smoothing=2"])
+@example("digits_lru", ["data.split=[[],[],[]]"])
+@example("denoise_lru", ["model.channels=[[8],[8]]"])
+@example("events_event_ssm_mini", ["model.pools=[[]]"])
 @example("denoise_lru", ["task=0,\udcff"])
 @given(
     st.sampled_from(("digits_lru", "denoise_lru", "text_s6_mini", "events_event_ssm_mini")),

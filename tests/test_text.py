@@ -13,7 +13,7 @@ from lrnnx_app import recipe as recipes
 from lrnnx_app import sample, training
 from lrnnx_app.cli import app
 from lrnnx_app.data import SPLITS, Batch
-from lrnnx_app.errors import DataError, RunError, UserError
+from lrnnx_app.errors import DataError, RunError
 from lrnnx_app.run import Run, build_data, build_task
 
 
@@ -174,9 +174,10 @@ def test_long_texts_go_in_pieces_and_give_the_same_numbers(
         (["--prompt", "a", "--length", "0"], "--length"),
     ],
 )
-def test_mistakes_of_a_prompt(run: Path, words: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        app(["infer", str(run), *words], standalone_mode=False)
+def test_mistakes_of_a_prompt(lrnnx, run: Path, words: list[str], message: str) -> None:
+    result = lrnnx("infer", run, *words)
+    assert (result.code, result.error.count("\n")) == (2, 1)
+    assert message in result.error
 
 
 def test_evaluation_takes_other_data(run: Path, tmp_path: Path) -> None:
