@@ -199,7 +199,7 @@ def _shared_runtime(cxx: str) -> str:
     kernel would be thrown by another library than the one that catches it, and end the process."""
     command = [cxx, "-print-file-name=libstdc++.so.6"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f'"{found}"' if os.path.isabs(found) else ""
+    return f'-Xlinker "{found}"' if os.path.isabs(found) else ""  # as g++ and nvcc both take it
 
 
 def host_compiler() -> str:
