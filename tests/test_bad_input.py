@@ -137,11 +137,6 @@ def _audio_with_infinity(place: Place):
     return infer(place, place.wave("inf.wav", samples, subtype="FLOAT"))
 
 
-@case("44101 Hz")
-def _rate_whose_filter_fits_no_memory(place: Place):
-    return infer(place, place.wave("odd.wav", np.zeros(100), 44101))
-
-
 @case("1 Hz")
 def _rate_of_no_sound(place: Place):
     return infer(place, place.wave("slow.wav", np.zeros(100), 1))

@@ -50,6 +50,7 @@ def finish(process):
 
 
 FAKE = """#!/bin/sh
+case $1 in -print-file-name=*) exit;; esac
 echo $$ >> "{folder}/started"
 out= shared=
 while [ $# -gt 0 ]; do

@@ -12,9 +12,10 @@ from lrnnx_app import files
 from lrnnx_app.audio_io import find_audio
 from lrnnx_app.errors import DataError
 
+SHARES = (0.8, 0.1, 0.1)
 WALKS: dict[str, Callable[[Path], object]] = {
     "audio": lambda root: find_audio(root, "recordings"),
-    "by_class": lambda root: _pictures.by_class(root, "train", (".wav",)),
+    "by_class": lambda root: _pictures.by_class(root, "train", SHARES, (".wav",)),
     "text": lambda root: text._files(root, (".wav",)),
     "all": files.below,
 }
