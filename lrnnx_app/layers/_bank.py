@@ -14,7 +14,7 @@ from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
-from lrnnx_app.ops._transforms import recomputed
+from lrnnx_app.ops._transforms import free, recomputed
 from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.step import diagonal_step_unchecked
@@ -129,7 +129,11 @@ class BankLayer(DiagonalLayer):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
-        path = self.choose(x.shape[0], x.shape[1], x.device.type) if self.path == "auto" else self.path
+        batch, time, path = x.shape[0], x.shape[1], self.path
+        if free(batch, time):  # what is chosen by their sizes would hold for no other ones
+            path = "scan"
+        elif path == "auto":
+            path = self.choose(batch, time, x.device.type)
         if path == "scan" or dt is not None or reset is not None:
             return self._scan(x, state, dt, lengths, reset)
         return self._convolve(x, state, lengths, path)
@@ -143,7 +147,7 @@ class BankLayer(DiagonalLayer):
         reset: Tensor | None,
     ) -> tuple[Tensor, DiagonalState]:
         run, time = super().forward, x.shape[1]
-        if torch.compiler.is_exporting():  # of any batch, a short chunk
+        if torch.compiler.is_exporting():  # the number of parts is not to be fixed
             return run(x, state, dt=dt, lengths=lengths, reset=reset)
         size = max(1, CHUNK // (2 * x.shape[0] * self.state_shape[1]))
         if time <= size:

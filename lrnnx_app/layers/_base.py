@@ -60,9 +60,12 @@ class Layer(nn.Module):
         """make(), which looks at parameters alone; in a frozen copy it is called once for each name."""
         if self.kept is None:
             return make()
-        if name not in self.kept:
-            self.kept[name] = make()
-        return self.kept[name]
+        if name in self.kept:
+            return self.kept[name]
+        value = make()
+        if not torch.compiler.is_compiling():  # which works on tensors without values
+            self.kept[name] = value
+        return value
 
     def init_state(self, batch: int) -> Any:
         """The state before the first step: a NamedTuple of (batch, …) tensors, float32 or wider."""

@@ -14,7 +14,7 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, unpadded
-from lrnnx_app.ops._transforms import transformed
+from lrnnx_app.ops._transforms import refuse_free, transformed
 from lrnnx_app.ops.short_conv import documents, window_at_end
 
 
@@ -75,6 +75,7 @@ class LocalAttention(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, WindowState]:
+        refuse_free(x.shape[1], "local_attention")
         self.check_dt(dt)
         x = unpadded(x, lengths)
         time, past = x.shape[1], self.config.window - 1

@@ -11,7 +11,7 @@ from lrnnx_app.layers import _nplr
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops._blocked import cast, unpadded
-from lrnnx_app.ops._transforms import recomputed, transformed
+from lrnnx_app.ops._transforms import recomputed, refuse_free, transformed
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -84,6 +84,7 @@ class S4(Layer):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, S4State]:
+        refuse_free(x.shape[1], "S4")
         x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         path = self.path
         if path == "auto":

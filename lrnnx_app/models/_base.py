@@ -10,6 +10,7 @@ from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._linear import Linear, hooked, linear
+from lrnnx_app.ops._transforms import free
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.recipe import layer_nodes
 
@@ -72,7 +73,8 @@ class Block(nn.Module):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        single = x.shape[1] == 1 and state is not None and lengths is None and reset is None
+        single = not free(x.shape[1]) and x.shape[1] == 1 and state is not None
+        single = single and lengths is None and reset is None
         if single and not hooked(self.layer):  # hooks are for `forward`
             y, state = self.step(x[:, 0], state, None if dt is None else dt[:, 0])
             return y[:, None], state

@@ -18,6 +18,24 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def free(*sizes: Any) -> bool:
+    """Whether `torch.export` leaves one of the sizes open."""
+    return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
+
+
+def refuse_free(steps: Any, what: str) -> None:
+    """Refuse an export that leaves the number of steps open, where a layer runs over them in a Python loop.
+
+    Raises:
+        ValueError: says what to export instead.
+    """
+    if free(steps):
+        raise ValueError(
+            f"{what} is exported for a fixed number of steps: leave time out of dynamic_shapes, and run "
+            "longer sequences chunk by chunk with the state"
+        )
+
+
 def recomputed(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """run(…), computed again in the backward pass instead of kept, where torch can do so."""
     if transformed():
