@@ -13,20 +13,22 @@ constexpr float kDistant = 1 << 20;  // half turns beyond which a float has too 
 static __device__ __noinline__ float near_phase(float turns, float rest, float dt) {
   const double pi = 3.141592653589793;
   double w = double(static_cast<float>((double(turns) + double(rest)) * pi)) * double(dt);
-  for (int round = 0; round < 2; round++) {
+  UNROLL for (int round = 0; round < 2; round++) {
     const double count = rint(w * (0.5 / pi));
     w = fma(-count, 2 * pi, w);
     w = fma(-count, 2.4492935982947064e-16, w);
     w = fma(-count, -5.9895396194366793e-33, w);
   }
-  return static_cast<float>(w / pi);
+  return static_cast<float>(w * (1 / pi));
 }
 
 // exp(z dt), or of conj(z).
 template <class S, int PL, int V>
 struct Exponential {
   static constexpr S LOG2E = PL == 2 ? 1.4426950408889634 : 1;
+  static constexpr bool SINGLE = PL == 2 && sizeof(S) == 4;  // whose phases may be distant
   S re[V], turns[V], rest[V];  // Re z LOG2E; +-Im z / pi = turns + rest
+  S longest;                   // dt, beyond which a phase is distant
 
   DEVICE void init(const Val<S, PL, V>& z) {
     UNROLL for (int i = 0; i < V; i++) {
@@ -35,25 +37,31 @@ struct Exponential {
       turns[i] = static_cast<S>(w);
       rest[i] = static_cast<S>(w - double(turns[i]));
     }
+    find_longest();
   }
+  DEVICE void find_longest() {
+    S most = 0;
+    UNROLL for (int i = 0; i < V; i++) most = max(most, fabs(turns[i]));
+    longest = kDistant / most;
+  }
+  DEVICE bool far(S dt) const { return SINGLE && dt > longest; }
+  // FAR: also where phases are distant. The others, without a call, overlap with what is beside them.
+  template <bool FAR>
   DEVICE Val<S, PL, V> at(S dt) const {
     Val<S, PL, V> r;
-    if constexpr (PL == 2 && sizeof(S) == 4) {
-      float phase[V], error[V], most = 0;
+    if constexpr (SINGLE) {
+      float phase[V], error[V];
       UNROLL for (int i = 0; i < V; i++) {
         phase[i] = turns[i] * dt;
         error[i] = fmaf(rest[i], dt, fmaf(turns[i], dt, -phase[i]));
-        most = fmaxf(most, fabsf(phase[i]));
       }
-      if (most > kDistant) UNROLL for (int i = 0; i < V; i++) {
+      if (FAR) UNROLL for (int i = 0; i < V; i++) {
         phase[i] = near_phase(turns[i], rest[i], dt);
         error[i] = 0;
       }
       UNROLL for (int i = 0; i < V; i++)
         rotate(power_of_two(re[i] * dt), phase[i], error[i], r.v[0][i], r.v[1][i]);
-      return r;
-    }
-    UNROLL for (int i = 0; i < V; i++) {
+    } else UNROLL for (int i = 0; i < V; i++) {
       if constexpr (PL == 1) {
         r.v[0][i] = decay(re[i] * dt);
       } else {
@@ -100,7 +108,9 @@ struct Impulse {  // a gain of 1
     const X z = channel_values<S, PL, V>(p.a, n, p.N);
     exponential.init(BWD ? conj(z) : z);
   }
-  DEVICE X at(const In& in) const { return exponential.at(in.dt); }
+  DEVICE bool far(const In& in) const { return exponential.far(in.dt); }
+  template <bool FAR>
+  DEVICE X at(const In& in) const { return exponential.template at<FAR>(in.dt); }
   DEVICE X drive(const In&, const X&, const X& x) const { return x; }
   DEVICE X backward(const In& in, const X&, const X& g, const X& next, const X& h, X*, X& sum, S& along) const {
     const X q = mul(next, conj(h));
@@ -133,9 +143,12 @@ struct Ruled {
   }
   DEVICE static X unit() { return real_number<S, PL, V>(1); }
   DEVICE X lower(S dt) const { return invert(mad(S(-0.5) * dt, z, unit())); }  // 1 / (1 - w / 2)
+  DEVICE bool far(const In& in) const { return rule != kBilinear && exponential.far(in.dt); }
+  template <bool FAR>
   DEVICE X at(const In& in) const {
     // 1 + w / (1 - w / 2), near 1 rounded once
-    return rule == kBilinear ? mad(scale(in.dt, z), lower(in.dt), unit()) : exponential.at(in.dt);
+    if (rule == kBilinear) return mad(scale(in.dt, z), lower(in.dt), unit());
+    return exponential.template at<FAR>(in.dt);
   }
   DEVICE Gain gain(const In& in, const X& a) const {
     const S dt = in.dt;

@@ -105,8 +105,6 @@ Optional run_linear(Request& request) {
   return choose<E, PL, Given, BWD, false>(request);
 }
 
-// The rule with a target for its speed has an instance of its own. The others take modes whether there are any
-// or not, which halves what is to be compiled.
 template <class E, bool BWD>
 Optional run_impulse(Request& request) {
   return request.params.mode ? choose<E, 2, Impulse, BWD, true>(request) : choose<E, 2, Impulse, BWD, false>(request);
@@ -114,7 +112,7 @@ Optional run_impulse(Request& request) {
 
 template <class E, int PL, bool BWD>
 Optional run_ruled(Request& request) {
-  return choose<E, PL, Ruled, BWD, true>(request);
+  return request.params.mode ? choose<E, PL, Ruled, BWD, true>(request) : choose<E, PL, Ruled, BWD, false>(request);
 }
 
 template <class E, bool BWD>

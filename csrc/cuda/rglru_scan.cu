@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(128) one_step(const Step p) {
   X u, h{};
   u.v[0][0] = number(p.u, p.N);
   if (p.first) h.v[0][0] = static_cast<const S*>(p.first)[i];
-  const X a = gates.at(in), after = mad(a, h, gates.drive(in, a, u));
+  const X a = gates.template at<false>(in), after = mad(a, h, gates.drive(in, a, u));
   static_cast<S*>(p.last)[i] = after.v[0][0];
   static_cast<E*>(p.y)[i] = static_cast<E>(after.v[0][0]);
 }

@@ -56,29 +56,27 @@ struct Walk : Queue<G> {
   }
 
   // ---- a step ----
-  DEVICE X masked(const In& in, X a) const {
-    if constexpr (MASKED) {
-      if (in.mode & kHold) a = real_number<S, PL, V>(1);
-      a = unless(in.mode & kCut, a);
-    }
-    return a;
+  DEVICE static X held(const In& in, const X& a) {
+    return MASKED && in.mode & kHold ? real_number<S, PL, V>(1) : a;
   }
+  // Where a sequence begins nothing is carried, NaN neither.
+  DEVICE static X cut(const In& in, const X& x) { return unless(MASKED && in.mode & kCut, x); }
   // What enters the recurrence; a held step takes no drive, but its state has a gradient.
   DEVICE X drive(const In& in, const X& a, int st, int k) const {
     const X x = value(st, k, 0);
     if constexpr (BWD) return x;
     return unless(MASKED && in.mode & kHold, source.drive(in, a, x));
   }
-  // A c + H. Where sequences begin, in masked walks alone, A is 0 and NaN in c stays behind.
+  // The new state; backward c becomes the gradient of the drive, and conj(a) times it is the new state.
+  DEVICE static X advance(const In& in, const X& a, const X& x, X& c) {
+    if constexpr (!BWD) return mad(a, cut(in, c), x);
+    c = add(c, x);
+    return cut(in, mul(a, c));
+  }
+  // A c + H of a map; over a sequence's start A is 0.
   DEVICE static X carried(const X& A, const X& c, const X& H) {
     if constexpr (MASKED) return mad_unless_0(A, c, H);
     return mad(A, c, H);
-  }
-  // The new state; backward c becomes the gradient of the drive, and conj(a) times it is the new state.
-  DEVICE static X advance(const X& a, const X& x, X& c) {
-    if constexpr (!BWD) return carried(a, c, x);
-    c = add(c, x);
-    return carried(a, c, X{});
   }
 
   // ---- maps in shared and global memory ----
@@ -104,16 +102,25 @@ struct Walk : Queue<G> {
   }
 
   // ---- 2: reduce. `before` becomes the map of the rows before this one in its warp, `whole` that of the chunk ----
-  DEVICE void reduce(const Place& at, int st, int i, Map& before, Map& whole) {
-    X A, H;
+  template <bool FAR>
+  DEVICE void fold(int st, X& A, X& H) {
     UNROLL for (int k = 0; k < K; k++) {
       const In in = inputs(st, k);
-      const X raw = source.at(in), a = masked(in, raw), x = drive(in, raw, st, k);
+      const X raw = source.template at<FAR>(in), a = held(in, raw), x = drive(in, raw, st, k);
       if constexpr (Src::KEEP_A) kept_a[k] = raw;
       if constexpr (Src::KEEP_X) kept_x[k] = x;
-      H = k > 0 ? advance(a, x, H) : BWD ? carried(a, x, X{}) : x;
-      if constexpr (!CONSTANT) A = k == 0 ? a : carried(a, A, X{});
+      H = k > 0 ? advance(in, a, x, H) : BWD ? cut(in, mul(a, x)) : x;
+      if constexpr (!CONSTANT) A = cut(in, k == 0 ? a : mul(a, A));
     }
+  }
+  DEVICE bool far(int st) const {
+    bool any = false;
+    UNROLL for (int k = 0; k < K; k++) any |= source.far(inputs(st, k));
+    return any;
+  }
+  DEVICE void reduce(const Place& at, int st, int i, Map& before, Map& whole) {
+    X A, H;
+    far(st) ? fold<true>(st, A, H) : fold<false>(st, A, H);
     if constexpr (CONSTANT) A = over_thread;
     UNROLL for (int d = 1; d < WT; d *= 2) {
       const X H2 = shuffle_up(H, d * CL), A2 = CONSTANT ? A : shuffle_up(A, d * CL);
@@ -202,9 +209,9 @@ struct Walk : Queue<G> {
     UNROLL for (int k = 0; k < K; k++, off += onward()) {
       const bool ok = k <= last && n < p.N;
       const In in = inputs(st, k);
-      const X raw = Src::KEEP_A ? kept_a[Src::KEEP_A ? k : 0] : source.at(in);
+      const X raw = Src::KEEP_A ? kept_a[Src::KEEP_A ? k : 0] : source.template at<true>(in);
       const X x = Src::KEEP_X ? kept_x[Src::KEEP_X ? k : 0] : drive(in, raw, st, k);
-      const X next = advance(masked(in, raw), x, c);
+      const X next = advance(in, held(in, raw), x, c);
       if constexpr (BWD) gradients(at, st, k, off, k <= last, in, raw, c, next);
       else store(p.y, off, st, k, 0, ok, next);
       c = next;
@@ -239,8 +246,8 @@ struct Walk : Queue<G> {
 #pragma unroll 1
     for (int k = 0; k <= last; k++) {
       const In in = inputs(st, k);
-      const X a = source.at(in);
-      c = advance(masked(in, a), drive(in, a, st, k), c);
+      const X a = source.template at<true>(in);
+      c = advance(in, held(in, a), drive(in, a, st, k), c);
     }
     keep_state(p.last, at.b, c);
     if constexpr (BWD) {

@@ -8,6 +8,12 @@
 
 namespace lrnnx::cuda {
 
+// Called where it is rare, so that it takes no registers from what is not.
+static __device__ __noinline__ float4 numbers_or_0(float4 x) {
+  const auto kept = [](float v) { return isfinite(v) ? v : 0.f; };
+  return make_float4(kept(x.x), kept(x.y), kept(x.z), kept(x.w));
+}
+
 template <class E, int PL, int RULE>
 struct SelectiveBackward {
   using R = Rates<PL, RULE>;
@@ -26,12 +32,12 @@ struct SelectiveBackward {
   int end, first_chunk, last_chunk;
   R rates;
   X r, dA;  // gradient of the state, and of A
-  bool fresh;
+  bool fresh, longer;  // a sequence starts at this lane's step; a span that this thread gave is long
 
   DEVICE SelectiveBackward(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), lane(tid % 32), warp(tid / 32), part(lane / 8),
         ch(warp * 8 + lane % 8), b(blockIdx.y), segment(blockIdx.z), begin(segment * p.length), home(p), r{}, dA{},
-        fresh(false) {
+        fresh(false), longer(false) {
     sm.totals[tid] = make_float4(0, 0, 0, 0);
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
@@ -155,6 +161,7 @@ struct SelectiveBackward {
   DEVICE void give(int chunk, float2 step, float2 u, float2 dy, float dt) {
     const int to = warp * C + lane * 2;
     const float2 span = mul(step, twice(dt)), drive = RULE == kEuler ? mul(u, span) : u;
+    longer = R::far(fmaxf(span.x, span.y)) || (STEP && R::far(fmaxf(step.x, step.y)));
     const bool in_time = chunk * T + int(warp) < end;
     const bool one = in_time && int(lane * 2) < home.width, two = in_time && int(lane * 2 + 1) < home.width;
     *reinterpret_cast<float4*>(&sm.x[to]) =
@@ -246,20 +253,20 @@ struct SelectiveBackward {
   }
   // What is lost before a start stays out of sums that share an accumulator with those of the steps after it.
   template <bool RARE>
-  DEVICE static void add_numbers(Sums& sums, const X& x, int t, unsigned lane, uint32_t cuts) {
-    float v[kHeld];
+  DEVICE static void add_numbers(Sums& sums, const X& x, int t, unsigned lane) {
+    alignas(16) float v[kHeld];
     numbers(v, x);
-    if (RARE && cuts) UNROLL for (int j = 0; j < kHeld; j++) v[j] = isfinite(v[j]) ? v[j] : 0.f;
+    if (RARE) *reinterpret_cast<float4*>(v) = numbers_or_0(make_float4(v[0], v[1], v[2], v[3]));
     sums.add(v, t, lane);
   }
-  template <bool RARE>
+  template <bool ADDS>
   DEVICE void put_sum(int which, int t, int slice, float x) const {
     float& to = sm.sums[(which * kParts + part) * SUM + t * C + ch];
-    to = RARE && slice ? to + x : x;
+    to = ADDS && slice ? to + x : x;
   }
 
-  // RARE: there are several slices, or a sequence starts.
-  template <bool RARE>
+  // ADDS: there may be several slices. RARE: a sequence starts, or a phase may be distant.
+  template <bool ADDS, bool RARE>
   DEVICE void walk(int slice, int buffer, uint32_t cuts) {
     X a[T], h[T + 1];
     UNROLL for (int j = 0; j < kHeld; j++) h[0].v[j / V][j % V] = sm.h[buffer][j * 4 + part][ch];
@@ -268,13 +275,13 @@ struct SelectiveBackward {
       UNROLL for (int t = 0; t < T; t++) {  // forward: states, y, sums for C
         const Handed x = handed(t);
         const float dy = sm.dy[t * C + ch];
-        a[t] = rates.decay(x.span);
+        a[t] = rates.template decay<RARE>(x.span);
         X in = scale(x.drive, load_four<PL>(sm.B + t * kSlice + part * kHeld));
-        if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.decay(x.step) : a[t]), in);
+        if constexpr (R::SHAPED) in = mul(rates.gain(STEP ? x.step : x.span, STEP ? rates.template decay<RARE>(x.step) : a[t]), in);
         a[t] = unless(RARE && cuts >> t & 1, a[t]);
         h[t + 1] = mad(a[t], unless(RARE && cuts >> t & 1, h[t]), in);
-        put_sum<RARE>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
-        add_numbers<RARE>(sums, scale(dy, h[t + 1]), t, lane, cuts);
+        put_sum<ADDS>(0, t, slice, dot(load_four<PL>(sm.C_ + t * kSlice + part * kHeld), h[t + 1]));
+        add_numbers<RARE>(sums, scale(dy, h[t + 1]), t, lane);
       }
       sums.store(sm.weights + warp * 2 * Sums::SIZE, lane);
     }
@@ -286,12 +293,12 @@ struct SelectiveBackward {
         const Handed x = handed(t);
         const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
         const X g = mad(sm.dy[t * C + ch], load_four<PL>(sm.C_ + t * kSlice + part * kHeld), r);
-        const Pulled<PL, RULE> pulled(rates, x, a[t], h[t], B, g, dA);
+        const Pulled<PL, RULE, RARE> pulled(rates, x, a[t], h[t], B, g, dA);
         r = unless(RARE && cuts >> t & 1, pulled.before);
-        put_sum<RARE>(1, t, slice, pulled.input);
-        put_sum<RARE>(2, t, slice, pulled.along);
-        if constexpr (STEP) put_sum<RARE>(3, t, slice, pulled.step);
-        add_numbers<RARE>(sums, pulled.weight, t, lane, cuts);
+        put_sum<ADDS>(1, t, slice, pulled.input);
+        put_sum<ADDS>(2, t, slice, pulled.along);
+        if constexpr (STEP) put_sum<ADDS>(3, t, slice, pulled.step);
+        add_numbers<RARE>(sums, pulled.weight, t, lane);
       }
       sums.store(sm.weights + (warp * 2 + 1) * Sums::SIZE, lane);
     }
@@ -324,13 +331,15 @@ struct SelectiveBackward {
       for (int slice = 0; slice < p.slices; slice++, buffer ^= 1) {
         const bool next = slice + 1 < p.slices;
         put_weights();
-        __syncthreads();
+        const bool far = R::any_thread(longer);
         // What is read ahead goes where all threads had done with before this barrier.
         if (slice == 0 && more) stage_elements(chunk - 1);
         if (next || more) stage_slice(next ? chunk : chunk - 1, next ? slice + 1 : 0, buffer ^ 1);
         commit_copies();
         take(slice);
-        cuts || p.slices > 1 ? walk<true>(slice, buffer, cuts) : walk<false>(slice, buffer, 0);
+        if (cuts || far || (R::TURNS && __any_sync(~0u, rates.wild()))) walk<true, true>(slice, buffer, cuts);
+        else if (p.slices > 1) walk<true, false>(slice, buffer, 0);
+        else walk<false, false>(slice, buffer, 0);
         leave(slice);
         wait_copies<0>();
         __syncthreads();

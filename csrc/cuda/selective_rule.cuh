@@ -22,6 +22,8 @@ struct Rates {
   static constexpr bool BILINEAR = RULE == kBilinear, SPLIT = RULE == kAsynchronousRule;
   static constexpr bool SHAPED = RULE == kZoh || BILINEAR || SPLIT;  // the gain differs from state to state
   static constexpr bool POWERS = !BILINEAR && PL == 1;               // decays of many steps are those of their sum
+  static constexpr bool TURNS = !BILINEAR && PL == 2;
+  static constexpr float kLongSpan = 1024;
   static constexpr float LOG2E = 1.44269504f;
   static constexpr float UNIT = BILINEAR ? 1.f : 0.693147181f;       // what `along` is to be multiplied by
   static constexpr float IN_SERIES = PL == 1 ? UNIT : 1.f;           // so many of `exponent`'s units are one of w
@@ -46,6 +48,19 @@ struct Rates {
     }
   }
 
+  // Two parts of a phase that may be distant: the span, which one thread knows, and the turns of a state, which another.
+  DEVICE static bool far(float span) { return TURNS && span > kLongSpan; }
+  DEVICE static bool any_thread(bool far) {  // of the block, which waits
+    if constexpr (TURNS) return __syncthreads_or(far);
+    __syncthreads();
+    return false;
+  }
+  DEVICE bool wild() const {
+    bool any = false;
+    if constexpr (TURNS) UNROLL for (int i = 0; i < V; i++) any |= fabsf(turning.turns[i]) > kDistant / kLongSpan;
+    return any;
+  }
+
   DEVICE static X one() { return real_number<float, PL, V>(1); }
   DEVICE X lower(float span) const {  // of bilinear, 1 / (1 − w/2)
     X r = conj(mad(-0.5f * span, lambda, one()));
@@ -62,12 +77,14 @@ struct Rates {
     return r;
   }
 
+  // FAR: also of a span that `far` names or where a state is `wild`.
+  template <bool FAR>
   DEVICE X decay(float span) const {
     X r;
     if constexpr (BILINEAR) {
       r = mad(scale(span, lambda), lower(span), one());
     } else if constexpr (PL == 2) {
-      r = turning.at(span);
+      r = turning.template at<FAR>(span);
     } else {
       UNROLL for (int i = 0; i < V; i++) r.v[0][i] = power_of_two(span * lambda.v[0][i]);
     }
@@ -135,7 +152,7 @@ struct Handed {
 };
 
 // Gradients at a step. `g` is that of the state after it.
-template <int PL, int RULE>
+template <int PL, int RULE, bool FAR>
 struct Pulled {
   using R = Rates<PL, RULE>;
   using X = typename R::X;
@@ -170,7 +187,7 @@ struct Pulled {
       by_span = square;
       q = mul(conj(square), mul(conj(h), g));
     } else {
-      by_span = rates.decay(span);  // again, since `a` may have been cut to 0
+      by_span = rates.template decay<FAR>(span);  // again, since `a` may have been cut to 0
       gain = rates.gain(span, by_span);
       slope = rates.slope(span, by_span, gain);
       q = mul(conj(h), before);

@@ -54,14 +54,14 @@ struct SelectiveScan {
   float* kept;          // where states of this tile go that the backward pass starts from
   const Couple couple;  // of the elementwise role, as is its first row
   const unsigned er;
-  bool fresh;
+  bool fresh, longer;   // a sequence starts at this lane's step; a span that this thread handed over is long
   const char *at_u, *at_delta, *at_z, *at_B, *at_C;  // what is copied next
 
   DEVICE SelectiveScan(const Selective& given, Shared& sm)
       : p(of_sequence(given, blockIdx.y)), sm(sm), tid(threadIdx.x), part(tid % 32 / 8),
         ch(tid / 32 * 8 + tid % 8), b(blockIdx.y),
         segment(blockIdx.z + BACK), begin(segment * p.length), home(p), inside(int(ch) < home.width), d(home.channel(ch)),
-        product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)), fresh(false) {
+        product(R::one()), sum(0), alive(true), couple(home, tid % (C / 2) * 2), er(tid / (C / 2)), fresh(false), longer(false) {
     const int64_t length = p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.time)) : p.time;
     end = min(int(length), begin + p.length);
     steps = end - begin;
@@ -124,7 +124,7 @@ struct SelectiveScan {
       if (segment == p.segments - 1) StateAt<PL>(p, slice, part).store(p.last, b * int64_t(p.channels) + d, h);
     } else if (!folds()) {
       X decay = product;
-      if constexpr (R::POWERS) decay = rates.decay(sum / p.slices);
+      if constexpr (R::POWERS) decay = rates.template decay<false>(sum / p.slices);
       store_column<PL>(result(slice, 0), p.padded, unless(!alive, decay));
       store_column<PL>(result(slice, 1), p.padded, h);
     }
@@ -184,9 +184,11 @@ struct SelectiveScan {
     }
     if (p.softplus) UNROLL for (int i = 0; i < PS; i++) step[i] = soft_plus(step[i]);
     if (BACK && p.z.data) UNROLL for (int i = 0; i < PS; i++) x[i] = gated(x[i], raw(buffer, 2, i));
+    longer = false;
     UNROLL for (int i = 0; i < PS; i++) {
       const int to = (er + i * ROWS) * C + tid % (C / 2) * 2;
       const float2 span = mul(step[i], twice(sm.elapsed[buffer][er + i * ROWS]));
+      longer |= R::far(fmaxf(span.x, span.y)) || (STEP && R::far(fmaxf(step[i].x, step[i].y)));
       if (RULE == kEuler && !BACK) x[i] = mul(x[i], span);
       *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x[i].x, span.y, x[i].y);
       if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step[i];
@@ -201,18 +203,18 @@ struct SelectiveScan {
   }
 
   // ---- the recurrence over four steps, the sums of whose four lanes for y are exchanged at the end ----
-  template <bool CUT>
+  template <bool RARE>
   DEVICE void walk(int s0, int t0, int t1, int slice, uint32_t cuts) {
     float y[kParts];
     UNROLL for (int q = 0; q < kParts; q++) {
       const int t = t0 + t1 + q;
-      const bool cut = CUT && (cuts >> t & 1);
+      const bool cut = RARE && (cuts >> t & 1);
       if constexpr (MODE != kReverse)
         if ((UNROLLED % kStepsKept == 0 ? t1 + q : t) % kStepsKept == 0 && p.saved && s0 + t < steps)
           keep(t, slice);
       const float2 x = sm.x[t * C + ch];
       const X B = load_four<PL>(sm.B + t * kSlice + part * kHeld);
-      X a = rates.decay(x.x);
+      X a = rates.template decay<RARE>(x.x);
       if constexpr (BACK) {
         a = conj(a);
         h = unless(cut, mul(a, mad(x.y, B, h)));
@@ -220,7 +222,7 @@ struct SelectiveScan {
         X in = scale(x.y, B);
         if constexpr (R::SPLIT) {
           const float step = sm.step[t * C + ch];
-          in = mul(rates.gain(step, rates.decay(step)), in);
+          in = mul(rates.gain(step, rates.template decay<RARE>(step)), in);
         } else if constexpr (R::SHAPED) {
           in = mul(rates.gain(x.x, a), in);
         }
@@ -246,10 +248,11 @@ struct SelectiveScan {
   DEVICE void keep(int t, int slice) const {
     store_column<PL>(kept + int64_t(t / kStepsKept * p.slices + slice) * (kSlice * p.padded), p.padded, h);
   }
-  DEVICE void walk_tile(int s0, int slice, uint32_t cuts) {
+  DEVICE void walk_tile(int s0, int slice, uint32_t cuts, bool far) {
+    const bool rare = cuts || far || (R::TURNS && __any_sync(~0u, rates.wild()));
 #pragma unroll 1
     for (int t0 = 0; t0 < TILE; t0 += UNROLLED) {
-      if (cuts) {  // as if a sequence started, by short code
+      if (rare) {  // by short code
 #pragma unroll 1
         for (int t1 = 0; t1 < UNROLLED; t1 += kParts) walk<true>(s0, t0, t1, slice, cuts);
       } else {
@@ -309,14 +312,14 @@ struct SelectiveScan {
       for (int slice = 0; slice < p.slices; slice++) {
         const bool next = slice + 1 < p.slices;
         put_weights();
-        __syncthreads();
+        const bool far = R::any_thread(longer);
         // What is read ahead goes where all threads had done with before this barrier.
         if (slice == 0 && more) stage_elements(s0 + TILE, buffer ^ 1);
         if (!next) next_weights(s0 + TILE);
         if (next || more) stage_weights(next ? slice + 1 : 0);
         commit_copies();
         take(slice);
-        walk_tile(s0, slice, cuts);
+        walk_tile(s0, slice, cuts, far);
         leave(slice);
         wait_copies<0>();
         __syncthreads();

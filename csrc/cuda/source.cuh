@@ -6,7 +6,8 @@
 //   TIMED   needs the time before each step                            products of maps
 //   KEEP_A, KEEP_X  a and the drive stay in registers between the two passes over a chunk
 //   init(p, n)             reads what belongs to channels n to n + V
-//   at(in)                 a, backward its conjugate
+//   at<FAR>(in)            a, backward its conjugate
+//   far(in)                whether a needs at<true>, which is right for every step and slow
 //   drive(in, a, x)        forward: what enters the recurrence
 //   backward(in, a, g, next, h, da, sum, along)  returns the gradient of x; g is the gradient of the drive, next =
 //                          conj(a) g, h the state before; `sum` is summed over time, `along` over channels
@@ -54,6 +55,8 @@ struct Given {
   using X = Val<S, PL, V>;
   using In = Inputs<S, X, EXTRA>;
   DEVICE void init(const Params&, int) {}
+  DEVICE bool far(const In&) const { return false; }
+  template <bool>
   DEVICE X at(const In& in) const { return BWD ? conj(in.raw[0]) : in.raw[0]; }
   DEVICE X drive(const In&, const X&, const X& x) const { return x; }
   DEVICE X backward(const In&, const X&, const X& g, const X&, const X& h, X* da, X&, S&) const {
@@ -73,6 +76,8 @@ struct Constant {
     lam = channel_values<S, PL, V>(p.a, n, p.N);
     if (BWD) lam = conj(lam);
   }
+  DEVICE bool far(const In&) const { return false; }
+  template <bool>
   DEVICE X at(const In&) const { return lam; }
   DEVICE X drive(const In&, const X&, const X& x) const { return x; }
   DEVICE X backward(const In&, const X&, const X& g, const X&, const X& h, X*, X& sum, S&) const {

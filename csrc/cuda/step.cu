@@ -83,11 +83,12 @@ __global__ void __launch_bounds__(kStepThreads) diagonal_step_kernel(Step p) {
       source.rule = p.rule == kAsynchronous ? int(kZoh) : p.rule;
       source.exponential.init(a);
       typename Source::In in{};
+      const auto decay = [&] { return source.far(in) ? source.template at<true>(in) : source.template at<false>(in); };
       in.dt = step;
       X gain;
-      if (p.rule == kAsynchronous) gain = source.gain(in, source.at(in)).gain;
+      if (p.rule == kAsynchronous) gain = source.gain(in, decay()).gain;
       in.dt = step * elapsed;
-      a = source.at(in);
+      a = decay();
       if (p.rule != kAsynchronous) gain = source.gain(in, a).gain;
       drive = mul(gain, drive);
     }
