@@ -102,12 +102,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def trained(folder: Path, name: str, words: Sequence[str]) -> Path:
-    """A run folder, trained once for the module by the real command."""
+def trained(folder: Path, name: str, words: Sequence[str], seconds: float = 300) -> Path:
+    """A run folder, trained once for the module by the real command, in so many seconds at most."""
     path = folder / name
     if not path.exists():
         command = [sys.executable, "-m", "lrnnx_app.cli", "train", *words, "-o", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == 0, done.stderr
         assert "Next: lrnnx" in done.stdout
     return path
