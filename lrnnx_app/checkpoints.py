@@ -239,10 +239,15 @@ class Checkpoints(Callback):
             for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
                 old.unlink()
 
-    def finish(self, trainer: Trainer) -> None:
-        """Write the checkpoint of the end of training, unless a run was resumed that had ended."""
+    def finish(self, trainer: Trainer, source: Path | None) -> None:
+        """Write the checkpoint of the end of training.
+
+        A run that was resumed from `source` after its end has it; a kill may have come before last.ckpt.
+        """
         if self._loops is not None:
             self.save(trainer)
+        elif source is not None and source.name != LAST and trainer.is_global_zero:
+            _link(source, self.folder / LAST)
 
     @staticmethod
     def clear(folder: Path) -> None:

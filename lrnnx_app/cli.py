@@ -274,6 +274,8 @@ def recipes(
     """List the shipped recipes, show one resolved, or explain its keys."""
     from lrnnx_app import listing, recipe
 
+    if matrix and (explain or name is not None):
+        raise UserError("--matrix is a table of its own; expected neither NAME nor --explain with it")
     if name is not None and not explain:
         from omegaconf import OmegaConf
 

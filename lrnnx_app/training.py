@@ -136,7 +136,7 @@ def _train(
             totals.start()
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
             totals.stop()
-            saver.finish(trainer)
+            saver.finish(trainer, checkpoint)
             if trainer.strategy.reduce_boolean_decision(interrupts.asked, all=False):
                 raise Interrupted(folder, trainer.global_step)
         best = read_checkpoint(Run(folder).checkpoint())

@@ -28,11 +28,8 @@ from lrnnx_app.ops.step import diagonal_step
 from tests.conftest import relative
 from tests.test_layers import D_MODEL, PLAIN, TIMED_PLAIN, _name
 
-# torch itself warns: of what its forward mode is made of, and of a loop over what it cannot batch.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-]
+# torch itself warns of a loop over what it cannot batch.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 STEP, CLOSE = 1e-5, 1e-7  # of differences, and how right they are
 B, T, D, N = 2, 5, 2, 3
 LENGTHS = torch.tensor([T, 3])

@@ -34,7 +34,6 @@ def test_the_gpu_agrees_with_float64(case, timed):
             assert relative(grad.double().cpu(), reference) <= 1e-4, name
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor itself, in torch 2.11
 @pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # its advice; here float32 is meant
 @pytest.mark.filterwarnings("ignore:\\s*Online softmax:UserWarning")  # likewise, of a slower reduction
 @pytest.mark.parametrize("case", [*FIRST, OWN_FORM], ids=str)

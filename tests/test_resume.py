@@ -117,6 +117,19 @@ def test_damaged_newest_file_costs_the_steps_since_the_one_before(lrnnx, stopped
     assert steps == [str(step) for step in range(8)]
 
 
+def test_killed_before_the_end_was_named_last(lrnnx, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert lrnnx("train", *WORDS, *SHORT, "-o", run).code == 0
+    last = run / "checkpoints" / "last.ckpt"
+    for older in (None, run / "checkpoints" / "step_00000007.ckpt"):
+        last.unlink()
+        if older is not None:
+            last.hardlink_to(older)
+        result = lrnnx("train", "--resume", run)
+        assert result.code == 0, result.error
+        assert read_checkpoint(last)["global_step"] == 8
+
+
 def test_every_file_damaged_is_an_error(lrnnx, stopped: Path) -> None:
     for path in checkpoints.candidates(stopped / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])

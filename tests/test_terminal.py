@@ -92,6 +92,15 @@ def test_names_are_whole_and_a_row_is_a_line(lrnnx, words: list[str]) -> None:
     assert len(as_json) == len(result.out.splitlines()) - (2 if words[0] == "layers" else 1)
 
 
+@pytest.mark.parametrize("word", ["digits_lru", "--explain"])
+def test_a_matrix_is_of_all_recipes(lrnnx, word: str) -> None:
+    result = lrnnx("recipes", word, "--matrix")
+    assert result.code == 2
+    assert result.error.splitlines() == [
+        "error: --matrix is a table of its own; expected neither NAME nor --explain with it"
+    ]
+
+
 def test_json_has_null_where_a_number_is_not_finite() -> None:
     value = {"a": [math.nan, (1.0, math.inf)], "b": {"c": -math.inf, "d": True}, ODD: None}
     assert json.loads(terminal.as_json(value), parse_constant=pytest.fail) == {

@@ -108,7 +108,7 @@ def _last(c: Chunks, v: Tensor, before: Tensor, lengths: Tensor | int) -> Tensor
     """States (B, 2, S) after each row's last step, from that before its last chunk and the inputs since."""
     batch, _, groups = v.shape
     if isinstance(lengths, int):
-        lengths = torch.full((batch,), lengths, device=v.device)
+        lengths = torch.full((batch,), lengths, dtype=torch.int64, device=v.device)
     start = (lengths - 1).clamp_min(0) // c.size  # the chunk of the last step
     rest = lengths - start * c.size
     h = before.gather(1, start.view(-1, 1, 1, 1).expand(-1, 1, *before.shape[2:]))[:, 0]

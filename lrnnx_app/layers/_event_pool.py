@@ -42,7 +42,7 @@ class EventPool(nn.Module):
         """
         batch, time, p = x.shape[0], x.shape[1], self.stride
         if lengths is None:
-            lengths = torch.full((batch,), time, device=x.device)
+            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
         gaps = x.new_zeros(batch, time) if dt is None else dt
         count = lengths
         if state is not None:

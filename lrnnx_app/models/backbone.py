@@ -110,7 +110,7 @@ class Backbone(Model):
         """The pool's sum (or last step) and count after x (B, T, d)."""
         batch, time, _ = x.shape
         if lengths is None:
-            lengths = torch.full((batch,), time, device=x.device)
+            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
         steps = state.steps + lengths
         if self.pool == "mean":
             valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]

@@ -98,7 +98,7 @@ class Staged(Model):
             layers.append(new)
         x = self.norm(x)
         if lengths is None:
-            lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
+            lengths = torch.full(x.shape[:1], x.shape[1], dtype=torch.int64, device=x.device)
         valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
         kind = state_dtype(next(self.parameters()).dtype)
         pooled, steps = torch.where(valid, x, 0).sum(1, dtype=kind), lengths.to(kind)
