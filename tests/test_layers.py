@@ -1,10 +1,9 @@
 """Every layer under one contract: properties over the registry, tiny sizes, nothing told twice.
 
-A layer takes part because its file exists; `VARIANTS` adds the options that change its mathematics.
+A layer takes part because its file exists, with the options of its class's `examples`.
 """
 
-from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -15,53 +14,21 @@ from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._base import DiagonalLayer, Varying
 from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers._examples import D_MODEL, Case, examples
 from lrnnx_app.ops.discretized_scan import Discretized
 from lrnnx_app.registry import LAYERS
 
-D_MODEL, BATCH, TIME = 4, 3, 11
-TINY = {"d_state": 4, "repeats": 2, "heads": 2, "window": 4}
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "centaurus": [
-        {"mode": "dws", "path": "chunk"},
-        {"mode": "dws", "path": "scan"},
-        {"mode": "pointwise", "path": "mix"},
-        {"mode": "pointwise", "path": "scan"},
-        {"mode": "neck", "path": "chunk"},
-        {"mode": "full", "path": "mix"},
-        {"mode": "full", "path": "chunk"},
-    ],
-    "s4": [{"path": "fft"}, {"path": "scan"}, {"path": "fft", "l_max": 7}, {"path": "scan", "l_max": 16}],
-    "s4d": [{"path": "chunk"}, {"path": "scan"}, {"path": "chunk", "rule": "bilinear", "init": "legs"}],
-    "s5": [{}, {"rule": "bilinear", "blocks": 2}, {"conj_sym": False, "rule": "dirac"}],
-    "s6": [{}, {"complex": True}, {"rule": "zoh"}, {"norm_eps": 1e-6}],
-    "s7": [{}, {"selective": ["step", "b", "c"]}],
+BATCH, TIME = 3, 11
+NEAR_ONE = {  # at −20, |a| rounds to 1 in bfloat16 and float32
+    *("log_dt", "log_step", "nu_log", "log_A_real", "A_log", "recurrent_param", "step_bias"),
+    *("b", "dt_proj.bias", "in_proj.bias"),
 }
-NEAR_ONE = ("log_dt", "log_step", "nu_log", "log_A_real")  # at −20, |a| rounds to 1 in bfloat16 and float32
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
-
-class Case(NamedTuple):
-    """A layer with its options, in one or both directions."""
-
-    name: str
-    options: dict[str, Any]
-    bidirectional: bool = False
-
-    def build(self, dtype: torch.dtype = torch.float64) -> Any:
-        torch.manual_seed(0)
-        entry = LAYERS[self.name]
-        tiny = {f.name: TINY[f.name] for f in fields(entry.Config) if f.name in TINY}
-        config = entry.Config(**{**tiny, **self.options})
-        return build_layer(self.name, D_MODEL, config, self.bidirectional).to(dtype)
-
-    def __str__(self) -> str:
-        words = [self.name, *(str(value) for value in self.options.values())]
-        return "-".join(words + ["both"] * self.bidirectional)
-
-
-PLAIN = [Case(name, options) for name in LAYERS for options in VARIANTS.get(name, [{}])]
-OWN_FORM = Case("s5", {"both_directions": True})
-BOTH = [Case(name, VARIANTS.get(name, [{}])[0], True) for name in LAYERS] + [OWN_FORM]
+EXAMPLES = [case for name in LAYERS for case in examples(name)]
+OWN_FORMS = [case for case in EXAMPLES if not case.build().causal]
+PLAIN = [case for case in EXAMPLES if case not in OWN_FORMS]
+BOTH = [Case(name, examples(name)[0].options, True) for name in LAYERS] + OWN_FORMS
 ALL = PLAIN + BOTH
 TIMED = [(case, timed) for case in ALL for timed in (False, True) if not timed or LAYERS[case.name].uses_dt]
 TIMED_PLAIN = [(case, timed) for case, timed in TIMED if case in PLAIN]
@@ -199,6 +166,14 @@ def test_state_and_lengths_go_together(case):
         _close(tree_map(lambda s, row=row: s[row, None], last), after)
 
 
+@each_timed_plain
+def test_a_row_of_length_zero_keeps_its_state(case, timed):
+    layer, (x, dt) = case.build(), _inputs(timed)
+    for state in (layer.init_state(BATCH), layer(x)[1]):
+        _, last = layer(x, state, dt=dt, lengths=torch.zeros(BATCH, dtype=torch.int64))
+        _close(last, state, 0.0)
+
+
 @each_timed
 def test_causality_is_as_declared(case, timed):
     layer, (x, dt) = case.build(), _inputs(timed)
@@ -268,7 +243,7 @@ def test_half_precision_is_finite_where_memory_is_long(case, timed):
     layer, (x, dt) = case.build(torch.float32), _inputs(timed, torch.float32, 70)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if name.split(".")[-1] in NEAR_ONE:
+            if {name, name.split(".")[-1]} & NEAR_ONE:
                 parameter.fill_(-20.0)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = layer(x, dt=None if dt is None else dt * 1e-6)
@@ -300,11 +275,10 @@ def test_printed_with_rule_and_state(case):
         assert word in layer.extra_repr()
 
 
-@each
-def test_recurrent_names_are_parameters(case):
-    layer = case.build()
-    own = {id(p) for p in layer.parameters()}
-    assert all(id(p) in own for p in layer.recurrent_parameters())
+@pytest.mark.parametrize("name", LAYERS)
+def test_recurrent_names_are_parameters(name):
+    found = {key for case in examples(name) for key, _ in case.build().named_parameters()}
+    assert set(LAYERS[name].recurrent) <= found
 
 
 @each_both
@@ -321,7 +295,7 @@ def test_both_directions_refuse_to_stream(case):
 @pytest.mark.parametrize("timed", [False, True], ids=_name)
 def test_wrapper_is_a_pass_each_way(timed):
     x, dt = _inputs(timed)
-    both = Bidirectional(lambda: Case("s5", {}).build(), "sum")
+    both = Bidirectional(lambda: Case("s5", {"d_state": 4}).build(), "sum")
     gaps = None if dt is None else torch.cat((dt[:, :1], dt[:, 1:].flip(1)), 1)
     expected = both.ahead(x, dt=dt)[0] + both.back(x.flip(1), dt=gaps)[0].flip(1)
     _close(both(x, dt=dt)[0], expected)

@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from tests.conftest import relative
-from tests.test_layers import ALL, OWN_FORM, PLAIN, TIMED, _inputs, _name
+from tests.test_layers import ALL, OWN_FORMS, PLAIN, TIMED, _inputs, _name
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 FIRST = [case for i, case in enumerate(PLAIN) if case.name not in {c.name for c in PLAIN[:i]}]
@@ -36,7 +36,7 @@ def test_the_gpu_agrees_with_float64(case, timed):
 
 @pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # its advice; here float32 is meant
 @pytest.mark.filterwarnings("ignore:\\s*Online softmax:UserWarning")  # likewise, of a slower reduction
-@pytest.mark.parametrize("case", [*FIRST, OWN_FORM], ids=str)
+@pytest.mark.parametrize("case", [*FIRST, *OWN_FORMS], ids=str)
 def test_inductor_compiles_it_whole(case):
     torch.compiler.reset()
     layer = case.build().float().cuda()

@@ -1,4 +1,4 @@
-"""Time-invariant layers against their definitions, written out with complex numbers in float64."""
+"""What is particular to one time-invariant layer: starts, paths, memory, and options that do not fit."""
 
 import math
 import subprocess
@@ -12,13 +12,10 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers import _bank, _nplr
 from lrnnx_app.layers._bidirectional import reversal
 from lrnnx_app.layers._build import build_layer
-from lrnnx_app.layers.centaurus import MODES, Centaurus
-from lrnnx_app.layers.event_ssm import EventSSM
-from lrnnx_app.layers.s4 import S4
+from lrnnx_app.layers.centaurus import Centaurus
+from lrnnx_app.layers.s4 import S4, continuous
 from lrnnx_app.layers.s4d import S4D, initial_modes
 from lrnnx_app.layers.s5 import S5
-
-PRECISE = 1e-9
 
 
 @pytest.fixture(autouse=True)
@@ -26,74 +23,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def _number(planes: Tensor, dim: int = 0) -> Tensor:
-    return torch.complex(*planes.unbind(dim))
-
-
 def _error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
-
-
-def _dense_system(layer: S4 | S4D) -> tuple[Tensor, Tensor, Tensor]:
-    """A (H, N, N), B (H, N), C (H, N) in continuous time, with both of each conjugate pair."""
-
-    def pairs(z: Tensor) -> Tensor:
-        return torch.cat((z, z.conj()), -1)
-
-    lam = pairs(torch.complex(-torch.exp(layer.log_A_real), layer.A_imag))
-    A, C = torch.diag_embed(lam), pairs(_number(layer.C))
-    if isinstance(layer, S4D):
-        return A, torch.ones_like(lam), C
-    P = pairs(_number(layer.P))
-    return A - P[..., :, None] * P[..., None, :].conj(), pairs(_number(layer.B)), C
-
-
-def _discrete(A: Tensor, B: Tensor, step: Tensor, rule: str) -> tuple[Tensor, Tensor]:
-    eye, span = torch.eye(A.shape[-1], dtype=A.dtype), step[:, None, None]
-    if rule == "zoh":
-        a = torch.matrix_exp(A * span)
-        return a, torch.linalg.solve(A, (a - eye) @ B[..., None])[..., 0]
-    lower = eye - span / 2 * A
-    return torch.linalg.solve(lower, eye + span / 2 * A), torch.linalg.solve(lower, span * B[..., None])[
-        ..., 0
-    ]
-
-
-def _dense_run(layer: S4 | S4D, C: Tensor, x: Tensor, dt: Tensor | None = None) -> Tensor:
-    A, B, _ = _dense_system(layer)
-    h, ys = torch.zeros(x.shape[0], *B.shape, dtype=B.dtype), []
-    for t in range(x.shape[1]):
-        gap = 1.0 if dt is None else dt[0, t]
-        a, b = _discrete(A, B, torch.exp(layer.log_dt) * gap, layer.rule_name)
-        h = torch.einsum("hij,bhj->bhi", a, h) + b * x[:, t, :, None]
-        ys.append((C * h).sum(-1).real)
-    return torch.stack(ys, 1) + layer.D * x
-
-
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("path", ["chunk", "scan"])
-@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
-@pytest.mark.parametrize("init", ["lin", "inv", "legs"])
-def test_s4d_is_the_dense_system(init, rule, path, timed):
-    layer = S4D(3, S4D.Config(d_state=16, init=init, rule=rule, path=path)).double()
-    x = torch.randn(1, 40, 3, dtype=torch.float64)
-    dt = torch.rand(1, 40, dtype=torch.float64) * 3 if timed else None
-    assert _error(layer(x, dt=dt)[0], _dense_run(layer, _dense_system(layer)[2], x, dt)) <= PRECISE
-
-
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("path", ["fft", "scan"])
-@pytest.mark.parametrize("l_max", [0, 16, 40, 64])
-def test_s4_is_the_dense_system_however_long_the_kernel(l_max, path, timed):
-    layer = S4(3, S4.Config(d_state=16, l_max=l_max, path=path, dt_min=1e-2)).double()
-    A, B, C = _dense_system(layer)
-    if l_max:  # C̃ is what is learned
-        a, _ = _discrete(A, B, torch.exp(layer.log_dt), "bilinear")
-        rest = torch.eye(16, dtype=a.dtype) - torch.linalg.matrix_power(a, l_max)
-        C = torch.linalg.solve(rest.mT, C[..., None])[..., 0]
-    x = torch.randn(1, 40, 3, dtype=torch.float64)
-    dt = torch.rand(1, 40, dtype=torch.float64) * 3 if timed else None
-    assert _error(layer(x, dt=dt)[0], _dense_run(layer, C, x, dt)) <= PRECISE
 
 
 def test_s4_starts_as_hippo_legs():
@@ -101,7 +32,7 @@ def test_s4_starts_as_hippo_legs():
     j = torch.arange(n, dtype=torch.float64)
     root = torch.sqrt(2 * j + 1)
     legs = -torch.tril(root[:, None] * root, -1) - torch.diag(j + 1)
-    A, B, _ = _dense_system(S4(1, S4.Config(d_state=n)).double())
+    A, B, _ = continuous(S4(1, S4.Config(d_state=n)).double())
     wanted = (torch.linalg.matrix_power(legs, k) @ root for k in range(4))
     for k, moment in enumerate(wanted):  # basis-free: the Gram matrix of a start is kept by unitary V
         found = torch.linalg.matrix_power(A[0], k) @ B[0]
@@ -117,94 +48,11 @@ def test_recovered_readout_follows_its_parameters():
         assert _error(layer(x)[0] - layer.D * x, 2 * (before - layer.D * x)) <= 1e-12
 
 
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("conj_sym", [False, True])
-@pytest.mark.parametrize("both", [False, True])
-def test_s5_is_an_explicit_mimo_recurrence(both, conj_sym, timed):
-    config = S5.Config(d_state=8, blocks=2, conj_sym=conj_sym, both_directions=both, step_rescale=2.0)
-    layer = S5(3, config).double()
-    x = torch.randn(2, 9, 3, dtype=torch.float64)
-    dt = torch.rand(2, 9, dtype=torch.float64) + 0.5 if timed else torch.ones(2, 9, dtype=torch.float64)
-    lam, B, C = torch.complex(layer.Lambda_re, layer.Lambda_im), _number(layer.B), _number(layer.C)
-
-    def states(x: Tensor, dt: Tensor) -> Tensor:
-        h, out = torch.zeros(2, lam.shape[0], dtype=lam.dtype), []
-        for t in range(9):
-            a = torch.exp(lam * 2 * torch.exp(layer.log_step) * dt[:, t, None])
-            h = a * h + (a - 1) / lam * (x[:, t].to(B.dtype) @ B.T)
-            out.append(h)
-        return torch.stack(out, 1)
-
-    h = states(x, dt)
-    if both:
-        gaps = torch.cat((dt[:, :1], dt[:, 1:].flip(1)), 1)
-        h = torch.cat((h, states(x.flip(1), gaps).flip(1)), -1)
-    expected = (2 if conj_sym else 1) * (h @ C.T).real + layer.D * x
-    assert _error(layer(x, dt=dt if timed else None)[0], expected) <= 1e-12
-
-
 def test_s5_blocks_are_hippo_in_their_eigenbasis():
     layer = S5(5, S5.Config(d_state=8, blocks=2, conj_sym=False))
     lam = torch.complex(layer.Lambda_re, layer.Lambda_im).detach()
     assert torch.equal(lam[:4], lam[4:])
     assert torch.allclose(lam.real, torch.tensor(-0.5))
-
-
-def test_event_ssm_is_a_loop_over_events():
-    layer = EventSSM(3, EventSSM.Config(d_state=8)).double()
-    x = torch.randn(1, 20, 3, dtype=torch.float64)
-    stamps = torch.rand(21, dtype=torch.float64).sort().values * 100
-    lam, B, C = torch.complex(layer.Lambda_re, layer.Lambda_im), _number(layer.B), _number(layer.C)
-    step = torch.exp(layer.log_step)
-    h, ys = torch.zeros_like(lam), []
-    for event in range(20):
-        silence = stamps[event + 1] - stamps[event]
-        h = torch.exp(lam * step * silence) * h + (torch.exp(lam * step) - 1) / lam * (
-            B @ x[0, event].to(B.dtype)
-        )
-        ys.append(2 * (C @ h).real + layer.D * x[0, event])
-    assert _error(layer(x, dt=stamps.diff()[None])[0][0], torch.stack(ys)) <= 1e-12
-
-
-def _centaurus_kernel(layer: Centaurus, time: int) -> Tensor:
-    """K (O, I, time), by the formula of each mode."""
-    step = torch.exp(layer.log_dt)
-    lam = torch.complex(-torch.nn.functional.softplus(layer.A[..., 0]), layer.A[..., 1])
-    if layer.mode == "full":
-        lags = torch.arange(time).to(lam.dtype)
-        k = torch.exp(torch.einsum("oin,on,l->oinl", lam, step.to(lam.dtype), lags)).real
-        return torch.einsum("oin,oinl,on->oil", layer.E, k, step)
-    step, lam = step[:, None], lam[:, None]
-    k = (torch.exp(lam * step * torch.arange(time)) * step).real
-    if layer.mode == "pointwise":
-        return torch.einsum("os,sl,si->oil", layer.C, k, layer.B)
-    banks = k.unflatten(0, (-1, layer.E.shape[-1]))
-    each = torch.einsum("rn,rnl->rl", layer.E, banks)
-    if layer.mode == "neck":
-        return torch.einsum("or,ri,rl->oil", layer.C, layer.B, each)
-    return torch.diag_embed(each.T).movedim(0, -1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "path"),
-    [
-        (mode, path)
-        for mode in MODES
-        for path in ("scan", "chunk", "mix")
-        if path != "mix" or mode in ("pointwise", "full")
-    ],
-)
-def test_centaurus_is_its_quadratic_definition(mode, path):
-    outputs = None if mode == "dws" else 5
-    config = Centaurus.Config(mode=mode, d_state=3, d_output=outputs, repeats=2, path=path)
-    layer = Centaurus(4, config).double()
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    x = torch.randn(2, 30, 4, dtype=torch.float64)
-    K = _centaurus_kernel(layer, 30)
-    expected = torch.stack([sum(x[:, s] @ K[..., t - s].T for s in range(t + 1)) for t in range(30)], 1)
-    assert _error(layer(x)[0], expected) <= 1e-12
 
 
 def test_banks_take_the_path_that_was_measured_to_be_fastest():

@@ -5,7 +5,7 @@ first. Running a sequence in one go, in chunks, or step by step gives the same o
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -42,6 +42,7 @@ class Layer(nn.Module):
     paper: ClassVar[str] = ""
     varying: ClassVar[bool] = False
     cost: ClassVar[str] = ""
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     causal: bool = True
     rule_name: str = "none"
     kept: dict[str, Any] | None = None  # values of `constant`, in a copy made by `frozen`

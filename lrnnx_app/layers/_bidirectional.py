@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import StreamError, one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.layers._taken import of_any
 
@@ -107,3 +108,14 @@ def reversed_gaps(dt: Tensor, mirror: Tensor, first: Tensor) -> Tensor:
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand_as(x))
+
+
+def definition(layer: Bidirectional, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """forward(x) and backward(x reversed) reversed, by the definition of the layer, joined by W or their sum.
+
+    Gaps of time are between the same samples both ways; the one before the first sample opens both passes.
+    """
+    defined = definition_of(type(layer.ahead))
+    gaps = None if dt is None else torch.cat((dt[:, :1], dt[:, 1:].flip(1)), 1)
+    there, back = defined(layer.ahead, x, dt), defined(layer.back, x.flip(1), gaps).flip(1)
+    return there + back if layer.join is None else affine(layer.join, torch.cat((there, back), -1))

@@ -13,6 +13,7 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards
 from lrnnx_app.layers._base import DiagonalState, wide
 from lrnnx_app.layers._chunks import by_step, modes_last
+from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.fft_conv import fft_conv
@@ -42,6 +43,15 @@ class Centaurus(BankLayer):
     rule_name = "euler"
     paper = "Pei 2025, openreview PkpNRmBZ32"
     cost = "N·D"
+    examples = (
+        {"d_state": 4, "mode": "dws", "path": "chunk"},
+        {"d_state": 4, "mode": "dws", "path": "scan"},
+        {"d_state": 4, "repeats": 2, "mode": "pointwise", "path": "mix"},
+        {"d_state": 4, "repeats": 2, "mode": "pointwise", "path": "scan"},
+        {"d_state": 4, "repeats": 2, "mode": "neck", "path": "chunk"},
+        {"d_state": 4, "mode": "full", "path": "mix"},
+        {"d_state": 4, "mode": "full", "path": "chunk"},
+    )
 
     @dataclass
     class Config:
@@ -176,3 +186,24 @@ def factors(log_a: Tensor, time: int) -> Powers:
     count = torch.arange(-(-time // c), device=log_a.device, dtype=log_a.dtype)
     near = torch.arange(c, device=log_a.device, dtype=log_a.dtype)
     return planar.exp(log_a * (c * count)[:, None, None]), planar.exp(log_a * near[:, None, None])
+
+
+def definition(layer: Centaurus, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """Every mode as its network of tensors around h[t] = exp(ΔA δ)∘h[t − 1] + Δδ v[t].
+
+    A bank carries states (B, T, …, n) of what drives it. The real weights E read the states; B stands in
+    front of the banks and C behind them.
+    """
+    lam, step = (
+        torch.complex(-nn.functional.softplus(layer.A[..., 0]), layer.A[..., 1]),
+        torch.exp(layer.log_dt),
+    )
+    if layer.mode == "full":  # a bank for each output o and input i
+        h = diagonal_states("euler", lam, step[:, None], x[:, :, None, :, None], dt)
+        return torch.einsum("oin,btoin->bto", layer.E, h.real)
+    if layer.mode == "pointwise":
+        return diagonal_states("euler", lam, step, x @ layer.B.T, dt).real @ layer.C.T
+    lam, step = lam.view_as(layer.E), step.view_as(layer.E)
+    v = x if layer.mode == "dws" else x @ layer.B.T
+    w = (layer.E * diagonal_states("euler", lam, step, v[..., None], dt).real).sum(-1)
+    return w if layer.mode == "dws" else w @ layer.C.T

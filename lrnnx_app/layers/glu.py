@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
 
@@ -18,6 +20,7 @@ class GLU(Layer):
 
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "its layer's + D²"
+    examples = ({"options": {"d_state": 4}},)
 
     @dataclass
     class Config:
@@ -70,3 +73,10 @@ class GLU(Layer):
     @property
     def n_states(self) -> str:
         return self.layer.n_states
+
+
+def definition(layer: GLU, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """p∘σ(q) with p, q = W GELU(y) + b, y by the definition of the layer inside."""
+    y = definition_of(type(layer.layer))(layer.layer, x, dt)
+    p, q = affine(layer.output_linear, F.gelu(y)).chunk(2, -1)
+    return p * torch.sigmoid(q)

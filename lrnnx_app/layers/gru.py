@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalState, Layer
+from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, state_dtype, unpadded
 from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
@@ -28,6 +29,7 @@ class GRU(Layer):
     paper = "Lim et al. 2023, arXiv 2309.12252"
     varying = True
     cost = "N·D"
+    examples = ({"d_state": 4},)
 
     @dataclass
     class Config:
@@ -75,3 +77,20 @@ class GRU(Layer):
         """W x + b for z, r and c: (…, 3, N)."""
         projected = self.in_proj(x).unflatten(-1, (3, -1))
         return cast(projected, state_dtype(projected.dtype))
+
+
+def definition(layer: GRU, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = (1 − z)∘h[t − 1] + z∘c, one step after another: the usual GRU with diagonal recurrent matrices.
+
+    Elapsed time makes 1 − z its power (1 − z)^δ.
+    """
+    of_z, of_r, of_c = affine(layer.in_proj, x).chunk(3, -1)
+    h, states = torch.zeros_like(of_z[:, 0]), []
+    for t in range(x.shape[1]):
+        z = torch.sigmoid(of_z[:, t] + layer.u[0] * h)
+        r = torch.sigmoid(of_r[:, t] + layer.u[1] * h)
+        c = torch.tanh(of_c[:, t] + r * layer.u[2] * h)
+        keep = (1 - z) ** (1.0 if dt is None else dt[:, t, None])
+        h = keep * h + (1 - keep) * c
+        states.append(h)
+    return affine(layer.out_proj, torch.stack(states, 1))

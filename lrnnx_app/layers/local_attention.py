@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import refuse_free, transformed
@@ -38,6 +39,7 @@ class LocalAttention(Layer):
     paper = "De et al. 2024, arXiv 2402.19427"
     varying = True
     cost = "D² + window·D"
+    examples = ({"window": 4, "heads": 2},)
 
     @dataclass
     class Config:
@@ -163,3 +165,22 @@ def rotated(z: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The pairs (i, i + d_head/2) of z (…, S, d_head) turned by angles (S, d_head/2)."""
     first, second = z.chunk(2, -1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+
+
+def definition(layer: LocalAttention, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """softmax over the window of ⟨R^t q[t], R^s k[s]⟩/√d times v[s], with all pairs (t, s) at once.
+
+    The rotation R turns pair i by angle_i = base^(−2i/d): section 3.2 of arXiv 2104.09864. As complex numbers
+    ⟨R^t q, R^s k⟩ is Re Σ_i q_i k̄_i exp(i·angle_i·(t − s)).
+    """
+    d, heads = layer.d_head, layer.config.heads
+    q = affine(layer.q_proj, x).unflatten(-1, (heads, d))
+    k, v = affine(layer.kv_proj, x).split(d, -1)
+    q, k = (torch.complex(*z.chunk(2, -1)) for z in (q, k))
+    age = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+    angle = layer.config.base ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)
+    turned = torch.exp(1j * age[..., None] * angle)
+    scores = torch.einsum("bthi,bsi,tsi->bhts", q, k.conj(), turned).real / math.sqrt(d)
+    seen = (age >= 0) & (age < layer.config.window)
+    y = torch.where(seen, scores, -math.inf).softmax(-1) @ v[:, None]
+    return affine(layer.out_proj, y.transpose(1, 2).flatten(2))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
+from lrnnx_app.layers._definition import number
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretized_scan import Discretized
 
@@ -21,6 +22,7 @@ class LRU(DiagonalLayer):
     recurrent = ("nu_log", "theta_log", "gamma_log")
     paper = "Orvieto et al. 2023, arXiv 2303.06349"
     cost = "N·D"
+    examples = ({"d_state": 4},)
 
     @dataclass
     class Config:
@@ -55,3 +57,15 @@ class LRU(DiagonalLayer):
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return real_readout(h, self.constant("C", lambda: readout_matrix(self.C)), self.D, x)
+
+
+def definition(layer: LRU, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = λ^δ∘h[t − 1] + γ∘(B u[t]), y[t] = Re(C h[t]) + D∘u[t]: section 3 of the paper."""
+    log_lambda = torch.complex(-torch.exp(layer.nu_log), torch.exp(layer.theta_log))
+    gamma, B, C = torch.exp(layer.gamma_log), number(layer.B), number(layer.C)
+    h, ys = torch.zeros_like(log_lambda), []
+    for t in range(x.shape[1]):
+        elapsed = 1.0 if dt is None else dt[:, t, None]
+        h = torch.exp(log_lambda * elapsed) * h + gamma * (x[:, t].to(B.dtype) @ B.T)
+        ys.append((h @ C.T).real + layer.D * x[:, t])
+    return torch.stack(ys, 1)

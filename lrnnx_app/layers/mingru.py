@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, state_dtype
 
@@ -19,6 +20,7 @@ class MinGRU(DiagonalLayer):
     paper = "Feng et al. 2024, arXiv 2410.01201"
     varying = True
     cost = "N·D"
+    examples = ({"d_state": 4},)
 
     @dataclass
     class Config:
@@ -47,3 +49,17 @@ class MinGRU(DiagonalLayer):
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return self.out_proj(cast(h, x.dtype))
+
+
+def definition(layer: MinGRU, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = (1 − z[t])∘h[t − 1] + z[t]∘(W_h x[t]), z[t] = σ(W_z x[t]): section 3.1 of the paper.
+
+    Elapsed time makes 1 − z its power (1 − z)^δ.
+    """
+    logits, value = affine(layer.in_proj, x).chunk(2, -1)
+    h, states = torch.zeros_like(value[:, 0]), []
+    for t in range(x.shape[1]):
+        keep = (1 - torch.sigmoid(logits[:, t])) ** (1.0 if dt is None else dt[:, t, None])
+        h = keep * h + (1 - keep) * value[:, t]
+        states.append(h)
+    return affine(layer.out_proj, torch.stack(states, 1))

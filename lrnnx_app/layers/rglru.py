@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer, wide
+from lrnnx_app.layers._definition import affine, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, linear
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.linear_scan import wants_gradient
@@ -38,6 +39,10 @@ class RGLRU(Layer):
     paper = "De et al. 2024, arXiv 2402.19427"
     varying = True
     cost = "D²"
+    examples = (
+        {"heads": 2},
+        {"d_rnn": 12, "heads": 3, "d_conv": 2, "unit_start": False, "start": "released"},
+    )
 
     @dataclass
     class Config:
@@ -167,3 +172,25 @@ class RGLRU(Layer):
     @property
     def n_states(self) -> str:
         return f"{self.recurrent_param.shape[0]} real"
+
+
+def definition(layer: RGLRU, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = a[t]∘h[t − 1] + √(1 − a[t]²)∘(i[t]∘u[t]) with a = exp(−c softplus(Λ) r): equations 1 to 4 of the
+    paper, in the block of its figure 2c. The first step enters whole where `unit_start` is set.
+    """
+    u = short_convolution(layer.conv1d, affine(layer.linear_x, x))
+
+    def gate(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.sigmoid(u @ torch.block_diag(*weight) + bias.flatten())
+
+    r = gate(layer.recurrent_gate_weight, layer.recurrent_gate_bias)
+    i = gate(layer.input_gate_weight, layer.input_gate_bias)
+    h, states = torch.zeros_like(u[:, 0]), []
+    for t in range(x.shape[1]):
+        elapsed = 1.0 if dt is None else dt[:, t, None]
+        a = torch.exp(-layer.config.c * softplus(layer.recurrent_param) * r[:, t] * elapsed)
+        scale = 1.0 if t == 0 and layer.config.unit_start else torch.sqrt(1 - a * a)
+        h = a * h + scale * i[:, t] * u[:, t]
+        states.append(h)
+    gated = F.gelu(affine(layer.linear_y, x), approximate="tanh") * torch.stack(states, 1)
+    return affine(layer.linear_out, gated)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._definition import number
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import recomputed, refuse_free, transformed
@@ -34,6 +35,12 @@ class S4(Layer):
     rule_name = "bilinear"
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
+    examples = (
+        {"d_state": 4, "path": "fft"},
+        {"d_state": 4, "path": "scan"},
+        {"d_state": 4, "path": "fft", "l_max": 7},
+        {"d_state": 4, "path": "scan", "l_max": 16},
+    )
 
     @dataclass
     class Config:
@@ -208,3 +215,37 @@ class S4(Layer):
     def extra_repr(self) -> str:
         chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path
         return f"{super().extra_repr()}, l_max={self.config.l_max}, path={chosen}"
+
+
+def definition(layer: S4, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = Ā h[t − 1] + B̄ u[t], y[t] = C h[t] + D u[t] with dense matrices for both of each conjugate pair.
+
+    Ā = (I − ΔδA/2)⁻¹(I + ΔδA/2) and B̄ = (I − ΔδA/2)⁻¹ΔδB: equation 3 of the paper; A = Λ − PP*: theorem 1.
+    Where the layer holds C̃ = C(I − Ā^L), as appendix C learns it, C is solved for.
+    """
+    A, B, C = continuous(layer)
+    eye = torch.eye(A.shape[-1])
+
+    def discrete(span: Tensor) -> tuple[Tensor, Tensor]:
+        """Ā (…, H, N, N) and B̄ (…, H, N) of steps of length (…, H)."""
+        half, lower = A * span[..., None, None] / 2, span[..., None] * B
+        return torch.linalg.solve(eye - half, eye + half), torch.linalg.solve(eye - half, lower)
+
+    even = discrete(torch.exp(layer.log_dt))
+    if layer.config.l_max:
+        rest = eye - torch.linalg.matrix_power(even[0], layer.config.l_max)
+        C = torch.linalg.solve(rest.mT, C)
+    h, ys = torch.zeros_like(B), []
+    for t in range(x.shape[1]):
+        a, b = even if dt is None else discrete(torch.exp(layer.log_dt) * dt[:, t, None])
+        h = (a @ h[..., None])[..., 0] + b * x[:, t, :, None]
+        ys.append((C * h).sum(-1).real + layer.D * x[:, t])
+    return torch.stack(ys, 1)
+
+
+def continuous(layer: S4) -> tuple[Tensor, Tensor, Tensor]:
+    """A = Λ − PP* (H, N, N), B and C (or C̃) (H, N) over both of each conjugate pair."""
+    lam = torch.complex(-torch.exp(layer.log_A_real), layer.A_imag)
+    planes = (number(layer.P), number(layer.B), number(layer.C))
+    lam, P, B, C = (torch.cat((z, z.conj()), -1) for z in (lam, *planes))
+    return torch.diag_embed(lam) - P[..., :, None] * P[..., None, :].conj(), B, C

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer
 from lrnnx_app.layers._base import wide
+from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES
 
@@ -19,6 +20,11 @@ class S4D(BankLayer):
     recurrent = ("log_A_real", "A_imag", "log_dt")
     paper = "Gu et al. 2022, arXiv 2206.11893"
     cost = "n·D"
+    examples = (
+        {"d_state": 4, "path": "chunk"},
+        {"d_state": 4, "path": "scan"},
+        {"d_state": 4, "path": "chunk", "rule": "bilinear", "init": "legs"},
+    )
 
     @dataclass
     class Config:
@@ -66,3 +72,11 @@ def initial_modes(init: str, n: int) -> Tensor:
         "legs": legs_normal(n)[0][1, n - n // 2 :],
     }
     return torch.stack((torch.full_like(k, -0.5), imag[one_of("init", init, imag)]))
+
+
+def definition(layer: S4D, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = ā∘h[t − 1] + b̄ u[t], y[t] = 2 Re Σ_n C_n h_n[t] + D u[t] in each channel, with B = 1."""
+    lam = torch.complex(-torch.exp(layer.log_A_real), layer.A_imag)
+    step = torch.exp(layer.log_dt)[:, None]
+    h = diagonal_states(layer.rule_name, lam, step, x[..., None], dt)
+    return 2 * (number(layer.C) * h).sum(-1).real + layer.D * x

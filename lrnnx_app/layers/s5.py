@@ -18,6 +18,7 @@ from lrnnx_app.layers._base import (
     wide,
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
+from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES, constant_gain
@@ -35,6 +36,12 @@ class S5(DiagonalLayer):
     recurrent = ("Lambda_re", "Lambda_im", "B", "log_step")
     paper = "Smith et al. 2023, arXiv 2208.04933"
     cost = "N·D"
+    examples = (
+        {"d_state": 4},
+        {"d_state": 4, "rule": "bilinear", "blocks": 2, "step_rescale": 2.0},
+        {"d_state": 4, "conj_sym": False, "rule": "dirac"},
+        {"d_state": 4, "both_directions": True},
+    )
 
     @dataclass
     class Config:
@@ -146,3 +153,21 @@ def _gaps_after(dt: Tensor, lengths: Tensor | None, reset: Tensor | None) -> Ten
 
 def _planes(z: Tensor) -> Tensor:
     return torch.stack((z.real, z.imag)).float()
+
+
+def definition(layer: S5, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """x_k = Λ̄ x_{k−1} + B̄ u_k, y_k = Re(C̃ x_k) + D u_k: section 3 of the paper.
+
+    In both directions a second pass runs from the last sample to the first, over the same gaps of time, and C̃
+    reads both states. The gap before the first sample opens the second pass as well.
+    """
+    config = layer.config
+    re = layer.Lambda_re.clamp_max(-1e-4) if config.clip_eigs else layer.Lambda_re
+    lam, B, C = torch.complex(re, layer.Lambda_im), number(layer.B), number(layer.C)
+    step, driven = config.step_rescale * torch.exp(layer.log_step), x.to(B.dtype) @ B.T
+    h = diagonal_states(config.rule, lam, step, driven, dt)
+    if config.both_directions:
+        gaps = None if dt is None else torch.cat((dt[:, :1], dt[:, 1:].flip(1)), 1)
+        back = diagonal_states(config.rule, lam, step, driven.flip(1), gaps).flip(1)
+        h = torch.cat((h, back), -1)
+    return (2 if config.conj_sym else 1) * (h @ C.T).real + layer.D * x

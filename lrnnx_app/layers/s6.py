@@ -1,6 +1,7 @@
 """S6, the selective state space of Mamba, with the block around it (Gu & Dao 2023, arXiv 2312.00752)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._definition import affine, diagonal_states, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES
@@ -36,6 +38,12 @@ class S6(Layer):
     paper = "Gu & Dao 2023, arXiv 2312.00752"
     varying = True
     cost = "D² + n·D"
+    examples = (
+        {"d_state": 4},
+        {"d_state": 4, "complex": True},
+        {"d_state": 4, "rule": "zoh", "d_conv": 2, "dt_rank": 3, "bias": True, "conv_bias": False},
+        {"d_state": 4, "norm_eps": 1e-6},
+    )
 
     @dataclass
     class Config:
@@ -156,3 +164,36 @@ def inverse_softplus_steps(size: int, low: float, high: float) -> Tensor:
     """Biases whose softplus is log-uniform in [low, high]."""
     steps = torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high)))
     return steps + torch.log(-torch.expm1(-steps))
+
+
+def definition(layer: S6, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = ā∘h[t − 1] + gain∘B u[t] with Δ, B and C made of u: algorithm 2 of the paper in the block of its
+    figure 3, by the layer's discretization.
+    """
+    return defined_block(
+        layer, x, lambda A, delta, driven: diagonal_states(layer.config.rule, A, delta, driven, dt)
+    )
+
+
+def defined_block(layer: S6, x: Tensor, states: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """The block of figure 3 around h = states(A, Δ, B u).
+
+    A is (D, N), Δ (B, T, D, 1), and h and B u are (B, T, D, N).
+    """
+    (inner, n), is_complex, eps = layer.A_log.shape, layer.A_imag is not None, layer.config.norm_eps
+    u, z = affine(layer.in_proj, x).split(inner, -1)
+    u = short_convolution(layer.conv1d, u)
+    u = u * torch.sigmoid(u)
+    selected = affine(layer.x_proj, u).split([layer.dt_rank, *[n * (1 + is_complex)] * 2], -1)
+    if eps is not None:
+        selected = [w / torch.sqrt(w.square().mean(-1, keepdim=True) + eps) for w in selected]
+    r, B, C = selected
+    A = -torch.exp(layer.A_log)
+    if layer.A_imag is not None:
+        A = torch.complex(A, layer.A_imag)
+        B, C = (torch.complex(*w.chunk(2, -1)) for w in (B, C))
+    delta = softplus(affine(layer.dt_proj, r))[..., None]
+    h = states(A, delta, B[:, :, None] * u[..., None])
+    y = (C[:, :, None] * h).sum(-1)
+    y = (2 * y.real if is_complex else y) + layer.D * u
+    return affine(layer.out_proj, y * z * torch.sigmoid(z))

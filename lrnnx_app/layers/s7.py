@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout, wide
+from lrnnx_app.layers._definition import affine, diagonal_states, number, softplus
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, linear, plain
 from lrnnx_app.layers.s6 import inverse_softplus_steps
@@ -34,6 +35,7 @@ class S7(DiagonalLayer):
     paper = "Soydan et al. 2024, arXiv 2410.03464"
     varying = True
     cost = "D² + N·D"
+    examples = ({"d_state": 4}, {"d_state": 4, "selective": ["step", "b", "c"]})
 
     @dataclass
     class Config:
@@ -100,3 +102,21 @@ class S7(DiagonalLayer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, selective={'+'.join(self.config.selective) or 'nothing'}"
+
+
+def definition(layer: S7, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = ā[t]∘h[t − 1] + gain[t]∘(B[t] u[t]), y[t] = C[t] h[t] + D u[t]: section 3 of the paper.
+
+    The input changes what `selective` names. Re λ is f(w) − 1, f(w) = 1 − 1/(w² + ½). A gate follows.
+    """
+    lam = torch.complex(1 - 1 / (layer.w**2 + 0.5) - 1, layer.Lambda_im)
+    B, C = number(layer.B), number(layer.C)
+
+    def by_input(name: str) -> Tensor | int:
+        return affine(layer.select[name], x) if name in layer.config.selective else 0
+
+    step = softplus(layer.step_bias + by_input("step")).expand(*x.shape[:2], -1)
+    driven = (1 + by_input("b")) * (x.to(B.dtype) @ B.T)
+    h = (1 + by_input("c")) * diagonal_states(layer.config.rule, lam, step, driven, dt)
+    y = 2 * (h @ C.T).real + layer.D * x
+    return y * torch.sigmoid(affine(layer.gate, nn.functional.gelu(y)))

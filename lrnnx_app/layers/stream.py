@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
-from lrnnx_app.layers.s6 import S6, inverse_softplus_steps
+from lrnnx_app.layers._definition import softplus
+from lrnnx_app.layers.s6 import S6, defined_block, inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.step import diagonal_step_unchecked
@@ -21,6 +22,7 @@ class Stream(S6):
 
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias", "b")
     paper = "Schöne et al. 2024, arXiv 2411.12603"
+    examples = ({"d_state": 4}, {"d_state": 4, "complex": True})
 
     @dataclass
     class Config(S6.Config):
@@ -50,3 +52,18 @@ class Stream(S6):
         delta = F.softplus(cast(logits, h.dtype))[..., None, None]
         made_by = {"rule": self.config.rule, "dt": dt, "step": rate[:, None]}
         return diagonal_step_unchecked(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
+
+
+def definition(layer: Stream, x: Tensor, dt: Tensor | None = None) -> Tensor:
+    """h[t] = exp(A δ[t] softplus(b))∘h[t − 1] + Δ(u[t]) B u[t], in the block of S6."""
+
+    def states(A: Tensor, delta: Tensor, driven: Tensor) -> Tensor:
+        rate = softplus(layer.b)[:, None]
+        h, all_of_them = torch.zeros_like(driven[:, 0]), []
+        for t in range(driven.shape[1]):
+            elapsed = 1.0 if dt is None else dt[:, t, None, None]
+            h = torch.exp(A * elapsed * rate) * h + delta[:, t] * driven[:, t]
+            all_of_them.append(h)
+        return torch.stack(all_of_them, 1)
+
+    return defined_block(layer, x, states)

@@ -1,0 +1,51 @@
+"""Small layers to try out: what each layer of the registry gives as `examples`, in one or both directions."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._build import build_layer
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.registry import LAYERS
+
+D_MODEL = 4
+
+
+class Case(NamedTuple):
+    """A layer with some of its options, in one or both directions."""
+
+    name: str
+    options: dict[str, Any]
+    bidirectional: bool = False
+
+    def build(self, dtype: torch.dtype = torch.float64) -> Any:
+        """The layer of D_MODEL channels, the same at every call."""
+        torch.manual_seed(0)
+        config = LAYERS[self.name].Config(**self.options)
+        return build_layer(self.name, D_MODEL, config, self.bidirectional).to(dtype)
+
+    def by_each_rule(self) -> "Iterator[Case]":
+        """This case, and the same by each other discretization that its layer lets one choose."""
+        yield self
+        kind = LAYERS[self.name].Config
+        if "rule" not in kind.__dataclass_fields__:
+            return
+        for rule in RULES:
+            try:
+                config = kind(**{**self.options, "rule": rule})
+                build_layer(self.name, D_MODEL, config)
+            except RecipeError:
+                continue
+            if config.rule != kind(**self.options).rule:
+                yield Case(self.name, {**self.options, "rule": rule}, self.bidirectional)
+
+    def __str__(self) -> str:
+        words = [self.name, *(str(value) for value in self.options.values())]
+        return "-".join(words + ["both"] * self.bidirectional)
+
+
+def examples(name: str) -> list[Case]:
+    """The examples of one layer in one direction, its own two-way form included."""
+    return [Case(name, dict(options)) for options in LAYERS[name].examples]
