@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchaudio import functional as audio
 
-from lrnnx_app.audio_io import read_mono
+from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import RecipeError
 
 SPEEDS = 100  # a speed is a multiple of 1/SPEEDS, for which the resampler's filter is short

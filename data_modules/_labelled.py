@@ -11,8 +11,8 @@ from torch import Tensor
 from data_modules._augment import Augment
 from data_modules._mixtures import part
 from data_modules._speech_commands import Clip
-from lrnnx_app.audio_io import read_mono
-from lrnnx_app.data import Example
+from lrnnx_app.data.audio_io import read_mono
+from lrnnx_app.spec import Example
 
 KEPT = 512  # decoded files that a process remembers
 

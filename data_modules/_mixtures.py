@@ -11,9 +11,9 @@ from torch import Tensor
 
 from data_modules._augment import Augment
 from data_modules._splits import own
-from lrnnx_app.audio_io import Clips, excerpt, find_audio
-from lrnnx_app.data import Example
+from lrnnx_app.data.audio_io import Clips, excerpt, find_audio
 from lrnnx_app.errors import DataError
+from lrnnx_app.spec import Example
 
 ASSETS = Path(__file__).parent / "assets" / "prompts"
 VOICES = 3  # clips summed into babble

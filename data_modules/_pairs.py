@@ -8,9 +8,9 @@ import numpy as np
 from data_modules._augment import Augment
 from data_modules._expected import File, Published
 from data_modules._resampled import Resampled
-from lrnnx_app.audio_io import Clips, find_audio, open_audio
-from lrnnx_app.data import Example
+from lrnnx_app.data.audio_io import Clips, find_audio, open_audio
 from lrnnx_app.errors import DataError
+from lrnnx_app.spec import Example
 
 HELD_OUT = ("p226", "p287")  # speakers of the training set that are kept for validation
 VOICEBANK = Published(

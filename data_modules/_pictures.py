@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from data_modules._splits import Group, by_folders, own
+from lrnnx_app.disk.files import below, folders_in
 from lrnnx_app.errors import DataError
-from lrnnx_app.files import below, folders_in
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 # Pillow's names of these. Its other decoders are never tried: some start programs, most are seldom used.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lrnnx_app import cache
-from lrnnx_app.audio_io import read_mono
+from lrnnx_app.data.audio_io import read_mono
+from lrnnx_app.disk import cache
 
 SAMPLES, ENDS = "samples.i16", "ends.npy"
 FULL = 32767  # of 16 bits

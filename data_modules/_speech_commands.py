@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_modules._expected import File, Published
+from lrnnx_app.disk.files import below, folders_in
 from lrnnx_app.errors import DataError
-from lrnnx_app.files import below, folders_in
 
 WORDS = (
     *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go"),

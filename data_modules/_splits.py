@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import DataError
+from lrnnx_app.spec import SPLITS
 
 TENTHS = {0: "valid", 1: "test"}  # of the hash; the rest is for training
 Group = Callable[[str], str]

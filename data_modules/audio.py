@@ -14,9 +14,10 @@ from data_modules._pairs import pairs
 from data_modules._pictures import by_class, class_of, classes_of
 from data_modules._speech_commands import TWELVE, WORDS, Clip, speech_commands
 from data_modules._splits import own
-from lrnnx_app.audio_io import SUFFIXES, find_audio, read_mono
-from lrnnx_app.data import DataModule, DataSpec, Example, Source
+from lrnnx_app.data.audio_io import SUFFIXES, find_audio, read_mono
+from lrnnx_app.data.module import DataModule, Source
 from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.spec import DataSpec, Example
 
 __all__ = ["Audio", "Mixtures", "coloured_noise"]
 

@@ -11,8 +11,9 @@ from data_modules._events import layouts
 from data_modules._events.augment import Augment, augmented
 from data_modules._events.recording import Recording, Sensor
 from data_modules._events.store import Store
-from lrnnx_app.data import DataModule, DataSpec, Example, Source
+from lrnnx_app.data.module import DataModule, Source
 from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.spec import DataSpec, Example
 
 EMBEDDED = ("digits", "spikes")
 

@@ -14,8 +14,9 @@ from data_modules._cifar import CLASSES as CIFAR_CLASSES
 from data_modules._cifar import cifar10
 from data_modules._idx import mnist
 from data_modules._pictures import SUFFIXES, by_class, class_of, classes_of, read_picture, videos
-from lrnnx_app.data import Batch, DataModule, DataSpec, Example, Source
+from lrnnx_app.data.module import DataModule, Source
 from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.spec import Batch, DataSpec, Example
 
 DIGITS = Path(__file__).parent / "assets" / "digits" / "digits.npz"
 DIGITS_ENDS = {"train": (0, 1297), "valid": (1297, 1497), "test": (1497, 1797)}

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from data_modules._splits import own, tenth, within
-from lrnnx_app.data import DataModule, DataSpec, Example, Source
+from lrnnx_app.data.module import DataModule, Source
+from lrnnx_app.disk.files import below
 from lrnnx_app.errors import DataError, RecipeError
-from lrnnx_app.files import below
+from lrnnx_app.spec import DataSpec, Example
 
 BYTES = 256
 LICENCES = ("LICENSE.txt", "LICENSE")  # names under which an interpreter brings its own

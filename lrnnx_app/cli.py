@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from lrnnx_app import __version__, options, outputs, terminal
+from lrnnx_app import __version__
 from lrnnx_app.bench.cli import app as bench
+from lrnnx_app.console import options, outputs, terminal
+from lrnnx_app.console.options import Device, Json, Overrides, RunFolder
+from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
-from lrnnx_app.options import Device, Json, Overrides, RunFolder
-from lrnnx_app.terminal import as_json, say, table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +62,7 @@ def train(
     Ctrl-C saves and exits with code 75; a second one exits at once. --resume RUN goes on with the settings of
     RUN; overrides of trainer.*, task.*, *.dropout, data.workers and data.root count, others are refused.
     """
-    from lrnnx_app import grid, training
+    from lrnnx_app.train import fit, grid
 
     if recipe is not None and resume is not None and "=" in recipe:
         recipe, overrides = None, [recipe, *(overrides or ())]
@@ -73,7 +74,7 @@ def train(
             return
         if len(cells) > 1 or seeds is not None:
             return _train_grid(base, cells, out, resume)
-        folder, summary = training.train(configs[0], out, resume)
+        folder, summary = fit.train(configs[0], out, resume)
         _show_summary(folder, summary)
         say(f"Next: {_next_command(configs[0], folder)}")
 
@@ -91,7 +92,8 @@ def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
-    from lrnnx_app import grid, show
+    from lrnnx_app.reports import show
+    from lrnnx_app.train import grid
 
     parent, outcomes = grid.run(recipe, cells, out, resume)
     failed = {folder: reason for folder, reason in outcomes if reason}
@@ -100,9 +102,9 @@ def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) 
 
 
 def _dry_run(config: Any) -> None:
-    from lrnnx_app import training
+    from lrnnx_app.train import fit
 
-    loss, rows = training.dry_run(config)
+    loss, rows = fit.dry_run(config)
     say(*_yaml(config), "")
     total = sum(row[2] for row in rows)
     table(
@@ -126,15 +128,15 @@ def evaluate(
     to_json: Json = False,
 ) -> None:
     """Metrics of a run's best checkpoint, on other data or at another rate if overrides say so."""
-    from lrnnx_app import training
-    from lrnnx_app.data import SPLITS
     from lrnnx_app.errors import nearest
-    from lrnnx_app.run import Run
+    from lrnnx_app.runs.run import Run
+    from lrnnx_app.spec import SPLITS
+    from lrnnx_app.train import fit
 
     if split not in SPLITS:
         raise UserError(f"--split: unknown split '{split}'; {nearest(split, SPLITS)}")
     with terminal.results_only():
-        metrics = training.evaluate(Run(run, overrides or ()), split)
+        metrics = fit.evaluate(Run(run, overrides or ()), split)
     if to_json:
         return print(as_json(metrics))
     table((split, "value"), [(key, f"{value:.4g}") for key, value in metrics.items()])
@@ -149,7 +151,7 @@ def compare(
     """Compare runs: metric, parameters, state, training throughput, latency of a step on this machine."""
     from dataclasses import asdict
 
-    from lrnnx_app import show
+    from lrnnx_app.reports import show
 
     with terminal.results_only():
         found = show.compared(runs, plot)
@@ -208,13 +210,13 @@ def infer(
 ) -> None:
     """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
     continue a text."""
-    from lrnnx_app import infer as inference
-    from lrnnx_app import sample
-    from lrnnx_app.run import Run
+    from lrnnx_app.infer import files as inference
+    from lrnnx_app.infer import text as sample
+    from lrnnx_app.runs.run import Run
 
     if prompt is not None:
         how = sample.Sampling(length, temperature, top, seed)
-        return sample.say(Run(run), sample.prompt_bytes(prompt), how)
+        return sample.continue_text(Run(run), sample.prompt_bytes(prompt), how)
     if not inputs:
         raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
     chosen = inference.Options(
@@ -237,7 +239,7 @@ def infer(
     if opened.recipe.task.name == "predict":
         if chosen != inference.Options(as_json=to_json):
             raise UserError("a run of the task predict is judged by whole files; expected --json or --prompt")
-        return sample.judge(opened, inputs, to_json)
+        return sample.score_files(opened, inputs, to_json)
     raise typer.Exit(inference.infer(opened, inputs, chosen))
 
 
@@ -257,7 +259,7 @@ def export(
 ) -> None:
     """Write the best checkpoint's model in a format that others read, and check what was written."""
     from lrnnx_app import export as formats
-    from lrnnx_app.run import Run
+    from lrnnx_app.runs.run import Run
 
     write = formats.find(format, output)
     for line in write(Run(run), output, formats.Options(chunk, timed, int8)):
@@ -272,7 +274,8 @@ def recipes(
     to_json: Json = False,
 ) -> None:
     """List the shipped recipes, show one resolved, or explain its keys."""
-    from lrnnx_app import listing, recipe
+    from lrnnx_app import recipe
+    from lrnnx_app.reports import listing
 
     if matrix and (explain or name is not None):
         raise UserError("--matrix is a table of its own; expected neither NAME nor --explain with it")
@@ -303,7 +306,7 @@ def data(
     """Show what data hold: splits, classes, lengths, times, padding; and a picture of four examples."""
     from dataclasses import asdict
 
-    from lrnnx_app import show
+    from lrnnx_app.reports import show
 
     with terminal.results_only():
         opened, found = show.read(name, overrides or (), plot)
@@ -318,7 +321,7 @@ def layers(
     to_json: Json = False,
 ) -> None:
     """List the layers: paper, kind, rules, event time, state and cost."""
-    from lrnnx_app import catalog
+    from lrnnx_app.reports import catalog
 
     if markdown:
         return print(catalog.markdown())
@@ -337,7 +340,7 @@ def doctor(
     """Show what this machine has and check every operator on it; exit code 1 if anything is wrong."""
     from dataclasses import asdict
 
-    from lrnnx_app import doctor as examine
+    from lrnnx_app.reports import doctor as examine
 
     with terminal.results_only():
         report = examine.run(build)

@@ -1,6 +1,7 @@
 """Pictures of a run. Every function returns a matplotlib figure that the caller saves and closes."""
 
 import csv
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lrnnx_app.data import DataSpec, Example
-from lrnnx_app.terminal import shown
+from lrnnx_app.console.terminal import shown
+from lrnnx_app.disk import atomic
+from lrnnx_app.errors import RunError
+from lrnnx_app.spec import DataSpec, Example
 
 FFT = 512
 FEW_CHANNELS = 4  # that are drawn as lines
@@ -288,3 +291,18 @@ def comparison(
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in one move.
+
+    Raises:
+        RunError: the file cannot be written as what its ending says; whatever stood there is as it was.
+    """
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=130, format=path.suffix[1:] or "png")
+        with atomic.whole(path) as part:
+            part.write_bytes(picture.getvalue())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: {error}; expected a writable .png, .pdf or .svg") from error

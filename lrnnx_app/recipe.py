@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from lrnnx_app import plain_yaml
+from lrnnx_app.disk import plain_yaml
 from lrnnx_app.errors import RecipeError, nearest, one_of
 
 SUFFIX = ".yaml"
@@ -47,7 +47,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1  # devices of each node; each takes data.batch_size examples a step
     nodes: int = 1  # machines that train together
-    strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.strategies
+    strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.train.strategies
     graph: bool = False  # on one GPU, replay the model's passes as CUDA graphs: for small steps of one shape
 
     def __post_init__(self) -> None:

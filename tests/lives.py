@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from lrnnx_app import checkpoints
-from lrnnx_app.run import read_checkpoint
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
 
 
 def digits(epochs: int) -> list[str]:
@@ -45,7 +45,7 @@ def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> N
 
 def latest(run: Path) -> int:
     """The step of a run's newest checkpoint, 0 if there is none."""
-    return max(map(checkpoints.step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
+    return max(map(checkpoint_file.step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

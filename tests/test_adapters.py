@@ -9,13 +9,13 @@ from conftest import relative
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import Down, UNet, Up
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 
 D_MODEL, TIME = 8, 9
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -9,10 +9,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lrnnx_app import atomic, checkpoints, report, show
+from lrnnx_app import plots
+from lrnnx_app.disk import atomic
 from lrnnx_app.errors import RunError
 from lrnnx_app.export._output import whole
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.streaming.sinks import AudioFile
+from lrnnx_app.train import checkpoints
 
 
 def _sound(path: Path) -> None:
@@ -39,12 +43,12 @@ def _named_twice(path: Path) -> None:
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "sound": ("out.wav", _sound),
-    "text": ("summary.json", lambda path: report.write_whole(path, "new")),
-    "checkpoint": ("best.ckpt", lambda path: checkpoints.write({"x": 1}, path)),
+    "text": ("summary.json", lambda path: run_folder.write_whole(path, "new")),
+    "checkpoint": ("best.ckpt", lambda path: checkpoint_file.write({"x": 1}, path)),
     "link": ("last.ckpt", _named_twice),
     "exported": ("model.onnx", _exported),
     "folder": ("hub", _folder),
-    "picture": ("plot.png", lambda path: show.save(Figure(), path)),
+    "picture": ("plot.png", lambda path: plots.save(Figure(), path)),
 }
 
 
@@ -90,7 +94,7 @@ def test_files_have_the_mode_that_the_user_wants(tmp_path: Path, name: str) -> N
 
 def test_what_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "summary.json"
-    report.write_whole(path, "old")
+    run_folder.write_whole(path, "old")
     synced: list[int] = []
 
     def full(handle: int) -> None:
@@ -99,7 +103,7 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="not written"):
-        report.write_whole(path, "new")
+        run_folder.write_whole(path, "new")
     assert synced
     assert path.read_text() == "old"
     assert [place.name for place in tmp_path.iterdir()] == ["summary.json"]

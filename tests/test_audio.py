@@ -13,9 +13,9 @@ from data_modules import _resampled
 from data_modules._augment import Augment, AugmentConfig
 from data_modules._speech_commands import NOISE, TWELVE, WORDS
 from data_modules.audio import Audio
-from lrnnx_app import cache
-from lrnnx_app.data import SPLITS
+from lrnnx_app.disk import cache
 from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.spec import SPLITS
 
 
 @pytest.fixture(scope="module")

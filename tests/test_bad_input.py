@@ -15,7 +15,8 @@ import soundfile
 import torch
 import yaml
 
-from lrnnx_app import checkpoints, recipe
+from lrnnx_app import recipe
+from lrnnx_app.runs import checkpoint_file
 from tests.conftest import DENOISE, SMALL, trained
 
 RATE = 16000
@@ -224,7 +225,7 @@ def _sealed_checkpoint_with_code(place: Place):
     run = place.copy(place.denoiser)
     path = run / "checkpoints" / "best.ckpt"
     path.unlink()
-    checkpoints.write({"state_dict": Trap()}, path)
+    checkpoint_file.write({"state_dict": Trap()}, path)
     return infer(place._replace(denoiser=run), place.wave("in.wav", np.zeros(1000)))
 
 
@@ -291,7 +292,7 @@ def classifier(folder: Path) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, denoiser: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lrnnx_app.cache.root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lrnnx_app.disk.cache.root", lambda: tmp_path / "cache")
     return Place(tmp_path, denoiser, classifier)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lrnnx_app.bench import layers, ops, report, scaling, soak, streaming
+from lrnnx_app.console import tables
 
 
 def test_rows_and_reports(tmp_path):
@@ -12,7 +13,7 @@ def test_rows_and_reports(tmp_path):
     assert [row["op"] for row in rows] == ["linear_scan real", "linear_scan complex constant a"]
     assert all(row["forward ms"] > 0 and row["backward / copy"] > 0 for row in rows)
     assert rows[0]["forward MB"] == 3 * 50 * 8 * 4 / 1e6
-    assert len(report.table(rows).splitlines()) == 3
+    assert len(tables.table(rows).splitlines()) == 3
     report.write_json(rows, tmp_path / "rows.json")
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     report.write_plot(rows, tmp_path / "rows.png")

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from lrnnx_app import cache
+from lrnnx_app.disk import cache
 from lrnnx_app.errors import CacheError, DataError
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from lrnnx_app import cache
+from lrnnx_app.disk import cache
 cache.root = lambda: Path(sys.argv[1])
 def make(part):
     (part / "first").write_text("half")
@@ -54,7 +54,7 @@ def test_a_killed_build_leaves_nothing_half_made(tmp_path: Path) -> None:
 
 
 def test_a_failed_build_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrnnx_app.cache.root", lambda: tmp_path)
+    monkeypatch.setattr("lrnnx_app.disk.cache.root", lambda: tmp_path)
 
     def fail(part: Path) -> None:
         (part / "x").write_text("")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lrnnx_app import catalog, cli
+from lrnnx_app import cli
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.reports import catalog
 
 
 def test_readme_shows_what_the_command_prints(

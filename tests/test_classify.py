@@ -11,7 +11,7 @@ from lightning import Trainer
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lrnnx_app import recipe
-from lrnnx_app.run import Run, build_data, build_task
+from lrnnx_app.runs.run import Run, build_data, build_task
 from lrnnx_app.tasks._reliability import BINS, Reliability, calibration_error
 
 

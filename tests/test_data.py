@@ -14,9 +14,10 @@ from data_modules.audio import Audio, coloured_noise
 from data_modules.event_stream import EventStream
 from data_modules.image_sequence import ImageSequence
 from data_modules.text import Text
-from lrnnx_app.data import SPLITS, AddressSampler, DataModule
+from lrnnx_app.data.module import AddressSampler, DataModule
 from lrnnx_app.errors import DataError
 from lrnnx_app.registry import DATA
+from lrnnx_app.spec import SPLITS
 
 EMBEDDED: dict[str, DataModule] = {
     "audio": Audio(Audio.Config(batch_size=4, seconds=0.5, examples_per_epoch=8, mixtures=1)),

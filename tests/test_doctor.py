@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from lrnnx_app import doctor
 from lrnnx_app.ops import linear_scan
+from lrnnx_app.reports import doctor
 
 
 @pytest.fixture

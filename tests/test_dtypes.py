@@ -8,7 +8,6 @@ from conftest import relative
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.layers._base import frozen
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.models.backbone import Backbone
@@ -16,6 +15,7 @@ from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 
 HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {BRAIN: 3e-2, HALF: 4e-3, FLOAT: 3e-5, DOUBLE: 1e-9}

@@ -16,19 +16,20 @@ from data_modules._events import aedat, atis, gesture, heidelberg, layouts, plai
 from data_modules._events.augment import Augment, augmented
 from data_modules._events.recording import Recording, Sensor
 from data_modules.event_stream import EventStream
-from lrnnx_app import buckets
-from lrnnx_app.data import SPLITS, AddressSampler, DataSpec, Example, collate, pack
+from lrnnx_app.data import buckets
+from lrnnx_app.data.module import AddressSampler, collate, pack
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import SPLITS, DataSpec, Example
 
 SENSOR = Sensor(34, 34, 2)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("lrnnx_app.cache.root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lrnnx_app.disk.cache.root", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lrnnx_app import explain, recipe
+from lrnnx_app import recipe
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
+from lrnnx_app.reports import explain
 
 
 def keys(content: Any, above: str) -> Iterator[str]:

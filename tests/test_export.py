@@ -18,7 +18,6 @@ from test_session import backbone, layer, unet
 from test_staged import staged
 
 from lrnnx_app import export
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import LrnnxError, RunError, StreamError
 from lrnnx_app.export import _chunk, _example, huggingface, onnx
 from lrnnx_app.export import torch as pt2
@@ -28,6 +27,7 @@ from lrnnx_app.export.huggingface import HubModel
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 
 
 def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:

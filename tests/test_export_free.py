@@ -5,10 +5,10 @@ import torch
 from torch.export import Dim, export
 from torch.utils._pytree import tree_leaves
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.recipe import _named as named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 from tests.conftest import relative
 from tests.test_layers import D_MODEL, PLAIN, TIMED_PLAIN, _name
 

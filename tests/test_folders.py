@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app import checkpoints, folders, grid
 from lrnnx_app.errors import RecipeError, RunError
+from lrnnx_app.runs import folder as folders
+from lrnnx_app.train import checkpoints, grid
 
 HOLDER = (
-    "import sys\nfrom pathlib import Path\nfrom lrnnx_app import folders\n"
+    "import sys\nfrom pathlib import Path\nfrom lrnnx_app.runs import folder as folders\n"
     "with folders.locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
 )
 

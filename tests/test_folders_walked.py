@@ -8,8 +8,8 @@ import pytest
 
 from data_modules import _pictures, _speech_commands, text
 from data_modules._events import layouts
-from lrnnx_app import files
-from lrnnx_app.audio_io import find_audio
+from lrnnx_app.data.audio_io import find_audio
+from lrnnx_app.disk import files
 from lrnnx_app.errors import DataError
 
 SHARES = (0.8, 0.1, 0.1)

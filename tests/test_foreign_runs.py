@@ -10,11 +10,13 @@ import pytest
 import soundfile
 import torch
 
-from lrnnx_app import checkpoints, report
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RunError
 from lrnnx_app.export.huggingface import escaped
-from lrnnx_app.run import Run, read_checkpoint
+from lrnnx_app.runs import checkpoint_file, metrics
+from lrnnx_app.runs import folder as run_folder
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.run import Run
+from lrnnx_app.spec import DataSpec
 
 DEEP = "[" * 100_000
 SUMMARY = {"metrics": {"test/si_snr": 1.0}, "parameters": 1, "samples_per_second": 2.0, "device": "cpu"}
@@ -98,19 +100,19 @@ def test_a_checkpoint_that_does_not_fit(run: Path, change: Callable[[dict], obje
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     change(content)
-    checkpoints.write(content, path)
+    checkpoint_file.write(content, path)
     with pytest.raises(RunError, match="not a checkpoint that lrnnx wrote"):
         read_checkpoint(path)
 
 
 def test_rows_of_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / report.METRICS
+    path = tmp_path / run_folder.METRICS
     path.write_text("step,train/loss\n1,0.5\n²,0.5\n2,many\n3,\n4,0.1,7\n" + "9" * 5000 + ",1\n")
-    assert [row["step"] for row in report.read_metrics(tmp_path)] == ["1", "3"]
+    assert [row["step"] for row in metrics.read(tmp_path)] == ["1", "3"]
     for content in (b"step\n\xff\n", b"step\n" + b"1" * 200_000 + b"\n"):
         path.write_bytes(content)
         with pytest.raises(RunError, match="not readable as csv"):
-            report.read_metrics(tmp_path)
+            metrics.read(tmp_path)
 
 
 def test_a_spec_survives_json() -> None:

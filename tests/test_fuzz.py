@@ -27,9 +27,9 @@ from data_modules._events import aedat, atis, gesture, heidelberg, plain
 from data_modules._events.recording import Sensor
 from data_modules.text import Text
 from lrnnx_app import recipe
-from lrnnx_app.audio_io import read_mono
-from lrnnx_app.checkpoints import verify
+from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import UserError
+from lrnnx_app.runs.checkpoint_file import verify
 
 TRIES = int(os.environ.get("LRNNX_FUZZ", "60"))
 SENSOR = Sensor(34, 34, 2)

@@ -21,24 +21,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lrnnx_app import (
-    catalog,
-    cli,
-    doctor,
-    export,
-    grid,
-    infer,
-    inspection,
-    recipe,
-    sample,
-    show,
-    terminal,
-    training,
-)
+from lrnnx_app import cli, export, plots, recipe
 from lrnnx_app.bench import layers, ops, scaling, soak, streaming
-from lrnnx_app.data import DataSpec
+from lrnnx_app.console import terminal
+from lrnnx_app.infer import files as inference
+from lrnnx_app.infer import text as sample
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
-from lrnnx_app.run import build_data, build_task
+from lrnnx_app.reports import catalog, doctor, inspection, show
+from lrnnx_app.runs.run import build_data, build_task
+from lrnnx_app.spec import DataSpec
+from lrnnx_app.train import fit, grid
 
 TRIES = int(os.environ.get("LRNNX_FUZZ", "80"))
 fuzzing = settings(
@@ -74,19 +66,19 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     found = export.find
     row = {"op": "a", "ms": 1.0}
     for module, function, does in (
-        (training, "train", train),
-        (training, "dry_run", lambda config: (0.5, [("a", "b", 1)])),
-        (training, "evaluate", lambda run, split: {"loss": float("nan")}),
+        (fit, "train", train),
+        (fit, "dry_run", lambda config: (0.5, [("a", "b", 1)])),
+        (fit, "evaluate", lambda run, split: {"loss": float("nan")}),
         (grid, "run", lambda *_: (Path("grid"), [])),
         (show, "outcome", lambda *_: None),
         (show, "compared", lambda *_: []),
         (show, "comparison", lambda *_: None),
         (inspection, "splits", lambda _: ()),
         (inspection, "picture", lambda _: None),
-        (show, "save", lambda *_: None),
-        (infer, "infer", lambda run, inputs, options: infer._check(inputs, options) or 0),
-        (sample, "say", lambda *_: None),
-        (sample, "judge", lambda *_: None),
+        (plots, "save", lambda *_: None),
+        (inference, "infer", lambda run, inputs, options: inference._check(inputs, options) or 0),
+        (sample, "continue_text", lambda *_: None),
+        (sample, "score_files", lambda *_: None),
         (export, "find", written),
         (catalog, "rows", lambda: [("a",) * len(catalog.COLUMNS)]),
         (doctor, "run", lambda build: doctor.Report({}, {}, {}, {})),

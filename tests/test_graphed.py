@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lrnnx_app import graphed, training
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.recipe import load, shipped, typed
-from lrnnx_app.run import build_data, build_task, read_checkpoint
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.run import build_data, build_task
+from lrnnx_app.train import cuda_graph, fit
 
 DIGITS = {name for name in shipped() if name.startswith("digits_")}
 
@@ -14,19 +15,19 @@ DIGITS = {name for name in shipped() if name.startswith("digits_")}
 @pytest.fixture
 def captures(monkeypatch):
     """How often passes were captured."""
-    count, replay = [], graphed.replay
+    count, replay = [], cuda_graph.replay
 
     def counted(model, x):
         count.append(tuple(x.shape))
         replay(model, x)
 
-    monkeypatch.setattr(graphed, "replay", counted)
+    monkeypatch.setattr(cuda_graph, "replay", counted)
     return count
 
 
 def weights(folder, recipe, *options):
     config = load(recipe, [*options, "trainer.max_steps=8"])
-    training.train(config, folder)
+    fit.train(config, folder)
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
 
 
@@ -52,7 +53,7 @@ def test_steps_are_the_same(recipe, precision, tmp_path, captures):
 @pytest.mark.parametrize("both", ["false", "true"])
 def test_layers_say_whether_they_can_be_captured(name, expected, both):
     recipe = typed(load(f"digits_{name}", [f"model.bidirectional={both}"]))
-    assert graphed.capturable(build_task(recipe, build_data(recipe).spec).model) == expected
+    assert cuda_graph.capturable(build_task(recipe, build_data(recipe).spec).model) == expected
 
 
 def test_a_refusal_is_one_line(monkeypatch):
@@ -61,7 +62,7 @@ def test_a_refusal_is_one_line(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
     with pytest.raises(RecipeError, match=r"trainer\.graph: .* \(operation not permitted\)$"):
-        graphed.replay(torch.nn.Linear(1, 1), torch.ones(1))
+        cuda_graph.replay(torch.nn.Linear(1, 1), torch.ones(1))
 
 
 def distance(a, b):

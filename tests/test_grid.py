@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lrnnx_app import compare, grid, recipe, show, training
+from lrnnx_app import recipe
 from lrnnx_app.errors import RecipeError, RunError
-from lrnnx_app.run import Run
+from lrnnx_app.reports import compare, show
+from lrnnx_app.runs.run import Run
+from lrnnx_app.train import fit, grid
 
 TINY = [
     "model.d_model=8",
@@ -29,7 +31,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if "model.layer=s5" in overrides and len(calls) == 2:
             return "power cut"
         place = {"out" if option == "-o" else "resume": Path(folder)}
-        training.train(recipe.load(name, overrides), **place)
+        fit.train(recipe.load(name, overrides), **place)
         return ""
 
     monkeypatch.setattr(grid, "train_one", train)
@@ -139,7 +141,7 @@ def test_what_a_process_says_last_is_why_it_failed(capfd: pytest.CaptureFixture[
 )
 def test_state_and_latency_are_those_of_a_stream(name: str, overrides: list[str], state: int) -> None:
     opened = recipe.typed(recipe.load(name, overrides))
-    task = training.build_task(opened, training.build_data(opened).spec)
+    task = fit.build_task(opened, fit.build_data(opened).spec)
     size, latency, streams = compare._step(task.model.eval(), task.spec)
     assert size == state
     assert latency > 0

@@ -12,8 +12,8 @@ from standins import image_sequence as standin
 
 from data_modules._cifar import PIXELS
 from data_modules.image_sequence import PERMUTATION, ImageSequence
-from lrnnx_app.data import SPLITS
 from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.spec import SPLITS
 
 RNG = np.random.default_rng(0)
 

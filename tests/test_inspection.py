@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lrnnx_app import inspection
-from lrnnx_app.data import DataModule, DataSpec, Example
+from lrnnx_app.data.module import DataModule
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.registry import DATA
+from lrnnx_app.reports import inspection
+from lrnnx_app.spec import DataSpec, Example
 
 KINDS = {
     "events": DataSpec(d_input=8, d_output=2, tokens=True, classes=("left", "right")),

@@ -7,12 +7,12 @@ import torch
 from conftest import relative
 from torch.utils._pytree import tree_leaves
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, StreamError
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
 
 HYBRID = "rglru+rglru+local_attention"

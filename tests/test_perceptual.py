@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_modules._mixtures import prompts
-from lrnnx_app.audio_io import read_mono
+from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.tasks import _perceptual
 from lrnnx_app.tasks._perceptual import Perceptual
 

@@ -12,8 +12,9 @@ import torch
 from conftest import SMALL
 from matplotlib.figure import Figure
 
-from lrnnx_app import plots, report
-from lrnnx_app.data import DataSpec, Example
+from lrnnx_app import plots
+from lrnnx_app.spec import DataSpec, Example
+from lrnnx_app.train import artifacts
 
 ODD = ("a$b$", "$\\frac{", "\\$1", "\x1b[31m", "a\nb", "中文", "\udcff", "", "x" * 300, "é")
 
@@ -122,7 +123,7 @@ def test_pictures_and_sounds_are_called_by_names_that_files_and_tags_can_have(tm
 
     folder = tmp_path / "run é"
     folder.mkdir()
-    report.draw(Task(), folder, 1)  # type: ignore[arg-type]
+    artifacts.draw(Task(), folder, 1)  # type: ignore[arg-type]
     names = [path.name for path in (folder / "plots").iterdir()]
     assert len(names) == len(ODD) + 3
     assert all(name.isprintable() and len(name) < 70 for name in names)

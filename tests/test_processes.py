@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app import checkpoints, recipe, training
-from lrnnx_app.data import Address, AddressSampler
+from lrnnx_app import recipe
+from lrnnx_app.data.module import Address, AddressSampler
 from lrnnx_app.errors import STOPPED, DataError, RecipeError
-from lrnnx_app.run import Run, read_checkpoint
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.run import Run
+from lrnnx_app.train import fit
 from tests.conftest import DENOISE
 from tests.lives import latest, started, wait_for_progress
 
@@ -44,7 +47,7 @@ def cut(run: Path, to: Path, step: int) -> Path:
     """A copy of a run as it was when the checkpoint of that step was its newest."""
     shutil.copytree(run, to)
     for path in (to / "checkpoints").glob("*.ckpt"):
-        if not path.name.startswith("step_") or checkpoints.step_of(path) > step:
+        if not path.name.startswith("step_") or checkpoint_file.step_of(path) > step:
             path.unlink()
     (to / "summary.json").unlink()
     return to
@@ -68,7 +71,7 @@ def alone(folder: Path) -> dict[str, Path]:
     runs = {}
     for layer in LAYERS:
         runs[layer] = folder / f"alone_{layer}"
-        training.train(recipe.load(f"digits_{layer}", ONE), runs[layer])
+        fit.train(recipe.load(f"digits_{layer}", ONE), runs[layer])
     return runs
 
 
@@ -145,7 +148,7 @@ def test_weights_spread_over_two_processes_end_as_in_one(
     assert distance(alone["gru"], pairs["fsdp"]) < ROUNDING
     assert distance(alone["gru"], pairs["resumed"]) < ROUNDING
     back = cut(pairs["fsdp"], tmp_path / "fsdp_then_one", 3)
-    training.train(recipe.load("digits_gru", ONE), resume=back)
+    fit.train(recipe.load("digits_gru", ONE), resume=back)
     assert distance(alone["gru"], back) < ROUNDING
 
 
@@ -153,7 +156,7 @@ def test_weights_spread_over_two_processes_end_as_in_one(
 def test_the_test_counts_every_row_once(name: str, pairs: dict[str, Path]) -> None:
     run = Run(pairs[name])
     together = run.summary()["metrics"]
-    by_one = training.evaluate(run, "test")
+    by_one = fit.evaluate(run, "test")
     assert {key: together[f"test/{key}"] for key in by_one} == pytest.approx(by_one, rel=1e-5, abs=1e-6)
     assert run.summary()["devices"] == 2
 

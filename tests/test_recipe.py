@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from lrnnx_app import recipe as recipes
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
-from lrnnx_app.run import build_data, build_task
+from lrnnx_app.runs.run import build_data, build_task
 
 
 def test_saved_recipe_resolves_to_itself(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lrnnx_app import recipe as recipes
-from lrnnx_app import training
 from lrnnx_app.registry import DATA, LAYERS, TASKS
+from lrnnx_app.train import fit
 
 MODELS = {
     "unet": ["model.channels=[8,8]", "model.strides=[16,4]"],
@@ -24,7 +24,7 @@ PUBLIC = ("lru", "s4", "s4d", "s5", "event_ssm", "s6", "stream", "rglru", "s7", 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrnnx_app.cache.root", lambda: tmp_path)
+    monkeypatch.setattr("lrnnx_app.disk.cache.root", lambda: tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def test_recipe_runs_a_batch(name: str, standins: Path) -> None:
         short = [word for word in short if not word.startswith("model.depth")]
     short += ["data.batch_size=2", "data.workers=0", "trainer.precision=32-true"]
     short += data.write(standins / f"{config.data.name}_{kind}", config.data)
-    loss, rows = training.dry_run(recipes.load(name, short))
+    loss, rows = fit.dry_run(recipes.load(name, short))
     assert loss == loss
     assert sum(count for _, _, count in rows) > 0
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lrnnx_app import checkpoints, recipe, training
-from lrnnx_app.data import AddressSampler, Batch
+from lrnnx_app import recipe
+from lrnnx_app.data.module import AddressSampler
 from lrnnx_app.errors import STOPPED, Interrupted, RunError, TrainingError
-from lrnnx_app.run import read_checkpoint
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
+from lrnnx_app.train import fit
 from tests.conftest import trained
 from tests.lives import digits, latest, rows, same, started
 
@@ -50,7 +53,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, signal, time\nfrom lrnnx_app.interrupts import Interrupts\n"
+        "import os, signal, time\nfrom lrnnx_app.console.interrupts import Interrupts\n"
         "with Interrupts():\n    for pause in (0.1, 1, 60):\n        os.kill(os.getpid(), signal.SIGINT)\n"
         "        print('goes on', flush=True)\n        time.sleep(pause)\n"
     )
@@ -75,7 +78,7 @@ def cut(config: DictConfig, run: Path, step: int, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(Classify, "training_step", failing)
         with pytest.raises(RuntimeError, match="power cut"):
-            training.train(config, *((None, run) if run.exists() else (run,)))
+            fit.train(config, *((None, run) if run.exists() else (run,)))
 
 
 @pytest.mark.parametrize(
@@ -86,11 +89,11 @@ def test_cut_at_and_after_the_ends_of_epochs(
 ) -> None:
     config = recipe.load(WORDS[0], [*WORDS[1:], "data.workers=0", *length])
     whole, run = tmp_path / "whole", tmp_path / "run"
-    training.train(config, whole)
+    fit.train(config, whole)
     for step in (4, 5, 8, 12):
         cut(config, run, step, monkeypatch)
         assert latest(run) == step
-    training.train(config, resume=run)
+    fit.train(config, resume=run)
     same(run, whole)
 
 
@@ -99,7 +102,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that ended after step 7, with checkpoints of steps 5, 6 and 7."""
     run = tmp_path / "run"
     cut(recipe.load(WORDS[0], [*WORDS[1:], *SHORT]), run, 7, monkeypatch)
-    assert [checkpoints.step_of(p) for p in checkpoints.candidates(run / "checkpoints")] == [7, 6, 5]
+    assert [checkpoint_file.step_of(p) for p in checkpoint_file.candidates(run / "checkpoints")] == [7, 6, 5]
     return run
 
 
@@ -131,7 +134,7 @@ def test_killed_before_the_end_was_named_last(lrnnx, tmp_path: Path) -> None:
 
 
 def test_every_file_damaged_is_an_error(lrnnx, stopped: Path) -> None:
-    for path in checkpoints.candidates(stopped / "checkpoints"):
+    for path in checkpoint_file.candidates(stopped / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
     result = lrnnx("train", "--resume", stopped)
     assert result.code == 2
@@ -144,25 +147,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoints.write({"x": torch.ones(3)}, path)
+    checkpoint_file.write({"x": torch.ones(3)}, path)
 
     def full(_: int) -> None:
         raise OSError(28, reason)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=reason):
-        checkpoints.write({"x": torch.zeros(3)}, path)
-    checkpoints.verify(path)
+        checkpoint_file.write({"x": torch.zeros(3)}, path)
+    checkpoint_file.verify(path)
     assert torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
     code = (
-        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom lrnnx_app import checkpoints\n"
+        "import resource, signal, sys, torch\nfrom pathlib import Path\n"
+        "from lrnnx_app.runs import checkpoint_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "checkpoints.write({'x': torch.ones(10000)}, Path(sys.argv[1]))\n"
+        "checkpoint_file.write({'x': torch.ones(10000)}, Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "last.ckpt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -184,7 +188,7 @@ def test_steps_without_finite_numbers_are_skipped_counted_and_end_the_training(
 
     monkeypatch.setattr(Classify, "training_step", poisonous)
     words = [*WORDS[1:], *SHORT, "trainer.max_skipped=3"]
-    run, summary = training.train(recipe.load(WORDS[0], words), tmp_path / "run")
+    run, summary = fit.train(recipe.load(WORDS[0], words), tmp_path / "run")
     assert summary["steps"] == 8
     assert summary["skipped_steps"] == 3
     counts = {row["step"]: float(row["skipped_steps"]) for row in rows(run) if row["skipped_steps"]}
@@ -194,7 +198,7 @@ def test_steps_without_finite_numbers_are_skipped_counted_and_end_the_training(
 
     poisoned |= set(range(3, 8))
     with pytest.raises(TrainingError, match=r"step 3: 3 steps in a row .*recurren|step 3: 3 steps in a row"):
-        training.train(recipe.load(WORDS[0], words), tmp_path / "other")
+        fit.train(recipe.load(WORDS[0], words), tmp_path / "other")
     report = json.loads((tmp_path / "other" / "trouble.json").read_text())
     assert report["step"] == 3
     assert len(report["batch"]) == 324

@@ -9,12 +9,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lrnnx_app import recipe, report, resume, training
-from lrnnx_app.data import Batch
+from lrnnx_app import recipe
 from lrnnx_app.errors import RecipeError, RunError, TrainingError
-from lrnnx_app.run import Run, read_checkpoint
+from lrnnx_app.runs import folder as run_folder
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.run import Run
+from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
-from lrnnx_app.totals import Totals
+from lrnnx_app.train import fit, resume
+from lrnnx_app.train.totals import Totals
 
 WORDS = [
     "model.d_model=8",
@@ -40,7 +43,7 @@ def halved(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classify, "training_step", failing)
         with pytest.raises(RuntimeError, match="power cut"):
-            training.train(recipe.load("digits_lru", WORDS), run)
+            fit.train(recipe.load("digits_lru", WORDS), run)
     return run
 
 
@@ -63,7 +66,7 @@ def test_rates_count_from_the_resumption_on_and_a_moved_run_keeps_its_best(run: 
     assert best(before)["best_model_path"] == "best.ckpt"
     assert best(before)["dirpath"] == ""
     rates = ["task.lr=0", "task.ssm_lr=0", "task.weight_decay=0"]
-    _, summary = training.train(resume.settings(None, run, rates), resume=run)
+    _, summary = fit.train(resume.settings(None, run, rates), resume=run)
     after = last(run)
     assert after["global_step"] == summary["steps"] == 6
     assert all(torch.equal(value, after["state_dict"][key]) for key, value in before["state_dict"].items())
@@ -81,7 +84,7 @@ def test_limits_count_and_totals_are_of_all_parts(run: Path) -> None:
     assert before["samples"] == 3 * 600
     assert before["seconds"] > before["training"] > 0
     config = resume.settings("digits_lru", run, ["trainer.max_epochs=2"])
-    _, summary = training.train(config, resume=run)
+    _, summary = fit.train(config, resume=run)
     assert summary["steps"] == 4
     assert summary["seconds"] > before["seconds"]
     ended = last(run)["callbacks"]["Totals"]
@@ -89,7 +92,7 @@ def test_limits_count_and_totals_are_of_all_parts(run: Path) -> None:
     assert summary["samples_per_second"] == pytest.approx(ended["samples"] / ended["training"], abs=0.01)
     assert summary["peak_mib"] >= before["memory"]["peak_mib"]
     assert not (run / "hparams.yaml").exists()
-    _, again = training.train(resume.settings(None, run, []), resume=run)  # nothing is left to do
+    _, again = fit.train(resume.settings(None, run, []), resume=run)  # nothing is left to do
     assert again["seconds"] >= summary["seconds"]
     assert again["samples_per_second"] == summary["samples_per_second"]
     assert again["metrics"] == summary["metrics"]
@@ -114,7 +117,7 @@ def test_limits_count_and_totals_are_of_all_parts(run: Path) -> None:
 def test_what_cannot_count_is_refused(override: str, words: str, halved: Path) -> None:
     kept = (halved / "recipe.yaml").read_bytes()
     with pytest.raises(RecipeError, match=words) as refused:
-        training.train(resume.settings(None, halved, [override]), resume=halved)
+        fit.train(resume.settings(None, halved, [override]), resume=halved)
     assert "\n" not in str(refused.value)
     assert (halved / "recipe.yaml").read_bytes() == kept
     assert not (halved / "summary.json").exists()
@@ -171,12 +174,12 @@ def test_a_test_of_weights_that_are_no_numbers_is_one_line(
 
     monkeypatch.setattr(Run, "task", broken)
     with pytest.raises(TrainingError, match="the test: outputs are no finite numbers"):
-        training.evaluate(Run(halved), "test")
+        fit.evaluate(Run(halved), "test")
 
 
 def test_a_metric_that_is_no_number_is_null_in_the_summary(run: Path) -> None:
     rest = {"parameters": 1, "samples_per_second": 1.0, "device": "cpu"}
-    report.write_summary(run, {"metrics": {"test/loss": math.nan, "test/accuracy": 0.5}, **rest})
+    run_folder.write_summary(run, {"metrics": {"test/loss": math.nan, "test/accuracy": 0.5}, **rest})
     assert json.loads((run / "summary.json").read_text())["metrics"]["test/loss"] is None
     assert math.isnan(Run(run).summary()["metrics"]["test/loss"])
     assert Run(run).summary()["metrics"]["test/accuracy"] == 0.5

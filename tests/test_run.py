@@ -12,12 +12,15 @@ import soundfile
 import torch
 from PIL import Image
 
-from lrnnx_app import cli, doctor, recipe, report, training
+from lrnnx_app import cli, recipe
 from lrnnx_app.bench import ops
-from lrnnx_app.data import Batch
 from lrnnx_app.export.safetensors import load
-from lrnnx_app.run import Run
+from lrnnx_app.reports import doctor
+from lrnnx_app.runs import metrics
+from lrnnx_app.runs.run import Run
+from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.denoise import Denoise
+from lrnnx_app.train import fit
 from tests.conftest import DENOISE, SMALL, trained
 
 DIGITS = ["digits_lru", *SMALL, "model.d_model=8", "model.depth=1", "data.batch_size=600"]
@@ -106,10 +109,10 @@ def test_resume_continues_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(Denoise, "training_step", failing)
         with pytest.raises(RuntimeError, match="power cut"):
-            training.train(recipe.load(words[0], words[1:]), part)
+            fit.train(recipe.load(words[0], words[1:]), part)
     result = lrnnx("train", *words, "--resume", part)
     assert result.code == 0, result.error
-    steps = [int(row["step"]) for row in report.read_metrics(part)]
+    steps = [int(row["step"]) for row in metrics.read(part)]
     assert steps == sorted(steps)
     assert steps[0] == 0
     ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, part)]

@@ -11,13 +11,13 @@ import torch
 from conftest import relative
 from torch import Tensor
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import StreamError
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
 
 TOLERANCE = 1e-5

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app import checkpoints, grid, outputs, progress, recipe, report, show, training, workers
-from lrnnx_app.data import Batch
+from lrnnx_app import plots, recipe
+from lrnnx_app.console import outputs
+from lrnnx_app.data import workers
 from lrnnx_app.errors import DataError, GridInterrupted, Interrupted, RunError
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import folder as run_folder
+from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
+from lrnnx_app.train import fit, grid, progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 WORDS = [
@@ -58,8 +63,8 @@ def test_signals_to_all_processes_end_with_a_checkpoint(
     in_step(0, group, monkeypatch)
     run = tmp_path / "run"
     with pytest.raises(Interrupted, match="after step 1"):
-        training.train(recipe.load("digits_lru", WORDS), run)
-    assert [checkpoints.step_of(path) for path in checkpoints.candidates(run / "checkpoints")] == [1]
+        fit.train(recipe.load("digits_lru", WORDS), run)
+    assert [checkpoint_file.step_of(path) for path in checkpoint_file.candidates(run / "checkpoints")] == [1]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds its children in /proc")
@@ -71,9 +76,9 @@ def test_a_killed_process_is_told_as_such(tmp_path: Path, monkeypatch: pytest.Mo
     in_step(1, kill, monkeypatch)
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"data\.workers: .* killed .*memory.*--resume .*run") as told:
-        training.train(recipe.load("digits_lru", [*WORDS, "trainer.checkpoint_every=1"]), run)
+        fit.train(recipe.load("digits_lru", [*WORDS, "trainer.checkpoint_every=1"]), run)
     assert "\n" not in str(told.value)
-    checkpoints.verify(run / "checkpoints" / "last.ckpt")
+    checkpoint_file.verify(run / "checkpoints" / "last.ckpt")
     assert not list(run.rglob("*.part"))
 
 
@@ -83,7 +88,7 @@ def test_a_killed_process_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "save", died)
     with pytest.raises(DataError, match="pid 7"), workers.told():
-        checkpoints.write({}, tmp_path / "last.ckpt")
+        checkpoint_file.write({}, tmp_path / "last.ckpt")
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +105,7 @@ def test_what_such_a_process_says_is_said_without_its_traceback() -> None:
 
 def test_processes_end_with_the_one_that_trains() -> None:
     code = (
-        "import os, sys, torch\nfrom lrnnx_app.workers import Loader\n"
+        "import os, sys, torch\nfrom lrnnx_app.data.workers import Loader\n"
         "rows = iter(Loader(list(range(8)), num_workers=1))\nnext(rows)\n"
         "print(rows._workers[0].pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
@@ -167,8 +172,8 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one(
     from matplotlib.figure import Figure
 
     text, picture = tmp_path / "summary.json", tmp_path / "plot.png"
-    report.write_whole(text, "former")
-    show.save(Figure(), picture)
+    run_folder.write_whole(text, "former")
+    plots.save(Figure(), picture)
     drawn = picture.read_bytes()
 
     def full(*_: object, **__: object) -> None:
@@ -177,9 +182,9 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one(
     for name in ("write_text", "write_bytes"):
         monkeypatch.setattr(Path, name, full)
     with pytest.raises(RunError, match=r"summary.json: not written .No space"):
-        report.write_whole(text, "new")
+        run_folder.write_whole(text, "new")
     with pytest.raises(RunError, match=r"plot.png: .*No space"):
-        show.save(Figure(), picture)
+        plots.save(Figure(), picture)
     assert text.read_text() == "former"
     assert picture.read_bytes() == drawn
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plot.png", "summary.json"]
@@ -204,7 +209,7 @@ def test_a_log_has_lines(
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", -1.0)
     words = [*WORDS, "data.workers=0", "trainer.max_epochs=1"]
-    training.train(recipe.load("digits_lru", words), tmp_path / "run")
+    fit.train(recipe.load("digits_lru", words), tmp_path / "run")
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith("training 4,842 parameters on 1 × cpu, to 1 epochs of 2 batches, in ")
     assert said[1].startswith("step 1, batch 1 of 2 of epoch 0, ")

@@ -9,11 +9,12 @@ import soundfile
 from PIL import Image
 
 from data_modules._splits import parted
-from lrnnx_app import workers
-from lrnnx_app.data import SHARES, SPLITS
+from lrnnx_app.data import workers
+from lrnnx_app.data.module import SHARES
+from lrnnx_app.disk.files import below
 from lrnnx_app.errors import DataError, RecipeError
-from lrnnx_app.files import below
 from lrnnx_app.registry import DATA
+from lrnnx_app.spec import SPLITS
 
 
 def make(kind: str, path: Path, i: int) -> None:

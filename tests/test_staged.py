@@ -5,12 +5,12 @@ import torch
 from conftest import relative
 from torch.utils._pytree import tree_leaves
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
 
 

@@ -17,13 +17,14 @@ import torch
 from conftest import relative
 from torchaudio.functional import resample
 
-from lrnnx_app import checkpoints, cli
-from lrnnx_app.data import DataSpec
+from lrnnx_app import cli
+from lrnnx_app.data.resample import Resampler
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.run import Run, build_task
-from lrnnx_app.streaming.resample import Resampler
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile
 from lrnnx_app.streaming.slots import Pace, stream
@@ -58,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         checkpoint = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
         (made[name] / "checkpoints").mkdir()
-        checkpoints.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
+        checkpoint_file.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
     return made
 
 

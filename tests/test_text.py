@@ -10,11 +10,12 @@ import torch
 
 from data_modules.text import Text
 from lrnnx_app import recipe as recipes
-from lrnnx_app import sample, training
 from lrnnx_app.cli import app
-from lrnnx_app.data import SPLITS, Batch
 from lrnnx_app.errors import DataError, RunError
-from lrnnx_app.run import Run, build_data, build_task
+from lrnnx_app.infer import text as sample
+from lrnnx_app.runs.run import Run, build_data, build_task
+from lrnnx_app.spec import SPLITS, Batch
+from lrnnx_app.train import fit
 
 
 def folder_of(root: Path, count: int = 40) -> Path:
@@ -112,7 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = recipes.load(
         "text_rglru_mini", [*settings, "trainer.max_epochs=5", "task.lr=0.02", "trainer.accelerator=cpu"]
     )
-    folder, summary = training.train(config, root / "run")
+    folder, summary = fit.train(config, root / "run")
     assert summary["metrics"]["test/bits_per_byte"] < 1
     assert summary["metrics"]["test/loss_stderr"] > 0
     assert list((folder / "plots").glob("prediction_*.png"))
@@ -182,8 +183,8 @@ def test_mistakes_of_a_prompt(lrnnx, run: Path, words: list[str], message: str) 
 
 def test_evaluation_takes_other_data(run: Path, tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("hgfedcba" * 40)
-    own = training.evaluate(Run(run), "test")
-    other = training.evaluate(Run(run, [f"data.root={tmp_path / 'b.txt'}"]), "test")
+    own = fit.evaluate(Run(run), "test")
+    other = fit.evaluate(Run(run, [f"data.root={tmp_path / 'b.txt'}"]), "test")
     assert other["bits_per_byte"] > own["bits_per_byte"] + 1
 
 
@@ -198,7 +199,7 @@ def test_only_text_is_continued(tmp_path: Path) -> None:
             "trainer.accelerator=cpu",
         ],
     )
-    folder, summary = training.train(config, tmp_path / "run")
+    folder, summary = fit.train(config, tmp_path / "run")
     assert summary["metrics"]["test/mse_of_no_change"] > 0
     assert summary["metrics"]["test/mse"] == summary["metrics"]["test/loss"]
     with pytest.raises(RunError, match="no model of text"):

@@ -16,7 +16,7 @@ import torch
 from conftest import relative
 from test_streaming import RATE, filter_process, lrnnx, runs, small_unet, wave  # noqa: F401  (fixtures)
 
-from lrnnx_app.audio_io import length_of, read_mono
+from lrnnx_app.data.audio_io import length_of, read_mono
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming import sinks
 from lrnnx_app.streaming.health import STATES_EVERY

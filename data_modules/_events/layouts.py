@@ -12,9 +12,9 @@ from data_modules._events.recording import Recording, Sensor, checked
 from data_modules._events.store import Store
 from data_modules._expected import File, Published
 from data_modules._splits import by_folders, folder_of, parted, tenth
-from lrnnx_app import cache
+from lrnnx_app.disk import cache
+from lrnnx_app.disk.files import below, folders_in
 from lrnnx_app.errors import DataError
-from lrnnx_app.files import below, folders_in
 
 SHD_WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),

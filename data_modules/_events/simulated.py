@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_modules._events.recording import Recording, Sensor
-from lrnnx_app.audio_io import read_mono
+from lrnnx_app.data.audio_io import read_mono
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DIGITS, PROMPTS = ASSETS / "digits" / "digits.npz", ASSETS / "prompts"

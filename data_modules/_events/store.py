@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_modules._events.recording import Recording
-from lrnnx_app import cache
+from lrnnx_app.disk import cache
 from lrnnx_app.errors import DataError
 
 TIMES, TOKENS, INDEX, NAMES = "times.u4", "tokens.u4", "index.npz", "names.json"

@@ -1,20 +1,10 @@
-"""Medians of device time, with warm-up and cold caches, and the copy bandwidth that they are measured by."""
+"""CUDA graphs of what is timed, and the copy bandwidth that times are measured by."""
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
-FLUSH_BYTES = 2 << 30  # beyond any cache; and keeps a GPU busy for 0.7 ms, while the host enqueues the run
-
-
-def median_ms(run: Callable[[], object], device: str, repeats: int = 15) -> float:
-    """Median time of run() in ms. On a GPU the cache is flushed before each run and host time kept out."""
-    clock = _cuda_ms if device == "cuda" else once_ms
-    for _ in range(2):
-        run()
-    return statistics.median(clock(run) for _ in range(repeats))
+from lrnnx_app.machine import median_ms
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
@@ -33,23 +23,6 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
         torch.cuda.synchronize()
         return run
     return graph.replay
-
-
-def once_ms(run: Callable[[], object]) -> float:
-    """Time of one run() on a CPU in ms."""
-    started = time.perf_counter()
-    run()
-    return (time.perf_counter() - started) * 1e3
-
-
-def _cuda_ms(run: Callable[[], object]) -> float:
-    torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda").fill_(1)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 def copy_bandwidth(device: str) -> float:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from lrnnx_app import options
+from lrnnx_app.console import options, tables
+from lrnnx_app.console.options import Device
+from lrnnx_app.console.terminal import say
 from lrnnx_app.errors import UserError
-from lrnnx_app.options import Device
-from lrnnx_app.terminal import say
+from lrnnx_app.machine import chosen_device
 
 app = typer.Typer(no_args_is_help=True, help="Time parts of the package on this machine.")
 
@@ -30,7 +31,7 @@ def ops_command(
 
     check_targets(json_file, plot)
     rows = ops.rows(chosen_device(device, tuple(ops.CASES)))
-    say(*report.table(rows).splitlines())
+    say(*tables.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
     if plot is not None:
@@ -49,7 +50,7 @@ def layers_command(
 
     check_targets(json_file)
     rows = layers.rows(chosen_device(device), names or None, d_state=d_state)
-    say(*report.table(rows).splitlines())
+    say(*tables.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
 
@@ -80,8 +81,8 @@ def scaling_command(
     rows = []
     for row in scaling.rows(device, counts, steps, names, precision):
         rows.append(row)
-        say(report.line(row), aside=True)
-    say(*report.table(rows).splitlines())
+        say(tables.line(row), aside=True)
+    say(*tables.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)
 
@@ -91,18 +92,6 @@ def check_targets(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path}: no such folder; expected a file in an existing one")
-
-
-def chosen_device(device: str | None, devices: tuple[str, ...] = ("cpu", "cuda")) -> str:
-    """The device named by the user, or the best there is."""
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in devices:
-        raise UserError(f"--device: unknown device '{device}'; expected one of: {', '.join(devices)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: no GPU that torch can use; expected cpu, or see `lrnnx doctor`")
-    return device
 
 
 RunArgument = Annotated[
@@ -132,17 +121,17 @@ def streaming_command(
     model, device = streaming.load(run), chosen_device(device)
     with threads(cpu_threads):
         rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
-        say(*report.table(rows).splitlines(), report.place())
+        say(*tables.table(rows).splitlines(), report.place())
         if largest:
             most = streaming.largest(model, device, seconds)
             say(f"voices whose p99 stays under the hop: {most}")
-        tables = [streaming.step_rows(device)] if steps else []
+        more_tables = [streaming.step_rows(device)] if steps else []
         if steps and device == "cuda":  # elsewhere both columns are torch's
-            tables.append(streaming.matmul_rows(device))
-        for more in tables:
-            say(*report.table(more).splitlines())
+            more_tables.append(streaming.matmul_rows(device))
+        for more in more_tables:
+            say(*tables.table(more).splitlines())
         if json_file is not None:
-            report.write_json(sum(tables, rows), json_file)
+            report.write_json(sum(more_tables, rows), json_file)
         if plot is not None:
             streaming.write_plot(rows, plot)
 
@@ -167,7 +156,7 @@ def soak_command(
     with threads(cpu_threads):
         for row in soak.rows(streaming.load(run), chosen_device(device), seconds):
             rows.append(row)
-            print(f"\r{report.line(row)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{tables.line(row)}", end="", file=sys.stderr, flush=True)
         ok, words = soak.verdict(rows)
         print(file=sys.stderr)
         print(words)

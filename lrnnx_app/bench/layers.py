@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lrnnx_app import machine
 from lrnnx_app.bench import _timing
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._build import build_layer
@@ -102,8 +103,8 @@ def _times(layer: Layer, x: torch.Tensor, precision: str, device: str) -> dict[s
 
     try:
         with torch.no_grad():
-            alone = _timing.median_ms(ready(forward), device, 7)
-        row = {"forward ms": alone, "forward + backward ms": _timing.median_ms(ready(both), device, 7)}
+            alone = machine.median_ms(ready(forward), device, 7)
+        row = {"forward ms": alone, "forward + backward ms": machine.median_ms(ready(both), device, 7)}
     finally:
         torch.set_float32_matmul_precision(before)
     if device == "cuda":
@@ -115,6 +116,6 @@ def _times(layer: Layer, x: torch.Tensor, precision: str, device: str) -> dict[s
 
 
 if __name__ == "__main__":
-    from lrnnx_app.bench.report import table
+    from lrnnx_app.console.tables import table
 
     print(table(rows("cuda" if torch.cuda.is_available() else "cpu")))

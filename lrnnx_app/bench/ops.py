@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrnnx_app import machine
 from lrnnx_app.bench import _timing
 from lrnnx_app.ops import _blocked, _extension, rglru_scan, selective_scan, short_conv  # noqa: F401 (define operators)
 from lrnnx_app.ops.discretized_scan import CODES
@@ -139,12 +140,12 @@ def _linear(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
     row = _row(case, name, "linear_scan", args, back, sizes, device, bandwidth)
     if device == "cpu":
         row["torch × forward"] = (
-            _timing.median_ms(lambda: _blocked.scan(*args), device, 3) / row["forward ms"]
+            machine.median_ms(lambda: _blocked.scan(*args), device, 3) / row["forward ms"]
         )
         row["torch × backward"] = (
-            _timing.median_ms(lambda: _blocked.adjoint(*back), device, 3) / row["backward ms"]
+            machine.median_ms(lambda: _blocked.adjoint(*back), device, 3) / row["backward ms"]
         )
-        row["steps × forward"] = _timing.median_ms(lambda: reference(a, b), device, 1) / row["forward ms"]
+        row["steps × forward"] = machine.median_ms(lambda: reference(a, b), device, 1) / row["forward ms"]
     return row
 
 
@@ -214,11 +215,11 @@ def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]
             *_, kept = torch.ops.lrnnx.selective_scan_kernel(*args, True)
             torch.ops.lrnnx.selective_scan_kernel_backward(*grads, kept, *args)
 
-        row["training ms"] = _timing.median_ms(train, device)
+        row["training ms"] = machine.median_ms(train, device)
     if device == "cpu":
         times = {"torch": lambda: selective_scan.blocked(*args), "steps": lambda: _by_steps(case.rule, *args)}
         for words, run in times.items():
-            row[f"{words} × forward"] = min(_timing.once_ms(run) for _ in range(2)) / row["forward ms"]
+            row[f"{words} × forward"] = min(machine.once_ms(run) for _ in range(2)) / row["forward ms"]
     return row
 
 
@@ -238,8 +239,8 @@ def _row(
 ) -> dict[str, Any]:
     """Times of an operator and its backward, which move at least `sizes` bytes."""
     run, run_back = getattr(torch.ops.lrnnx, op), getattr(torch.ops.lrnnx, f"{op}_backward")
-    forward = _timing.median_ms(lambda: run(*args), device)
-    backward = _timing.median_ms(lambda: run_back(*back), device)
+    forward = machine.median_ms(lambda: run(*args), device)
+    backward = machine.median_ms(lambda: run_back(*back), device)
     return {
         "op": name,
         "shape": f"({case.batch}, {case.time}, {case.channels})",
@@ -255,6 +256,6 @@ def _row(
 
 
 if __name__ == "__main__":
-    from lrnnx_app.bench.report import table
+    from lrnnx_app.console.tables import table
 
     print(table(rows("cuda" if torch.cuda.is_available() else "cpu")))

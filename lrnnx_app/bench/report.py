@@ -1,31 +1,12 @@
-"""Rows of a benchmark, each a flat dictionary, as a text table, a JSON file or a bar plot."""
+"""Rows of a benchmark, each a flat dictionary, as a JSON file or a bar plot."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lrnnx_app import atomic
-from lrnnx_app.terminal import aligned, as_json, shown
-
-Rows = list[dict[str, Any]]
-
-
-def table(rows: Rows) -> str:
-    """Aligned columns; numbers with three significant digits."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return aligned([list(map(shown, names)), *([_cell(row.get(name, "")) for name in names] for row in rows)])
-
-
-def line(row: dict[str, Any]) -> str:
-    """One row with its names, for progress."""
-    return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return shown(value)
+from lrnnx_app.console.tables import Rows
+from lrnnx_app.console.terminal import as_json
+from lrnnx_app.disk import atomic
 
 
 def machine() -> dict[str, str]:
@@ -52,7 +33,7 @@ def write_plot(rows: Rows, path: Path) -> None:
     """A bar for each row and each column whose name ends in "/ copy", or in "ms" where there is none."""
     from matplotlib.figure import Figure
 
-    from lrnnx_app.show import save
+    from lrnnx_app.plots import save
 
     columns = [name for name in rows[0] if name.endswith("/ copy")] or [
         n for n in rows[0] if n.endswith("ms")

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
-from lrnnx_app import processes, strategies
-from lrnnx_app.data import DataModule, DataSpec, Example
+from lrnnx_app.data.module import DataModule
 from lrnnx_app.errors import UserError
 from lrnnx_app.recipe import TrainerConfig
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
+from lrnnx_app.spec import DataSpec, Example
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.train import processes, strategies
+from lrnnx_app.train.loaders import Loaders
 
 STRATEGIES = ("ddp", "fsdp")
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -220,7 +222,7 @@ def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[W
     )
     if settings.accelerator == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer.fit(case.build(), Synthetic(case, batch, batch * settings.devices * steps))
+    trainer.fit(case.build(), Loaders(Synthetic(case, batch, batch * settings.devices * steps)))
     if settings.accelerator == "cuda":
         return watch, torch.cuda.max_memory_allocated() / 2**20, trainer
     return watch, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, trainer

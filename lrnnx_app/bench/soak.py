@@ -100,7 +100,7 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory, time of a chunk and error over the stream."""
     from matplotlib.figure import Figure
 
-    from lrnnx_app.show import save
+    from lrnnx_app.plots import save
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     parts = {

@@ -13,7 +13,6 @@ import torch
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.bench.report import place
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import LrnnxError, StreamError
 from lrnnx_app.layers._base import Layer, frozen
 from lrnnx_app.layers._build import build_layer
@@ -21,7 +20,8 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.run import Run, build_task
+from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.graph import CaptureError, capture
 from lrnnx_app.streaming.session import StreamingSession
 
@@ -238,7 +238,7 @@ def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The curve from latency (chunk and p99 of its computation) to throughput, one for each mode."""
     from matplotlib.figure import Figure
 
-    from lrnnx_app.show import save
+    from lrnnx_app.plots import save
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrnnx_app import atomic
+from lrnnx_app.disk import atomic
 from lrnnx_app.errors import LrnnxError, RunError, UserError
 
 

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import StreamError
 from lrnnx_app.export._chunk import CHUNKS
 from lrnnx_app.export._output import Options, accept, needs, refuse, whole
 from lrnnx_app.models._base import Model
-from lrnnx_app.run import Run, build_task
+from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.spec import DataSpec
 
 try:
     from huggingface_hub import PyTorchModelHubMixin

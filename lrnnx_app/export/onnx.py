@@ -14,7 +14,7 @@ from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, traced
 from lrnnx_app.export._output import Options, accept, needs, whole
-from lrnnx_app.run import Run as RunFolder
+from lrnnx_app.runs.run import Run as RunFolder
 
 OPSET = 20
 INT8_TOLERANCE = 0.1

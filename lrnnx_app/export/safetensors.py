@@ -10,11 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lrnnx_app import recipe as recipes
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RunError
 from lrnnx_app.export._output import Options, accept, refuse, whole
 from lrnnx_app.models._base import Model
-from lrnnx_app.run import Run, build_task
+from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.spec import DataSpec
 
 STEPS = 4096  # length of the signal that the comparison runs
 

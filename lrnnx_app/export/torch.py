@@ -8,7 +8,7 @@ from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
 from lrnnx_app.export._output import Options, accept, whole
-from lrnnx_app.run import Run
+from lrnnx_app.runs.run import Run
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:

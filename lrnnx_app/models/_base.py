@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._linear import Linear, hooked, linear
 from lrnnx_app.ops._transforms import free
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.recipe import layer_nodes
+from lrnnx_app.spec import DataSpec
 
 
 class Model(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, nearest
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
+from lrnnx_app.spec import DataSpec
 
 POOLS = ("mean", "last", "none")
 

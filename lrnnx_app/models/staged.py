@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.spec import DataSpec
 
 
 class StagedState(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
+from lrnnx_app.spec import DataSpec
 
 
 class Down(Linear):

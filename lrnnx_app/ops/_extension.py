@@ -1,7 +1,7 @@
 """Builds csrc/ on first use of an operator, into a user cache, and loads it; never fails, only warns.
 
     LRNNX_BUILD=off|cpu|cuda   build nothing; the CPU kernels alone; both (default), each when first needed
-    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx; see lrnnx_app.cache
+    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx; see lrnnx_app.disk.cache
     LRNNX_ARCH=80;90           GPUs to build for, instead of this machine's (8.0 and 9.0 if it has none)
 
 A build is keyed by sources, torch, compiler, processor and architectures. Several processes may start at
@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 
-from lrnnx_app import atomic
-from lrnnx_app.cache import made, root
+from lrnnx_app.disk import atomic
+from lrnnx_app.disk.cache import made, root
 from lrnnx_app.errors import CacheError
 
 log = logging.getLogger("lrnnx")

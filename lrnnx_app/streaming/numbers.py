@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from lrnnx_app.data import DataSpec
+from lrnnx_app.spec import DataSpec
 
 LOUDEST = 16.0  # full scales; a sample beyond is taken for that
 

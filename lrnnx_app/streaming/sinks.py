@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, Protocol
 import soundfile
 from torch import Tensor
 
-from lrnnx_app import atomic
-from lrnnx_app.audio_io import BLOCK, SUFFIXES
+from lrnnx_app.data.audio_io import BLOCK, SUFFIXES
+from lrnnx_app.disk import atomic
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming.sources import FORMATS, FULL_SCALE
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrnnx_app.console.terminal import say
 from lrnnx_app.errors import UserError
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.numbers import Flushing, bounded
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sources import Steps
 from lrnnx_app.streaming.tracks import Track
-from lrnnx_app.terminal import say
 
 RECENT = 100_000  # chunks whose times are kept
 EVERYTHING = 1 << 62  # more steps than any source has

@@ -10,10 +10,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from lrnnx_app.audio_io import mono, mono_blocks
+from lrnnx_app.data.audio_io import mono, mono_blocks
+from lrnnx_app.data.resample import Resampler
 from lrnnx_app.errors import DataError
 from lrnnx_app.streaming.numbers import LOUDEST
-from lrnnx_app.streaming.resample import Resampler
 from lrnnx_app.streaming.wav import Wav, wav_header, wav_samples
 
 READ_BYTES = 1 << 16  # of a pipe at the most

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lrnnx_app.streaming.resample import Resampler
+from lrnnx_app.data.resample import Resampler
 from lrnnx_app.streaming.sinks import Sink
 from lrnnx_app.streaming.sources import Resampled, Steps
 

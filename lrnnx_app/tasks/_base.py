@@ -10,11 +10,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lrnnx_app.data import DataSpec
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import MODELS
-from lrnnx_app.strategies import FullyShard
+from lrnnx_app.spec import DataSpec
 
 
 class Task(LightningModule):
@@ -55,8 +54,8 @@ class Task(LightningModule):
 
     def configure_model(self) -> None:
         """Spread the weights over the processes where the strategy does; called before every fit and test."""
-        if isinstance(self.trainer.strategy, FullyShard):
-            self.trainer.strategy.shard(self.model)
+        if shard := getattr(self.trainer.strategy, "shard", None):  # fsdp's
+            shard(self.model)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lrnnx_app.data import Batch, DataSpec, Example
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.spec import Batch, DataSpec, Example
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.tasks._reliability import Reliability, calibration_error
 

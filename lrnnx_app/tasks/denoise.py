@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import CatMetric
 from torchmetrics.functional.audio import scale_invariant_signal_noise_ratio as si_snr
 
-from lrnnx_app.data import Batch, DataSpec
+from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.tasks._perceptual import Perceptual
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
-from lrnnx_app.data import Batch, DataSpec
+from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
 
 EXAMPLES = 3  # test rows kept for pictures

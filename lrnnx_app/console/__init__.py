@@ -1,0 +1,1 @@
+"""What a terminal gives and takes: text, tables, options, signals."""

@@ -1,0 +1,81 @@
+"""SIGTERM and Ctrl-C: training writes a checkpoint after the step and exits; a second one exits at once."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+from lrnnx_app import machine
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME = 0.5  # seconds within which signals are one request, sent to the group and handed on by a launcher
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; only the main thread can take signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interrupts:
+    """While entered, the first signal is noted and a second one ends the process.
+
+    The processes of a job agree in `lrnnx_app.train.nonfinite`, by the reduction that each step makes anyway.
+    Outside the main thread, where Python takes no handlers, signals do what they did before.
+
+    Args:
+        hand_on: for a process that only waits for one that trains: called with the number of each signal.
+    """
+
+    def __init__(self, hand_on: Callable[[int], None] | None = None) -> None:
+        self.asked = False  # by a signal to this process
+        self.agreed = False  # by all processes of the job, after the same step
+        self._hand_on = hand_on
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.hold()
+        return self
+
+    def hold(self) -> None:
+        """Take the signals, also from Lightning, whose own handler ends a fit without a checkpoint, and
+        talks to other processes in the midst of a step."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and now - self._since < SAME:
+            return
+        if self._hand_on is not None:
+            self._hand_on(number)
+        if self.asked:
+            os._exit(128 + number)
+        self.asked, self._since = True, now
+        if machine.rank() or self._hand_on is not None:
+            return
+        name = signal.Signals(number).name
+        text = f"\n{name}: stopping after this step with a checkpoint; once more to exit at once\n"
+        with contextlib.suppress(OSError):  # nobody listens any more
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

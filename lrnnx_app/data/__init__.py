@@ -1,0 +1,1 @@
+"""What every data module shares: loaders, samplers, buckets, audio files."""

@@ -1,0 +1,263 @@
+"""What a data module owes: batches, a description of itself, and loaders whose randomness is addressed.
+
+An example is drawn by a generator seeded from (seed, epoch, index), never from a stream of random
+numbers, so that resuming, more workers or more processes change nothing.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lrnnx_app.data import buckets
+from lrnnx_app.data.workers import Loader, check_files
+from lrnnx_app.errors import DataError, RecipeError
+from lrnnx_app.spec import SPLITS, Batch, DataSpec, Example
+
+EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
+SHARES = (0.8, 0.1, 0.1)  # of a user's files
+
+
+class Source(Protocol):
+    """The examples of one split."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator) -> Example: ...
+
+
+@runtime_checkable
+class BatchSource(Source, Protocol):
+    """A source that makes whole batches at once, which spares Python its work for every example."""
+
+    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch: ...
+
+
+class Address(NamedTuple):
+    epoch: int
+    row: int
+
+
+class _Addressed(Dataset[Example]):
+    """A source read by address."""
+
+    def __init__(self, source: Source, seed: Sequence[int]) -> None:
+        self.source = source
+        self.seed = tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, address: Address) -> Example:
+        return self.source.example(address.row, self._rng(address))
+
+    def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch":
+        """What torch asks for a batch, in place of its examples one by one."""
+        if isinstance(self.source, BatchSource):
+            return self.source.batch([a.row for a in addresses], map(self._rng, addresses))
+        return [self[address] for address in addresses]
+
+    def _rng(self, address: Address) -> np.random.Generator:
+        return np.random.default_rng([*self.seed, *address])
+
+
+class AddressSampler(Sampler[Address]):
+    """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job.
+
+    The n-th batches of all ranks are what one process would take as its n-th batch of `ranks` times the size.
+    Shuffled rows that fill no batch of every rank are left out, unless there are no others.
+    With the rows' `lengths`, those that meet in a batch, and in the n-th batches, are alike in length.
+    """
+
+    def __init__(
+        self, size: int, seed: int, shuffle: bool, lengths: np.ndarray | None = None, batch: int = 1
+    ) -> None:
+        self.size, self.seed, self.shuffle = size, seed, shuffle
+        self.lengths, self.batch = lengths, batch
+        self.epoch = 0
+        self.start = Address(0, 0)  # epoch, and how many of its rows to leave out, after a resume
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if distributed else 0
+        self.ranks = torch.distributed.get_world_size() if distributed else 1
+        if size < self.ranks:
+            raise DataError(f"{size} examples for {self.ranks} processes; expected one for each at least")
+
+    @property
+    def _dealt(self) -> int:
+        """Rows that are dealt to the ranks."""
+        if not self.shuffle:
+            return self.size
+        group = self.batch * self.ranks
+        return self.size // group * group or self.size // self.ranks * self.ranks
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._dealt, self.ranks))
+
+    def __iter__(self) -> Iterator[Address]:
+        rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+        if self.lengths is not None:
+            order = buckets.order(self.lengths, self.batch * self.ranks, rng)
+        else:
+            order = np.arange(self.size) if rng is None else rng.permutation(self.size)
+        epoch = self.epoch if self.shuffle else 0
+        done = self.start.row if self.epoch == self.start.epoch else 0
+        return (Address(epoch, int(index)) for index in order[self.rank : self._dealt : self.ranks][done:])
+
+    def batches(self) -> list[list[Address]]:
+        """The rows in batches, as many in every rank, so that all ranks run a model that is spread over them.
+
+        Where a rank is a row short of a batch the last ones share theirs; none is repeated.
+        """
+        rows = list(self)
+        fewest, most = self.size // self.ranks, -(-self.size // self.ranks)
+        count = min(fewest, -(-most // self.batch))
+        ends = [min(i * self.batch, len(rows) - count + i) for i in range(count)] + [len(rows)]
+        return [rows[start:end] for start, end in pairwise(ends)]
+
+    def resume(self, epoch: int, rows: int) -> None:
+        """Begin with this epoch, without the first `rows` of this rank."""
+        self.epoch, self.start = epoch, Address(epoch, rows)
+
+
+def collate(examples: Sequence[Example] | Batch) -> Batch:
+    """Right-pad with zeros to the longest row; a batch that its source made is taken as it is."""
+    if isinstance(examples, Batch):
+        return examples
+    sizes = torch.tensor([len(e.x) for e in examples])
+    full = bool((sizes == sizes[0]).all())
+
+    def pad(rows: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+    aligned = examples[0].y.ndim > 0
+    gaps = [e.dt for e in examples if e.dt is not None]
+    return Batch(
+        x=pad([e.x for e in examples]),
+        y=pad([e.y for e in examples]) if aligned else torch.stack([e.y for e in examples]),
+        lengths=None if full else sizes,
+        dt=pad(gaps) if gaps else None,
+        names=tuple(e.name for e in examples),
+    )
+
+
+def pack(examples: Sequence[Example] | Batch) -> Batch:
+    """Several examples in a row, each at its `reset`: rows as long as the longest, the first that fits.
+
+    Examples have one class each; y and names are in the order in which examples stand in the rows.
+    """
+    if isinstance(examples, Batch):
+        return examples
+    room = max(len(e.x) for e in examples)
+    rows: list[list[Example]] = []
+    for example in sorted(examples, key=lambda e: -len(e.x)):
+        fits = (row for row in rows if sum(len(e.x) for e in row) + len(example.x) <= room)
+        row = next(fits, None)
+        if row is None:
+            rows.append([example])
+        else:
+            row.append(example)
+
+    def joined(row: list[Example]) -> Example:
+        dt = None if row[0].dt is None else torch.cat([e.dt for e in row if e.dt is not None])
+        return Example(torch.cat([e.x for e in row]), row[0].y, dt)
+
+    batch = collate([joined(row) for row in rows])
+    reset = torch.zeros(batch.x.shape[:2], dtype=torch.bool)
+    for i, row in enumerate(rows):
+        reset[i, np.cumsum([0, *(len(e.x) for e in row[:-1])])] = True
+    packed = [example for row in rows for example in row]
+    y, names = torch.stack([e.y for e in packed]), tuple(e.name for e in packed)
+    return batch._replace(y=y, names=names, reset=reset)
+
+
+class DataModule:
+    """Base of the data modules in `data_modules`.
+
+    A subclass has a nested dataclass `Config(DataModule.Config)`, sets `spec` in its constructor without
+    reading more than an index, and supplies `source(split)`.
+
+    Args:
+        config: the `data` section of a recipe.
+        seed: seed of the run; addresses the randomness of training examples.
+    """
+
+    @dataclass
+    class Config:
+        root: str = ""  # folder of the user's data; empty means the embedded data
+        batch_size: int = 16  # examples of a batch, on each device
+        workers: int = 0  # processes that prepare batches, one for each core at most
+        bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
+        pack: bool = False  # several short examples in one row of a training batch
+        split: list[float] = field(default_factory=lambda: list(SHARES))  # shares of own files, by split
+
+    spec: DataSpec
+
+    def __init__(self, config: Any, seed: int = 0) -> None:
+        if config.batch_size < 1:
+            raise RecipeError(f"data.batch_size: expected at least 1, not {config.batch_size}")
+        if config.workers < 0:
+            raise RecipeError(f"data.workers: expected at least 0, not {config.workers}")
+        _check_split(list(config.split), config.root)
+        self.config = config
+        self.seed = seed
+        self.position = (0, 0)  # epoch, and batches of it that are done, where training begins
+
+    def source(self, split: str) -> Source:
+        """The examples of "train", "valid" or "test".
+
+        Raises:
+            DataError: files are missing or unreadable; names them and what was expected.
+        """
+        raise NotImplementedError
+
+    def read(self, path: Path) -> Example:
+        """One file of a user as an example, for inference; its y is of no meaning.
+
+        Raises:
+            DataError: the file is not what this module takes; says what that is.
+        """
+        raise DataError(f"{path}: this run's data module reads no single files")
+
+    def loader(self, split: str) -> DataLoader:
+        """Batches of a split; only training is shuffled and depends on the seed."""
+        source = self.source(split)
+        train = split == "train"
+        seed = self.seed if train else EVALUATION_SEED
+        size = self.config.batch_size
+        lengths = getattr(source, "lengths", None) if self.config.bucket else None
+        sampler = AddressSampler(len(source), seed, train, lengths, size)
+        if train:
+            sampler.resume(self.position[0], self.position[1] * size)
+        order: dict[str, Any] = (
+            {"sampler": sampler, "batch_size": size} if train else {"batch_sampler": sampler.batches()}
+        )
+        workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
+        check_files(workers)
+        return Loader(
+            _Addressed(source, (seed, SPLITS.index(split))),
+            **order,
+            num_workers=workers,
+            persistent_workers=train and workers > 0,  # addresses carry the epoch
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=pack if train and self.config.pack else collate,
+        )
+
+
+def _check_split(shares: list[float], root: str) -> None:
+    if len(shares) != len(SPLITS) or not min(shares) > 0 or not math.isclose(sum(shares), 1):
+        names = ", ".join(SPLITS)
+        raise RecipeError(f"data.split: expected shares of {names}, each above 0, in all 1, not {shares}")
+    if not root and shares != list(SHARES):
+        raise RecipeError("data.split: divides one's own files; expected data.root with it")

@@ -1,0 +1,1 @@
+"""Files and folders: whole or absent, walked, cached, read as plain YAML."""

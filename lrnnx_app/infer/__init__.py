@@ -1,0 +1,1 @@
+"""A trained run on a user's files, pipe or prompt."""

@@ -1,0 +1,126 @@
+"""What a stream cost, in words or JSON, and a picture of its first minute."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrnnx_app.console import terminal
+from lrnnx_app.machine import peaks
+from lrnnx_app.models._base import Model
+from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.slots import Timing
+
+DRAWN_SECONDS = 60
+DRAWN_POINTS = 5000
+
+
+def report(
+    model: Model,
+    session: StreamingSession | None,
+    timing: Timing,
+    rate: int,
+    delay: float,
+    beyond: int = 0,
+) -> dict[str, Any]:
+    """Latency, times of a chunk, real-time factor and memory; without a session, those that remain.
+
+    Args:
+        rate: of the model's steps in Hz; 0 if they have none.
+        delay: seconds that conversions of the rate add.
+        beyond: samples that were too loud to be taken as they are.
+    """
+    costs: dict[str, Any] = {"steps": timing.steps, "compute_seconds": round(timing.compute, 3)}
+    if beyond:
+        costs["samples_beyond"] = beyond
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        costs["threads"] = torch.get_num_threads()
+    if rate:
+        costs["lookahead_ms"] = round(1000 * model.lookahead / rate, 2)
+        if timing.steps:
+            costs["real_time_factor"] = round(timing.compute * rate / timing.steps, 4)
+    if session is not None:
+        if rate:
+            if delay:
+                costs["resampling_ms"] = round(1000 * delay, 2)
+            costs["algorithmic_ms"] = round(1000 * (session.chunk / rate + delay), 2)
+        costs |= timing.percentiles()
+        if rate:
+            costs["latency_ms"] = round(costs["algorithmic_ms"] + costs["chunk_p99_ms"], 2)
+        if timing.paced:
+            costs["misses"], costs["late_ms"] = timing.misses, round(1000 * timing.late, 2)
+        if timing.restarts:
+            costs["restarts"] = timing.restarts
+        costs["slots"] = session.batch
+        costs["graph"] = session.graph_reason or "replayed"
+    return costs | peaks(device)
+
+
+def text(costs: dict[str, Any], as_json: bool) -> str:
+    """One line of JSON, or a few words."""
+    if as_json:
+        return terminal.as_json(costs)
+    parts = []
+    if "lookahead_ms" in costs:
+        parts.append(f"look-ahead {costs['lookahead_ms']} ms")
+    if "resampling_ms" in costs:
+        parts.append(f"conversion of the rate {costs['resampling_ms']} ms")
+    if "latency_ms" in costs:
+        parts.append(
+            f"latency {costs['latency_ms']} ms ({costs['algorithmic_ms']} algorithmic + "
+            f"{costs['chunk_p99_ms']} compute)"
+        )
+    if "chunk_p50_ms" in costs:
+        parts.append(
+            "chunk " + ", ".join(f"p{share} {costs[f'chunk_p{share}_ms']} ms" for share in (50, 95, 99))
+        )
+    if "real_time_factor" in costs:
+        parts.append(f"real-time factor {costs['real_time_factor']}")
+    if "threads" in costs:
+        parts.append(f"threads {costs['threads']}")
+    if "restarts" in costs:
+        parts.append(f"{costs['restarts']} restarts of a stream that was not finite")
+    if "samples_beyond" in costs:
+        parts.append(f"{costs['samples_beyond']} samples too loud")
+    if "misses" in costs:
+        parts.append(f"{costs['misses']} chunks late, at most {costs['late_ms']} ms")
+    if "peak_mib" in costs:
+        parts.append(f"memory {costs['peak_mib']:.0f} MiB")
+    if "peak_gpu_mib" in costs:
+        parts.append(f"GPU {costs['peak_gpu_mib']:.0f} MiB, graph {costs.get('graph', 'none')}")
+    return " · ".join(parts)
+
+
+class Recorder:
+    """What a plot needs of the first minute; nothing where none is wanted."""
+
+    def __init__(self, rate: int, names: tuple[str, ...], wanted: bool) -> None:
+        self.rate, self.names, self.wanted = rate, names, wanted
+        self._waves: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._shares: tuple[list[float], list[Tensor]] = ([], [])
+
+    def waves(self, x: Tensor, y: Tensor) -> None:
+        if self.wanted and len(self._waves[0]) * len(x) < DRAWN_SECONDS * self.rate:
+            self._waves[0].append(x.clone())
+            self._waves[1].append(y.clone())
+
+    def shares(self, time: float, shares: Tensor) -> None:
+        if self.wanted and len(self._shares[0]) < DRAWN_POINTS:
+            self._shares[0].append(time)
+            self._shares[1].append(shares)
+
+    def draw(self, path: Path | None) -> None:
+        """Spectrograms of input and output, or probabilities over time."""
+        from lrnnx_app import plots
+        from lrnnx_app.plots import save
+
+        if path is None:
+            return
+        if self._waves[0]:
+            pair = {name: torch.cat(w) for name, w in zip(("input", "output"), self._waves, strict=True)}
+            save(plots.spectrograms(pair, self.rate), path)
+        elif self._shares[0]:
+            unit = "s" if self.rate else "steps or the data's unit"
+            save(plots.probabilities(self._shares[0], torch.stack(self._shares[1]), self.names, unit), path)

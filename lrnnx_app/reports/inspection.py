@@ -1,0 +1,127 @@
+"""What a data module holds, by what every data module owes: counts, classes, lengths, times, padding."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.data.module import EVALUATION_SEED, DataModule, Source
+from lrnnx_app.registry import DATA
+from lrnnx_app.runs.run import build_data
+from lrnnx_app.spec import SPLITS, Example
+
+READ = 400  # examples of a split that are read, evenly spaced
+BATCHES = 8  # batches whose padding is measured
+QUANTILES = (0, 0.5, 0.95, 1)
+
+
+@dataclass
+class Split:
+    """One split.
+
+    Attributes:
+        read: how many of its `examples` the rest is about.
+        classes: how often each class was found; empty where examples have no class.
+        lengths: steps at QUANTILES.
+        dt: least, median and greatest time between samples, None without.
+        padding: share of the steps of a batch that are padding.
+    """
+
+    examples: int
+    read: int
+    shape: str
+    classes: dict[str, int]
+    lengths: list[int]
+    dt: list[float] | None
+    padding: float
+
+
+def open_data(name: str, overrides: Sequence[str] = ()) -> DataModule:
+    """The data of a recipe, or of a data module by its name.
+
+    Raises:
+        RecipeError: neither exists, or an override does not fit.
+    """
+    if name not in DATA:
+        return build_data(recipes.typed(recipes.load(name, overrides)))
+    rest = {"task": {"name": "classify"}, "model": {"name": "backbone", "layer": {"name": "lru"}}}
+    content = OmegaConf.create({**rest, "data": {"name": name}})
+    return build_data(recipes.typed(recipes.resolve(content, recipes.dotlist(overrides), name)))
+
+
+def splits(data: DataModule) -> Iterator[tuple[str, Split]]:
+    """Each split's name and what is in it.
+
+    Raises:
+        DataError: files are missing or unreadable.
+    """
+    for name in SPLITS:
+        source = data.source(name)
+        yield name, _split(data, name, source)
+
+
+def _split(data: DataModule, name: str, source: Source) -> Split:
+    examples = sample(source, READ)
+    known = getattr(source, "lengths", None)  # a source whose examples differ in length may have them
+    steps = [len(e.x) for e in examples] if known is None else known
+    gaps = [e.dt.double().numpy() for e in examples if e.dt is not None]
+    dt = np.concatenate(gaps) if gaps else None
+    known = getattr(source, "labels", None)  # the same of classes
+    found = [e.y for e in examples if e.y.ndim == 0]
+    labels = Counter(int(y) for y in (known if found and known is not None else found))
+    names = data.spec.classes or tuple(map(str, range(data.spec.d_output)))
+    return Split(
+        examples=len(source),
+        read=len(examples),
+        shape=_shape(examples[0]) if examples else "",
+        classes={names[label]: count for label, count in sorted(labels.items())},
+        lengths=[int(x) for x in np.quantile(steps, QUANTILES)] if len(steps) else [],
+        dt=None if dt is None or not dt.size else [float(f(dt)) for f in (np.min, np.median, np.max)],
+        padding=padding(data, name),
+    )
+
+
+def sample(source: Source, count: int) -> list[Example]:
+    """At most `count` examples, evenly spaced."""
+    rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(count, len(source))).round().astype(int))
+    return [source.example(int(row), np.random.default_rng([EVALUATION_SEED, int(row)])) for row in rows]
+
+
+def padding(data: DataModule, split: str) -> float:
+    """The share of the steps of the first BATCHES batches that no row has."""
+    filled = total = 0
+    for batch in islice(data.loader(split), BATCHES):
+        rows, steps = batch.x.shape[:2]
+        total += rows * steps
+        filled += rows * steps if batch.lengths is None else int(batch.lengths.sum())
+    return 1 - filled / total if total else 0.0
+
+
+def _shape(example: Example) -> str:
+    def shape(tensor: Any) -> str:
+        return "×".join(["T", *map(str, tensor.shape[1:])]) if tensor.ndim else "class"
+
+    return f"{shape(example.x)} → {shape(example.y)}"
+
+
+def picture(data: DataModule, count: int = 4) -> Any:
+    """A figure of examples for training, of different classes where there are any."""
+    from lrnnx_app import plots
+
+    chosen: dict[Any, Example] = {}
+    for example in sample(data.source("train"), 8 * count):
+        chosen.setdefault(int(example.y) if example.y.ndim == 0 else len(chosen), example)
+    rows = list(chosen.values())[:count]
+    return plots.examples(rows, [_title(row, data) for row in rows], data.spec)
+
+
+def _title(example: Example, data: DataModule) -> str:
+    if example.y.ndim:
+        return example.name
+    classes = data.spec.classes
+    return f"{classes[int(example.y)] if classes else int(example.y)} ({example.name})".removesuffix(" ()")

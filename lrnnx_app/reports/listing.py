@@ -1,0 +1,48 @@
+"""Tables of the shipped recipes, and of the keys of one."""
+
+from typing import Any
+
+from lrnnx_app import recipe
+from lrnnx_app.console.terminal import as_json
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.reports import explain
+
+COLUMNS = ("name", "task", "layer", "data", "what it is for")
+Cell = Any  # text, names, or the value of a key
+
+
+def recipes() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns, and a row for each recipe."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, path in recipe.shipped().items():
+        content = recipe.read_yaml(path)
+        rows.append((name, content["task"]["name"], *recipe.system(path), content.get("about", "")))
+    return COLUMNS, rows
+
+
+def matrix() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns: layer and the kinds of data; rows: a layer and, for each kind, the recipes' names."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for name, path in recipe.shipped().items():
+        cells.setdefault(recipe.system(path), []).append(name)
+    kinds = sorted({kind for _, kind in cells})
+    layers = sorted({layer for layer, _ in cells})
+    return ("layer", *kinds), [(layer, *(cells.get((layer, kind), []) for kind in kinds)) for layer in layers]
+
+
+def keys(name: str | None) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns, and a row for each key of a recipe.
+
+    Raises:
+        RecipeError: none is named, there is no such recipe, or it does not resolve.
+    """
+    if name is None:
+        raise RecipeError("--explain: expected the NAME of a recipe, or its file")
+    return explain.COLUMNS, list(explain.rows(recipe.load(name)))
+
+
+def text(cell: Cell) -> str:
+    """A cell as people read it."""
+    if isinstance(cell, list):
+        return ", ".join(map(text, cell))
+    return cell if isinstance(cell, str) else as_json(cell)

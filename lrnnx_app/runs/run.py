@@ -1,0 +1,149 @@
+"""A run folder: recipe.yaml, checkpoints, events, metrics.csv, plots, summary.json."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.disk.plain_yaml import unsafe
+from lrnnx_app.errors import RecipeError, RunError
+from lrnnx_app.registry import DATA, TASKS
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY
+from lrnnx_app.spec import DataSpec
+
+if TYPE_CHECKING:
+    from lrnnx_app.data.module import DataModule
+    from lrnnx_app.tasks._base import Task
+
+
+def build_task(recipe: recipes.Recipe, spec: DataSpec) -> "Task":
+    """The task with its model, as a recipe has them.
+
+    Raises:
+        RecipeError: a network cannot be built from these settings.
+    """
+    with _built("model"):
+        return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
+
+
+def build_data(recipe: recipes.Recipe) -> "DataModule":
+    """The data module of a recipe.
+
+    Raises:
+        RecipeError: it cannot be built from these settings.
+    """
+    with _built("data"):
+        return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
+
+
+@contextmanager
+def _built(key: str) -> Iterator[None]:
+    """What a library says of settings that cannot be, such as a list in a list, names the recipe's part."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RecipeError(f"{key}: {error}; expected settings that it can be built from") from error
+
+
+class Run:
+    """An existing run folder.
+
+    Args:
+        overrides: `key.sub=value` each, stronger than the run's recipe.
+
+    Raises:
+        RunError: the folder is missing or holds no recipe that fits this version.
+        RecipeError: an override does not fit.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        if not path.is_dir():
+            raise RunError(f"{path}: no such run folder; `lrnnx train RECIPE` makes one")
+        if not (path / RECIPE).is_file():
+            raise RunError(f"{path}: no {RECIPE} in it; expected the folder of a finished or interrupted run")
+        self.path = path
+        source = str(path / RECIPE)
+        content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
+        self.config = recipes.resolve(content, recipes.dotlist(overrides), source)
+        self.recipe = recipes.typed(self.config)
+
+    @property
+    def best(self) -> Path:
+        return self.path / CHECKPOINTS / BEST
+
+    @property
+    def last(self) -> Path:
+        return self.path / CHECKPOINTS / LAST
+
+    def checkpoint(self) -> Path:
+        """The best checkpoint, or the last one of a run that was cut short before its first validation.
+
+        Raises:
+            RunError: there is neither.
+        """
+        for path in (self.best, self.last):
+            if path.is_file():
+                return path
+        raise RunError(f"{self.path}: no {CHECKPOINTS}/{BEST} or {LAST}; train it first: lrnnx train RECIPE")
+
+    def task(self) -> "Task":
+        """The trained task, in evaluation mode, on the CPU.
+
+        Raises:
+            RunError: the checkpoint is missing, unreadable or another model's.
+        """
+        path = self.checkpoint()
+        content = read_checkpoint(path)
+        task = build_task(self.recipe, content["spec"])
+        load_weights(task, content["state_dict"], path)
+        return task.eval()
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds; nothing if there is none.
+
+        Raises:
+            RunError: it is not what a training writes.
+        """
+        path = self.path / SUMMARY
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            metrics = content["metrics"].items()
+            rates = content["parameters"], content["samples_per_second"]
+            if any(type(value) not in (int, float, NoneType) for _, value in metrics):
+                raise ValueError("a metric is no number")
+            if any(type(value) not in (int, float) for value in rates):
+                raise ValueError("parameters or samples_per_second are no numbers")
+            if unsafe("".join(content["metrics"]) + content["device"]):
+                raise ValueError("a name cannot be shown")
+            content["metrics"] = {key: math.nan if value is None else value for key, value in metrics}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError(
+                f"{path}: not a summary that lrnnx wrote ({reason}); restore it, or train the run again"
+            ) from error
+        return content
+
+
+def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
+    """Load a state dict, strictly.
+
+    Raises:
+        RunError: names or shapes are another model's; names the first that differs.
+    """
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    if differing:
+        name = differing[0]
+        raise RunError(
+            f"{path}: holds another model's weights: {name} is {given.get(name, 'missing')}, "
+            f"expected {own.get(name, 'no such parameter')} by {RECIPE}"
+        )
+    task.load_state_dict(weights)

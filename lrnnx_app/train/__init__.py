@@ -1,0 +1,1 @@
+"""Training, on Lightning: all that leans on it is here."""

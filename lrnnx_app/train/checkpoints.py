@@ -1,0 +1,164 @@
+"""When a training writes checkpoints, and which of them it keeps."""
+
+import os
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from lrnnx_app.console.interrupts import Interrupts
+from lrnnx_app.disk import atomic
+from lrnnx_app.errors import Interrupted
+from lrnnx_app.runs.checkpoint_file import candidates, step_of, verify, write
+from lrnnx_app.runs.folder import LAST
+
+
+class SealedIO(TorchCheckpointIO):
+    """Lightning's reader and writer of checkpoints, by `write` and `verify`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        verify(Path(path))
+        return super().load_checkpoint(Path(path), map_location, weights_only)
+
+
+class Checkpoints(Callback):
+    """Writes checkpoints/step_N.ckpt every so many steps and when asked to stop; last.ckpt is the newest.
+
+    A step's checkpoint is written when the next batch is about to start: what the step logged, and the
+    validation that may follow it, are then done, and a resumed run neither repeats nor misses them. The state
+    of the loops is that from the end of the step or epoch, which Lightning knows to resume from.
+
+    Args:
+        folder: of the checkpoints.
+        every: optimizer steps between checkpoints.
+        keep: how many to keep.
+        interrupts: says whether to stop; then the checkpoint is written and `Interrupted` raised.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, interrupts: Interrupts) -> None:
+        self.folder, self.every, self.keep, self.interrupts = folder, every, keep, interrupts
+        self._step = -1
+        self._due = False
+        self._stop = False
+        self._loops: dict[str, Any] | None = None
+        self._position = (0, 0)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._position = checkpoint["position"]
+        _locate_best(checkpoint, os.path.realpath(self.folder))  # as ModelCheckpoint has it
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interrupts.hold()
+        if self._position[1] == 0:  # with max_steps, Lightning would validate the epoch before once more
+            trainer.fit_loop.epoch_loop.restarting = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated
+            return
+        self._step = step
+        self._stop = self.interrupts.agreed
+        self._due = self._due or step % self.every == 0
+        if self._due or self._stop or step == trainer.max_steps:
+            self._loops = deepcopy(trainer.fit_loop.state_dict())
+            self._position = (trainer.current_epoch, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_last_batch:  # and not the last step of the training inside an epoch
+            self._loops = deepcopy(trainer.fit_loop.state_dict())
+            for progress in self._loops["epoch_progress"].values():
+                progress["completed"] = progress["processed"]  # no hook of Lightning's comes between epochs
+            self._position = (trainer.current_epoch + 1, 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._loops is None:
+            return
+        if self._due or self._stop:
+            self.save(trainer)
+        if self._stop:
+            raise Interrupted(self.folder.parent, trainer.global_step)
+        self._loops = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["position"] = self._position
+        _locate_best(checkpoint, "")
+        if self._loops is not None:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint of the step that ended last; every process calls this."""
+        for logger in trainer.loggers:
+            logger.save()
+        path = self.folder / f"step_{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        self._due = False
+        if trainer.is_global_zero:
+            _link(path, self.folder / LAST)
+            for old in candidates(self.folder):
+                if old.name != LAST and step_of(old) > trainer.global_step:
+                    old.unlink()  # of a part of the run that was thrown away
+            for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
+                old.unlink()
+
+    def finish(self, trainer: Trainer, source: Path | None) -> None:
+        """Write the checkpoint of the end of training.
+
+        A run that was resumed from `source` after its end has it; a kill may have come before last.ckpt.
+        """
+        if self._loops is not None:
+            self.save(trainer)
+        elif source is not None and source.name != LAST and trainer.is_global_zero:
+            _link(source, self.folder / LAST)
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove what a killed writer left."""
+        for part in folder.glob(".*.part*"):
+            atomic.discard(part)
+
+
+def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
+    """Let ModelCheckpoint's paths be in `folder`, in place: a run that was moved or copied keeps its best."""
+
+    def moved(path: str) -> str:
+        return path and os.path.join(folder, os.path.basename(path))
+
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if "best_k_models" in state:
+            checkpoint["callbacks"][key] = {
+                **state,
+                "dirpath": folder,
+                "best_k_models": {moved(path): score for path, score in state["best_k_models"].items()},
+                **{name: moved(path) for name, path in state.items() if name.endswith("_model_path")},
+            }
+
+
+def _link(path: Path, name: Path) -> None:
+    """Let `name` be `path` as well, in one move."""
+    with atomic.whole(name) as part:
+        try:
+            atomic.discard(part)
+            os.link(path, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, atomic.begin(name))

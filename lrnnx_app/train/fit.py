@@ -1,0 +1,216 @@
+"""`train`, `evaluate` and `dry_run`: what the commands do, without printing."""
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+from lrnnx_app import machine
+from lrnnx_app.console import outputs
+from lrnnx_app.console.interrupts import Interrupts
+from lrnnx_app.data import workers
+from lrnnx_app.data.module import DataModule
+from lrnnx_app.errors import Interrupted, RunError
+from lrnnx_app.recipe import Recipe, typed
+from lrnnx_app.runs import folder as folders
+from lrnnx_app.runs import metrics
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE
+from lrnnx_app.runs.run import Run, build_data, build_task, load_weights
+from lrnnx_app.spec import SPLITS
+from lrnnx_app.tasks._base import Task
+from lrnnx_app.train import artifacts, processes, progress, trainers
+from lrnnx_app.train import resume as resumption
+from lrnnx_app.train.checkpoints import Checkpoints
+from lrnnx_app.train.cuda_graph import Graphed
+from lrnnx_app.train.loaders import Loaders
+from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
+from lrnnx_app.train.strategies import WHOLE
+from lrnnx_app.train.summary import summary
+from lrnnx_app.train.totals import Totals
+
+FOLDER = "LRNNX_RUN"  # environment variable: the run folder, for the other processes of a job
+
+
+def train(
+    config: DictConfig, out: Path | None = None, resume: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Train a resolved recipe, test its best checkpoint, and write the run folder.
+
+    Args:
+        config: from `recipe.load`, or from `resume.settings` for a run that is resumed.
+        out: the run folder to make; by default runs/<recipe>/<time>.
+        resume: a run folder to continue in place from its newest good checkpoint, or from the start if it was
+            ended before its first one.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        RecipeError: Lightning does not take the settings of `trainer`, or a setting differs from that of
+            `resume` and cannot count any more.
+        RunError: `out` holds files already, another process trains there, none of the checkpoints of `resume`
+            is good, or one cannot be written.
+        DataError: the data are not as expected, or a process that prepares them was killed.
+        TrainingError: too many steps in a row without finite numbers, or outputs without any.
+        Interrupted: a signal asked to stop; a checkpoint is written.
+    """
+    with outputs.lasting(), ExitStack() as stack:
+        recipe = typed(config)
+        checkpoint, content = _start(config, out, resume, stack)
+        data, task = _build(recipe)
+        if checkpoint is not None:
+            load_weights(task, content["state_dict"], checkpoint)
+            data.position = content["position"]
+        folder = resume or _folder(recipe.name, out, stack)
+        watch = _Watch(recipe, task, folder)
+        trainer = trainers.training(recipe, task, folder, watch.callbacks)
+        if _leads():
+            _open(folder, config, content)
+        with workers.told(folder), watch.peers:
+            _fit(trainer, task, data, checkpoint, watch)
+            step = _test(trainer, task, data, folder)
+        found = summary(recipe, task, trainer, watch.nonfinite.skipped, watch.totals)
+        if _leads():
+            _close(folder, task, found, step)
+        return folder, found
+
+
+class _Watch:
+    """What looks on while a training runs."""
+
+    def __init__(self, recipe: Recipe, task: Task, folder: Path) -> None:
+        settings = recipe.trainer
+        self.folder = folder
+        self.interrupts = Interrupts()
+        self.totals = Totals()
+        self.nonfinite = SkipNonfinite(folder, settings.max_skipped, self.interrupts)
+        self.saver = Checkpoints(
+            folder / CHECKPOINTS, settings.checkpoint_every, settings.keep, self.interrupts
+        )
+        self.peers = processes.PeerWatch(folder)
+        self.callbacks: list[Callback] = [
+            LambdaCallback(setup=self.peers.watch),
+            Graphed(task.model, settings),
+            trainers.Addressed(recipe.seed),
+            self.nonfinite,
+            self.saver,
+            self.totals,
+            progress.callback(folder),
+        ]
+
+
+def _leads() -> bool:
+    """Whether this process writes the run folder."""
+    return machine.rank() == 0
+
+
+def _start(
+    config: DictConfig, out: Path | None, resume: Path | None, stack: ExitStack
+) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to go on from, with its content; the folder of a resumed run is locked until the end."""
+    if resume is not None:
+        run = Run(resume)
+        if _leads():
+            stack.enter_context(folders.locked(resume))
+        return resumption.start(run, config, progress.say)
+    if out is not None and _leads():
+        folders.refuse_full(out)
+    return None, {}
+
+
+def _build(recipe: Recipe) -> tuple[DataModule, Task]:
+    """Data and task; what is wrong with the data is said before anything is written."""
+    trainers.quiet()
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    data = build_data(recipe)
+    task = build_task(recipe, data.spec)
+    for split in SPLITS:
+        data.source(split)
+    return data, task
+
+
+def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
+    """The run folder to make; the processes that this one starts are told its name."""
+    if _leads():
+        folder = stack.enter_context(folders.new(name, out))
+        os.environ[FOLDER] = str(folder)
+        return folder
+    if out is None and FOLDER not in os.environ:
+        raise RunError("processes started by another launcher need a common run folder: name one with -o")
+    return out or Path(os.environ[FOLDER])
+
+
+def _open(folder: Path, config: DictConfig, content: dict[str, Any]) -> None:
+    """Write the recipe, and set aside what a resumed run keeps."""
+    folders.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
+    metrics.carry(folder, content.get("global_step", 0))
+    Checkpoints.clear(folder / CHECKPOINTS)
+
+
+def _fit(trainer: Trainer, task: Task, data: DataModule, checkpoint: Path | None, watch: _Watch) -> None:
+    """Train until a limit of the recipe; raises Interrupted if a signal came meanwhile."""
+    with watch.interrupts:
+        watch.totals.start()
+        trainer.fit(task, Loaders(data), ckpt_path=checkpoint, weights_only=True)
+        watch.totals.stop()
+        watch.saver.finish(trainer, checkpoint)
+        if trainer.strategy.reduce_boolean_decision(watch.interrupts.asked, all=False):
+            raise Interrupted(watch.folder, trainer.global_step)
+
+
+def _test(trainer: Trainer, task: Task, data: DataModule, folder: Path) -> int:
+    """Test the best checkpoint; the step that it is of."""
+    best = read_checkpoint(Run(folder).checkpoint())
+    set_model_state_dict(task, best["state_dict"], options=WHOLE)
+    trainer.test(task, Loaders(data), verbose=False)
+    return best["global_step"]
+
+
+def _close(folder: Path, task: Task, found: dict[str, Any], step: int) -> None:
+    """Write all that a finished run has beside its checkpoints; `step` is that of the tested weights."""
+    metrics.keep(folder)
+    folders.write_summary(folder, found)
+    artifacts.draw(task, folder, step)
+
+
+def evaluate(run: Run, split: str) -> dict[str, float]:
+    """Metrics of a run's best checkpoint on one split ("train", "valid" or "test")."""
+    trainers.quiet()
+    seed_everything(run.recipe.seed, workers=True, verbose=False)
+    task = run.task()
+    trainer = trainers.passing(
+        run.recipe,
+        [Finite()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    with workers.told():
+        trainer.test(task, build_data(run.recipe).loader(split), verbose=False)
+    return {
+        key.removeprefix("test/"): float(value) for key, value in sorted(trainer.callback_metrics.items())
+    }
+
+
+def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
+    """One batch forward and backward; returns its loss and (module, type, parameters) rows."""
+    recipe = typed(config)
+    trainers.quiet()
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    data = build_data(recipe)
+    task = build_task(recipe, data.spec)
+    trainer = trainers.passing(recipe, [], fast_dev_run=True, enable_progress_bar=False)
+    with workers.told():
+        trainer.fit(task, Loaders(data))
+    rows = [
+        (name, type(module).__name__, sum(p.numel() for p in module.parameters()))
+        for name, module in task.model.named_children()
+    ]
+    return float(trainer.callback_metrics["train/loss"]), rows
