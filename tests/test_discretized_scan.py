@@ -6,9 +6,10 @@ from functools import partial
 import pytest
 import torch
 
+from lrnnx_app.layers._coefficients import Discretized, Given
 from lrnnx_app.ops import linear_scan, planar
 from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.discretized_scan import Discretized, discretized_scan, scan
+from lrnnx_app.ops.discretized_scan import coefficients, discretized_scan
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5, torch.bfloat16: 2e-2}
@@ -67,9 +68,9 @@ def test_definition(device, masked, rule, planes):
 def test_either_kind_of_coefficients():
     (z, dt, v, h0), _ = make(9)
     for rule in RULES:
-        of = Discretized(z, dt, rule)
-        a, gain = of.coefficients()
-        for got, want in zip(scan(of, v, h0), scan(a, planar.mul(gain.expand(v.shape), v), h0), strict=True):
+        a, gain = coefficients(z, dt, rule)
+        found = Discretized(z, dt, rule).scan(v, h0)
+        for got, want in zip(found, Given(a).scan(planar.mul(gain.expand(v.shape), v), h0), strict=True):
             torch.testing.assert_close(got, want)
 
 

@@ -16,7 +16,7 @@ def modulus(a: torch.Tensor) -> torch.Tensor:
 def test_lru_starts_uniform_by_area_in_its_ring() -> None:
     low, high = 0.5, 0.9
     layer = LRU(4, LRU.Config(d_state=20000, r_min=low, r_max=high, max_phase=math.pi))
-    a, _ = layer.coefficients(torch.zeros(1, 1, 4), None)
+    a = layer.coefficients(torch.zeros(1, 1, 4), None)[0].a
     radius = modulus(a)
     assert low <= float(radius.min()) < float(radius.max()) <= high
     share = (radius.square() - low**2) / (high**2 - low**2)
@@ -30,7 +30,7 @@ def test_lru_starts_uniform_by_area_in_its_ring() -> None:
 
 def test_s5_starts_as_hippo_n_under_its_step() -> None:
     layer = S5(4, S5.Config(d_state=32, dt_min=0.01, dt_max=0.1))
-    a, _ = layer.coefficients(torch.zeros(1, 1, 4), None)
+    a = layer.coefficients(torch.zeros(1, 1, 4), None)[0].a
     step = torch.exp(layer.log_step.detach())
     assert 0.01 <= float(step.min()) < float(step.max()) <= 0.1
     assert relative(modulus(a), torch.exp(-step / 2)) < 1e-6

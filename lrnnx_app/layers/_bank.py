@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
+from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import free, recomputed
 from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.step import diagonal_step_unchecked
 
 PATHS = ("auto", "scan", "chunk")
@@ -41,11 +42,12 @@ class BankLayer(DiagonalLayer):
     """`groups` systems of `modes` complex states each; state (2, groups·modes).
 
     A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and all
-    paths follow. Evenly sampled rows without `reset` need not be scanned.
+    paths follow. `forward` is overridden, for evenly sampled rows without `reset` need not be scanned.
     """
 
     groups: int
     modes: int
+    dense: bool = False  # every group is one state, read with weight 1
     path: str = "auto"  # auto | scan | chunk
 
     @property
@@ -72,46 +74,16 @@ class BankLayer(DiagonalLayer):
         """What of its own input each group adds to its output, (groups,)."""
         return None
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
+        lam, delta, c = self.constant("system", self.system)
+        even = None
         if dt is None:
-            a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
-        else:
-            a, gain = RULES[self.rule_name](*self.constant("system", self.system)[:2], dt)
-        driven = self.inputs(x)[..., None].expand(-1, -1, -1, self.modes).flatten(2)
-        return a, gain * driven.unsqueeze(-2)
+            even = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
+        made = Bank(lam, delta, c, self.direct(), even, dt, self.rule_name, self.groups, self.dense)
+        return made, self.inputs(x)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        w, direct = cast(self.collect(h), x.dtype), self.direct()
-        w = w if direct is None else torch.addcmul(w, cast(direct, x.dtype), self.inputs(x))
-        return self.outputs(w, x)
-
-    def collect(self, h: Tensor) -> Tensor:
-        """w = Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
-        c = self.constant("system", self.system)[2]
-        return (h[..., 0, :] * c[0] - h[..., 1, :] * c[1]).unflatten(-1, (self.groups, self.modes)).sum(-1)
-
-    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
-        self.check_dt(dt)
-        x = x.unsqueeze(1)
-        made_by: dict[str, Any] = {}
-        if dt is None:
-            a, gain = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
-        else:
-            a, step, _ = self.constant("system", self.system)
-            gain, made_by = (
-                None,
-                {"rule": self.rule_name, "dt": dt, "step": step.unflatten(-1, (self.groups, -1))},
-            )
-        c = self.constant("system", self.system)[2]
-        gain = None if gain is None else self._by_group(gain)
-        h, a, c = (self._by_group(z) for z in (state.h, a, c))
-        w, h = diagonal_step_unchecked(self.inputs(x).squeeze(1), h, a, gain, c, self.direct(), **made_by)
-        after = h.movedim(-2, -3).flatten(-2)
-        return self.outputs(cast(w, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(after)
-
-    def _by_group(self, z: Tensor) -> Tensor:
-        """(…, P, S) as the states of each group, (…, groups, P, modes)."""
-        return z.expand(*z.shape[:-1], self.state_shape[-1]).unflatten(-1, (self.groups, -1)).movedim(-3, -2)
+        return self.outputs(cast(h, x.dtype), x)
 
     def choose(self, batch: int, time: int, device: str) -> str:
         """The cheaper path for evenly sampled rows."""
@@ -190,6 +162,54 @@ class BankLayer(DiagonalLayer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, path={self.path}"
+
+
+class Bank(NamedTuple):
+    """Coefficients of groups of states: from one input each, v (B, T, groups), to w = Re Σ c∘h + direct∘v.
+
+    A step contracts the states with c in registers, so that one launch of a kernel does all of it.
+    """
+
+    lam: Tensor  # (2, S)
+    delta: Tensor  # (S,) timescale Δ
+    c: Tensor  # (2, S)
+    direct: Tensor | None  # (groups,)
+    even: tuple[Tensor, Tensor] | None  # a and gain (2, S) of evenly sampled rows
+    dt: Tensor | None  # (B, T), where they are not
+    rule: str
+    groups: int
+    dense: bool  # c is 1, and every group one state
+
+    def scan(
+        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        a, gain = self.even or RULES[self.rule](self.lam, self.delta, self.dt)
+        a = a if a.ndim == 4 else a[None, None]
+        driven = b[..., None].expand(-1, -1, -1, self.c.shape[-1] // self.groups).flatten(2)
+        h, last = linear_scan(a, gain * driven.unsqueeze(-2), h0, lengths=lengths, reset=reset)
+        w = cast(self._read(h), b.dtype)
+        return w if self.direct is None else torch.addcmul(w, cast(self.direct, b.dtype), b), last
+
+    def _read(self, h: Tensor) -> Tensor:
+        """Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
+        if self.dense:
+            return h[..., 0, :]
+        return (h[..., 0, :] * self.c[0] - h[..., 1, :] * self.c[1]).unflatten(-1, (self.groups, -1)).sum(-1)
+
+    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        made_by: dict[str, Any] = {}
+        a, gain = (self.lam, None) if self.even is None else self.even
+        if self.dt is not None:
+            delta = self.delta.unflatten(-1, (self.groups, -1))
+            made_by = {"rule": self.rule, "dt": self.dt[:, 0], "step": delta}
+        h, a, c = (self._by_group(z) for z in (h, a, self.c))
+        gain = None if gain is None else self._by_group(gain)
+        w, h = diagonal_step_unchecked(b, h, a, gain, c, self.direct, **made_by)
+        return w, h.movedim(-2, -3).flatten(-2)
+
+    def _by_group(self, z: Tensor) -> Tensor:
+        """(…, P, S) as the states of each group, (…, groups, P, modes)."""
+        return z.expand(*z.shape[:-1], self.c.shape[-1]).unflatten(-1, (self.groups, -1)).movedim(-3, -2)
 
 
 def backwards(v: Tensor, lengths: Tensor | None) -> Tensor:

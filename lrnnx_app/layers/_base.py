@@ -12,14 +12,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._taken import of_any
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.discretized_scan import CODES, NAMES, Discretized, scan
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
-from lrnnx_app.ops.step import diagonal_step_unchecked
 
 Value = TypeVar("Value")
 Stack = TypeVar("Stack", bound=nn.Module)
@@ -143,33 +141,18 @@ class DiagonalState(NamedTuple):
     h: Tensor
 
 
-class Varying(NamedTuple):
-    """Coefficients and gains by a rule whose step Δ = softplus(logits) is another at every sample."""
-
-    lam: Tensor  # (P, N) planar eigenvalue
-    logits: Tensor  # (B, T, N)
-    dt: Tensor | None  # (B, T)
-    rule: str
-
-    def coefficients(self) -> tuple[Tensor, Tensor]:
-        """a and gain, each broadcastable to (B, T, P, N)."""
-        return RULES[self.rule](self.lam, nn.functional.softplus(self.logits), self.dt)
-
-
 class DiagonalLayer(Layer):
     """A layer around h[t] = a[t]·h[t−1] + b[t].
 
-    A subclass sets `state_shape`, (N,) or (2, N), and supplies `coefficients` and `readout`; both act on
-    each step alone, so `forward` and `step` follow from them here and are not overridden.
+    A subclass sets `state_shape`, (N,) or (2, N), and supplies `coefficients` and `readout`. Both act on each
+    step alone, so `forward` and `step` follow from them here. The coefficients say how a state moves: see
+    `_coefficients.Coefficients`, of which a layer may bring a kind of its own.
     """
 
     state_shape: tuple[int, ...]
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized | Varying, Tensor]:
-        """a, (*state_shape) or (B or 1, T or 1, *state_shape), and b (B, T, *state_shape).
-
-        Or what both are made of: a `Discretized` or `Varying`, and what its gain multiplies, shaped like b.
-        """
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
+        """How states move, and what drives them, b (B, T, *state_shape), for x (B, T, d_model), dt (B, T)."""
         raise NotImplementedError
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -191,40 +174,15 @@ class DiagonalLayer(Layer):
         self.check_dt(dt)
         x, dt = autocast(unpadded(x, lengths)), unpadded(dt, lengths, 1.0)
         a, b = self.coefficients(x, dt)
-        if isinstance(a, Varying):
-            a, gain = a.coefficients()
-            b = planar.mul(gain.expand(b.shape), b)
-        a = self._over_time(a)
-        h0 = None if state is None else state.h
-        h, last = scan(a, b, h0, lengths=lengths, reset=reset)
+        h, last = a.scan(b, None if state is None else state.h, lengths=lengths, reset=reset)
         return self.readout(h, x), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
         x = autocast(x.unsqueeze(1))
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        b, h, made_by = self._by_state(b.squeeze(1)), self._by_state(state.h), {}
-        if isinstance(a, Discretized):
-            made_by = {"rule": NAMES[CODES[a.rule]], "dt": a.dt[:, 0]}
-            a = self._by_state(a.z)
-        elif isinstance(a, Varying):
-            elapsed = None if a.dt is None else a.dt[:, 0]
-            made_by = {"rule": a.rule, "dt": elapsed, "step": a.logits[:, 0, :, None], "softplus": True}
-            a = self._by_state(a.lam)
-        else:
-            a = self._by_state(a if a.ndim == len(self.state_shape) else a.squeeze(1))
-        _, h = diagonal_step_unchecked(b, h, a, **made_by)
-        h = h.squeeze(-1)
-        h = h.mT if len(self.state_shape) == 2 else h.squeeze(-1)
-        return self.readout(cast(h, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(h)
-
-    def _by_state(self, z: Tensor) -> Tensor:
-        """(…, *state_shape) as groups of one state each, (…, N, P, 1)."""
-        return (z.mT if len(self.state_shape) == 2 else z.unsqueeze(-1)).unsqueeze(-1)
-
-    def _over_time(self, a: Any) -> Any:
-        """Coefficients of every step alike get the axes of batch and time."""
-        return a[None, None] if isinstance(a, Tensor) and a.ndim == len(self.state_shape) else a
+        h, after = a.step(b.squeeze(1), state.h)
+        return self.readout(cast(h, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(after)
 
     @property
     def n_states(self) -> str:

@@ -122,9 +122,6 @@ class Centaurus(BankLayer):
             return w.unflatten(-1, (-1, self.d_output)).sum(-2)
         return row_linear_unchecked(w, self.C)
 
-    def collect(self, h: Tensor) -> Tensor:
-        return h[..., 0, :] if self.dense else super().collect(h)
-
     def choose(self, batch: int, time: int, device: str) -> str:
         path = super().choose(batch, time, device)
         mixed = self.mode == "full" and self.groups * time <= KERNEL_LIMIT  # as measured

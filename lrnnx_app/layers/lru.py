@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
+from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._definition import number
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.discretized_scan import Discretized
 
 
 class LRU(DiagonalLayer):
@@ -45,9 +45,10 @@ class LRU(DiagonalLayer):
         self.C = nn.Parameter(torch.randn(2, d_model, n) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         log_lambda, a, B = self.constant("system", self._system)
-        return a if dt is None else Discretized(log_lambda, dt, self.rule_name), drive(x, B)
+        made = Given(a) if dt is None else Discretized(log_lambda, dt, self.rule_name)
+        return made, drive(x, B)
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:
         """log λ, λ (2, N) and γ∘B (2, N, H)."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import DiagonalLayer
+from lrnnx_app.layers._coefficients import Coefficients, Given
 from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, state_dtype
@@ -40,12 +41,12 @@ class MinGRU(DiagonalLayer):
         with torch.no_grad():
             self.in_proj.bias[: config.d_state] = -torch.log(times - 1)  # z = 1/time
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         projected = self.in_proj(x)
         gate, value = cast(projected, state_dtype(projected.dtype)).chunk(2, -1)
         log_keep = F.logsigmoid(-gate)
         log_keep = log_keep if dt is None else log_keep * dt[..., None]
-        return torch.exp(log_keep), -torch.expm1(log_keep) * value
+        return Given(torch.exp(log_keep)), -torch.expm1(log_keep) * value
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return self.out_proj(cast(h, x.dtype))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import (
     DiagonalLayer,
     DiagonalState,
-    autocast,
     drive,
     readout_matrix,
     real_readout,
@@ -18,11 +18,11 @@ from lrnnx_app.layers._base import (
     wide,
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
+from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.discretize import RULES, constant_gain
-from lrnnx_app.ops.discretized_scan import Discretized, evenly, scan
+from lrnnx_app.ops.discretized_scan import evenly
 
 
 class S5(DiagonalLayer):
@@ -87,12 +87,14 @@ class S5(DiagonalLayer):
         re, im = wide(self.Lambda_re, self.Lambda_im)
         return torch.stack((re.clamp_max(-1e-4) if self.config.clip_eigs else re, im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Tensor | Discretized, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         if dt is None:
             a, B = self.constant("even", lambda: self._system(timed=False))
-            return a, drive(x, B)
-        rate, B = self.constant("timed", lambda: self._system(timed=True))
-        return Discretized(rate, dt, self.rule_name), drive(x, B)
+            made = Given(a)
+        else:
+            rate, B = self.constant("timed", lambda: self._system(timed=True))
+            made = Discretized(rate, dt, self.rule_name)
+        return made if self.causal else BothWays(made, dt), drive(x, B)
 
     def _system(self, timed: bool) -> tuple[Tensor, Tensor]:
         """ā (2, N) and gain∘B (2, N, H) of even samples; or λΔ and B with what else is constant."""
@@ -113,36 +115,27 @@ class S5(DiagonalLayer):
             refuse_stream("S5")
         return super().init_state(batch)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: DiagonalState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DiagonalState]:
-        """As of `Layer`; in both directions no state is taken, and the one returned is the forward scan's."""
-        if self.causal:
-            return super().forward(x, state, dt=dt, lengths=lengths, reset=reset)
-        if state is not None:
-            refuse_stream("S5")
-        x, dt = autocast(unpadded(x, lengths)), unpadded(dt, lengths, 1.0)
-        gaps = None if dt is None else _gaps_after(dt, lengths, reset)
-        ahead, last = self._states(x, dt, lengths, reset, reverse=False)
-        back, _ = self._states(x, gaps, lengths, reset, reverse=True)
-        return self.readout(torch.cat((ahead, back), -1), x), DiagonalState(last)
 
-    def _states(
-        self, x: Tensor, dt: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+class BothWays(NamedTuple):
+    """The states of a scan from each end of a sequence, side by side; the last state is the first scan's."""
+
+    ahead: Given | Discretized
+    dt: Tensor | None
+
+    def scan(
+        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        a, b = self.coefficients(x, dt)
-        return scan(self._over_time(a), b, lengths=lengths, reset=reset, reverse=reverse)
-
-    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
-        if not self.causal:
+        if h0 is not None:
             refuse_stream("S5")
-        return super().step(x, state, dt)
+        back = self.ahead
+        if self.dt is not None:
+            back = back._replace(dt=_gaps_after(self.dt, lengths, reset))
+        h, last = self.ahead.scan(b, None, lengths=lengths, reset=reset)
+        after, _ = back.scan(b, None, lengths=lengths, reset=reset, reverse=True)
+        return torch.cat((h, after), -1), last
+
+    def step(self, b: Tensor, h: Tensor) -> NoReturn:
+        refuse_stream("S5")
 
 
 def _gaps_after(dt: Tensor, lengths: Tensor | None, reset: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
-from lrnnx_app.layers._base import DiagonalLayer, Varying, drive, readout_matrix, real_readout, wide
+from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
+from lrnnx_app.layers._coefficients import Coefficients, Varying
 from lrnnx_app.layers._definition import affine, diagonal_states, number, softplus
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, linear, plain
@@ -75,7 +76,7 @@ class S7(DiagonalLayer):
         w, im = wide(self.w, self.Lambda_im)
         return torch.stack((-1 / (w.square() + 0.5), im))
 
-    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Varying, Tensor]:
+    def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         logits = self.step_bias.expand(*x.shape[:2], -1)
         if "step" in self.select:
             matrix: Any = self.select["step"]

@@ -28,7 +28,7 @@ from lrnnx_app.ops.linear_scan import state_dtype
 def _discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule):
     dtype = state_dtype(v.dtype)
     name = discretized_scan.NAMES[rule]
-    a, gain = discretized_scan.Discretized(z.to(dtype), dt.to(dtype), name).coefficients()
+    a, gain = discretized_scan.coefficients(z.to(dtype), dt.to(dtype), name)
     real = v.shape[2] == 1
     numbers = (a, planar.mul(gain.expand_as(v), v.to(dtype)), h0)
     flat: Any = [x if x is None or not real else x.squeeze(-2) for x in numbers]

@@ -11,7 +11,7 @@ long, irregular sequences such as the Event-SSM's (arXiv 2404.18508). Elsewhere 
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,32 +27,9 @@ CODES = {"dirac": 0, "asynchronous": 0, "zoh": 1, "bilinear": 2, "euler": 3}  # 
 NAMES = ("dirac", "zoh", "bilinear", "euler")
 
 
-class Discretized(NamedTuple):
-    """Coefficients and gains of a scan as what they are made of."""
-
-    z: Tensor  # (P, N) planar rate per unit of time, eigenvalue times learned step
-    dt: Tensor  # (B, T) time before each sample
-    rule: str
-
-    def coefficients(self) -> tuple[Tensor, Tensor]:
-        """a and g, each broadcastable to (B, T, P, N)."""
-        return RULES[NAMES[CODES[self.rule]]](self.z, self.z.new_ones(1), self.dt)
-
-
-def scan(
-    a: Tensor | Discretized,
-    b: Tensor,
-    h0: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`linear_scan` for coefficients of either kind; b is v where they are `Discretized`."""
-    options = {"lengths": lengths, "reset": reset, "reverse": reverse}
-    if isinstance(a, Discretized):
-        return discretized_scan(a.z, a.dt, b, h0, rule=a.rule, **options)
-    return linear_scan(a, b, h0, **options)
+def coefficients(z: Tensor, dt: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+    """a and g, each broadcastable to (B, T, P, N), of rates z (P, N) and elapsed time dt (B, T)."""
+    return RULES[NAMES[CODES[rule]]](z, z.new_ones(1), dt)
 
 
 def discretized_scan(
@@ -121,7 +98,7 @@ def reference(
     """The definition, with everything in memory; arguments and results as in `discretized_scan`."""
     dtype = state_dtype(v.dtype)
     dt, v = unpadded(dt, lengths), unpadded(v, lengths)
-    a, gain = Discretized(z.to(dtype), dt.to(dtype), rule).coefficients()
+    a, gain = coefficients(z.to(dtype), dt.to(dtype), rule)
     driven = planar.mul(gain.expand(v.shape), v.to(dtype))
     flat: Any = _flat(a.expand(v.shape), driven, h0)
     states, last = linear_scan(*flat, lengths=lengths, **options)
@@ -159,7 +136,7 @@ def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rul
     dtype = state_dtype(states.dtype)
     dt, v = unpadded(dt, lengths), unpadded(v, lengths)
     rate, span = z.to(dtype), dt.to(dtype)[..., None, None]
-    a, gain = Discretized(rate, dt.to(dtype), NAMES[rule]).coefficients()
+    a, gain = coefficients(rate, dt.to(dtype), NAMES[rule])
     by_w, gain_by_z, gain_by_dt = _slopes(rate, span, a, gain, rule)
     numbers = _flat(grad.to(dtype), grad_last, a.expand(states.shape), states.to(dtype), h0)
     da, c, dh0 = run(*numbers, lengths, reset, reverse)

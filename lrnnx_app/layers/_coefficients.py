@@ -1,0 +1,128 @@
+"""How a state follows from the one before it and from the input: the kinds of coefficients of a layer.
+
+A layer with a structure of its own (say, blocks of 2 × 2) writes its own kind in its own file: any class with
+the two methods of `Coefficients`.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrnnx_app.ops import planar
+from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.discretized_scan import CODES, NAMES, discretized_scan
+from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.step import diagonal_step_unchecked
+
+
+class Coefficients(Protocol):
+    """What `DiagonalLayer.coefficients` returns beside the driving input b.
+
+    Both methods return what `readout` reads, in the dtype of b, and the state after the last step. Most kinds
+    return the states h themselves; one that contracts them with C on the way returns the products instead.
+    One method must give what repeated calls of the other give.
+    """
+
+    def scan(
+        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All steps: b (B, T, …), h0 (B, *state) or None for zero; returns (B, T, …) and (B, *state).
+
+        A step at or beyond a row's length holds the state. No state crosses into a step with a true `reset`.
+        """
+        ...
+
+    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: b (B, …) and the state h (B, *state); returns (B, …) and the next state."""
+        ...
+
+
+class Given(NamedTuple):
+    """h = a∘h + b, with a (*state), or (B or 1, T or 1, *state)."""
+
+    a: Tensor
+
+    def scan(
+        self,
+        b: Tensor,
+        h0: Tensor | None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        a = self.a if self.a.ndim == b.ndim else self.a[None, None]
+        return linear_scan(a, b, h0, lengths=lengths, reset=reset, reverse=reverse)
+
+    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return _each_state(b, h, self.a if self.a.ndim < h.ndim else self.a.squeeze(1))
+
+
+class Discretized(NamedTuple):
+    """h = a∘h + gain∘b, both made by a rule from a rate λΔ, the same at all steps, and from elapsed time δ.
+
+    The kernels make them in registers. The part of a rule's gain without δ belongs to b: see `constant_gain`.
+    """
+
+    z: Tensor  # (2, N) planar rate λΔ
+    dt: Tensor  # (B, T) elapsed time δ before each sample
+    rule: str
+
+    def scan(
+        self,
+        b: Tensor,
+        h0: Tensor | None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        options = {"rule": self.rule, "lengths": lengths, "reset": reset, "reverse": reverse}
+        return discretized_scan(self.z, self.dt, b, h0, **options)
+
+    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return _each_state(b, h, self.z, dt=self.dt[:, 0], rule=NAMES[CODES[self.rule]])
+
+
+class Varying(NamedTuple):
+    """h = a∘h + gain∘b, both made by a rule whose timescale Δ = softplus(logits) changes at every step."""
+
+    lam: Tensor  # (2, N) planar eigenvalue λ
+    logits: Tensor  # (B, T, N)
+    dt: Tensor | None  # (B, T) elapsed time δ; None is 1
+    rule: str
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """a and gain, each broadcastable to (B, T, 2, N)."""
+        return RULES[self.rule](self.lam, F.softplus(self.logits), self.dt)
+
+    def scan(
+        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        a, gain = self.coefficients()
+        return linear_scan(a, planar.mul(gain.expand(b.shape), b), h0, lengths=lengths, reset=reset)
+
+    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        dt = None if self.dt is None else self.dt[:, 0]
+        delta = self.logits[:, 0, :, None]
+        return _each_state(b, h, self.lam, step=delta, softplus=True, dt=dt, rule=self.rule)
+
+
+def _each_state(
+    b: Tensor,
+    h: Tensor,
+    a: Tensor,
+    *,
+    step: Tensor | None = None,
+    softplus: bool = False,
+    dt: Tensor | None = None,
+    rule: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`diagonal_step` of states (B, N), or planar (B, 2, N), each of which is a group of its own."""
+    complex_ = h.ndim == 3
+    b, h, a = ((z.mT if complex_ else z.unsqueeze(-1)).unsqueeze(-1) for z in (b, h, a))
+    _, h = diagonal_step_unchecked(b, h, a, step=step, softplus=softplus, dt=dt, rule=rule)
+    h = h.squeeze(-1)
+    h = h.mT if complex_ else h.squeeze(-1)
+    return h, h
