@@ -8,8 +8,8 @@ from conftest import relative
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lrnnx_app.layers._base import frozen
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers._constants import frozen
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import UNet
@@ -220,4 +220,4 @@ def test_s4_reads_its_parameters_however_they_were_written():
             assert torch.equal(layer(x[:, :time])[0], fresh(x[:, :time])[0])
         kept = frozen(layer)
         assert relative(run(kept, x, None, None)[1], fresh(x)[0]) < 1e-10
-        assert set(kept.kept or ()) >= {"readout", "system"}
+        assert set(kept.kept or ()) >= {"S4.readout", "S4.system"}

@@ -20,11 +20,11 @@ def close(got, wanted, tolerance=1e-12):
 
 def test_rglru_starts_in_the_documented_range():
     cls = LAYERS["rglru"]
-    a = torch.exp(-cls(4096, cls.Config(heads=4096)).rate())
+    a = torch.exp(-cls(4096, cls.Config(heads=4096)).rate)
     assert a.min() >= 0.9
     assert a.max() <= 0.999
     assert abs(a.mean() - 0.9495) < 0.003
-    root = torch.exp(-cls(4096, cls.Config(heads=4096, start="released")).rate() / 8)
+    root = torch.exp(-cls(4096, cls.Config(heads=4096, start="released")).rate / 8)
     assert root.min() >= 0.9
     assert root.max() <= 0.999
     assert abs(root.square().mean() - (0.9**2 + 0.999**2) / 2) < 0.005

@@ -14,8 +14,9 @@ import torch
 from lrnnx_app import recipe as recipes
 from lrnnx_app.bench.report import place
 from lrnnx_app.errors import LrnnxError, StreamError
-from lrnnx_app.layers._base import Layer, frozen
+from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers._constants import frozen
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.row_linear import row_linear

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._bank import BankLayer
-from lrnnx_app.layers._base import Layer, frozen
+from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._constants import frozen, own_memory
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import _named
 
@@ -65,11 +66,7 @@ class Chunk(nn.Module):
                 module.path = "chunk" if isinstance(module, BankLayer) else "fft"  # type: ignore[assignment]  (a str, no part)
         with torch.no_grad():
             self(*self.example(2))  # what follows from parameters alone becomes constants of the program
-        for module in self.model.modules():
-            if isinstance(module, Layer):  # and a constant is a tensor of its own, not a view of another
-                module.kept = tree_map_only(
-                    Tensor, lambda z: z.clone(memory_format=torch.contiguous_format), module.kept
-                )
+        own_memory(self.model)
 
     def example(self, batch: int, seed: int = 0) -> list[Tensor]:
         """Inputs for a first chunk."""

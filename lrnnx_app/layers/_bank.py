@@ -13,6 +13,7 @@ from torch import Tensor
 from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.layers._coefficients import Coefficients
+from lrnnx_app.layers._constants import constant, constant_of
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import free, recomputed
@@ -54,9 +55,21 @@ class BankLayer(DiagonalLayer):
     def state_shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
         return (2, self.groups * self.modes)
 
+    @constant
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Eigenvalues λ (2, S), steps Δ (S,) and weights c (2, S) of the readout, S = groups·modes."""
+        """Eigenvalues λ (2, S), timescales Δ (S,) and weights c (2, S) of the readout, S = groups·modes."""
         raise NotImplementedError
+
+    @constant
+    def even(self) -> tuple[Tensor, Tensor]:
+        """a and gain (2, S) of evenly sampled rows."""
+        lam, delta, _ = self.system
+        return RULES[self.rule_name](lam, delta, None)
+
+    @constant_of
+    def chunks(self, size: int) -> _chunks.Chunks:
+        """The matrices of chunks of `size` steps."""
+        return _chunks.chunks(*self.evenly(), self.direct(), self.groups, size)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What drives each group: (B, T, d_model) to (B, T, groups)."""
@@ -75,10 +88,8 @@ class BankLayer(DiagonalLayer):
         return None
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        lam, delta, c = self.constant("system", self.system)
-        even = None
-        if dt is None:
-            even = self.constant("even", lambda: RULES[self.rule_name](*self.system()[:2], None))
+        lam, delta, c = self.system
+        even = self.even if dt is None else None
         made = Bank(lam, delta, c, self.direct(), even, dt, self.rule_name, self.groups, self.dense)
         return made, self.inputs(x)
 
@@ -146,17 +157,12 @@ class BankLayer(DiagonalLayer):
             v = cast(v, state_dtype(v.dtype))
             sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
             steps = max(steps for steps, least in sizes.steps if samples >= least)
-
-            def make() -> _chunks.Chunks:
-                return _chunks.chunks(*self.evenly(), self.direct(), self.groups, steps)
-
-            chunks = self.constant(f"chunks {steps}", make)
-            w, last = _chunks.run(chunks, v, None if state is None else state.h, lengths)
+            w, last = _chunks.run(self.chunks(steps), v, None if state is None else state.h, lengths)
         return self.outputs(cast(w, x.dtype), x), DiagonalState(last)
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""
-        lam, step, c = self.system()
+        lam, step, c = self.system
         a, gain = RULES[self.rule_name](lam, step, None)
         return planar.log(a) if self.rule_name == "bilinear" else lam * step, gain.expand_as(a), c
 

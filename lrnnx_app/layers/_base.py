@@ -5,9 +5,8 @@ first. Running a sequence in one go, in chunks, or step by step gives the same o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,6 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
-
-Value = TypeVar("Value")
-Stack = TypeVar("Stack", bound=nn.Module)
 
 
 class Layer(nn.Module):
@@ -43,7 +39,7 @@ class Layer(nn.Module):
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     causal: bool = True
     rule_name: str = "none"
-    kept: dict[str, Any] | None = None  # values of `constant`, in a copy made by `frozen`
+    kept: dict[Any, Any] | None = None  # in a copy made by `frozen`: its constants, see `_constants`
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Every `forward` and `step` takes any dtypes and a batch of none, see `_taken`."""
@@ -54,17 +50,6 @@ class Layer(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
-
-    def constant(self, name: str, make: Callable[[], Value]) -> Value:
-        """make(), which looks at parameters alone; in a frozen copy it is called once for each name."""
-        if self.kept is None:
-            return make()
-        if name in self.kept:
-            return self.kept[name]
-        value = make()
-        if not torch.compiler.is_compiling():  # which works on tensors without values
-            self.kept[name] = value
-        return value
 
     def init_state(self, batch: int) -> Any:
         """The state before the first step: a NamedTuple of (batch, …) tensors, float32 or wider."""
@@ -191,20 +176,6 @@ class DiagonalLayer(Layer):
     @property
     def state_size(self) -> int:
         return math.prod(self.state_shape)
-
-
-def frozen(model: Stack) -> Stack:
-    """A copy for inference on the same memory, in which what follows from parameters alone is computed once.
-
-    It keeps that memory alive, whatever becomes of the model, and does not follow later changes.
-    """
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    shared |= {id(b): b.detach() for b in model.buffers()}
-    copy = deepcopy(model, shared).eval()
-    for module in copy.modules():
-        if isinstance(module, Layer):
-            module.kept = {}
-    return copy
 
 
 def wide(*parameters: Tensor) -> Iterator[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import activated, row_linear_unchecked
+from lrnnx_app.ops.row_linear import activated, row_linear_unchecked, wide_linear
 from lrnnx_app.ops.short_conv import documents, short_conv, window_at_end
 
 
@@ -58,6 +59,14 @@ def linear(
 def without_bias(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """What a dense module makes of x, and its bias where that is still to be added."""
     return (F.linear(x, module.weight), module.bias) if plain(module) else (module(x), None)
+
+
+def biased(module: Any, x: Tensor, bias: Tensor) -> Tensor:
+    """module(x) + bias in the precision of a state, by one launch for the few rows of a stream."""
+    if plain(module) and module.bias is None:
+        return wide_linear(x, module.weight, bias)
+    y = module(x)
+    return cast(y, state_dtype(y.dtype)) + bias
 
 
 def convolve(

@@ -13,6 +13,7 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards
 from lrnnx_app.layers._base import DiagonalState, wide
 from lrnnx_app.layers._chunks import by_step, modes_last
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import unpadded
@@ -91,6 +92,7 @@ class Centaurus(BankLayer):
         if config.mode in ("dws", "neck"):
             self.E = nn.Parameter(torch.randn(banks, n) / math.sqrt(n))
 
+    @constant
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         A, log_dt = wide(self.A, self.log_dt)
         lam = torch.stack((-nn.functional.softplus(A[..., 0]), A[..., 1]))

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._constants import constant_of
 from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.ops._blocked import cast, unpadded
@@ -116,7 +117,7 @@ class LocalAttention(Layer):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
-        cos, sin = self.constant(f"turns {k.shape[1]}", lambda: self._turns(k))
+        cos, sin = self._turns(k.shape[1], k.dtype, k.device)
         here = slice(k.shape[1] - q.shape[1], None)
         q_rotated = cast(rotated(cast(q.transpose(1, 2), k.dtype), cos[here], sin[here]), q.dtype)
         k_rotated = cast(rotated(k, cos, sin), q.dtype)
@@ -127,10 +128,11 @@ class LocalAttention(Layer):
             y = F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None])
         return y.transpose(1, 2)
 
-    def _turns(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of position·base^(−2i/d_head) for each position of k and each pair i."""
-        positions = torch.arange(k.shape[1], device=k.device, dtype=k.dtype)
-        powers = torch.arange(self.d_head // 2, device=k.device, dtype=k.dtype) / (self.d_head // 2)
+    @constant_of
+    def _turns(self, count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of position·base^(−2i/d_head) for each of `count` positions and each pair i."""
+        positions = torch.arange(count, device=device, dtype=dtype)
+        powers = torch.arange(self.d_head // 2, device=device, dtype=dtype) / (self.d_head // 2)
         angle = positions[:, None] * self.config.base**-powers
         return torch.cos(angle), torch.sin(angle)
 

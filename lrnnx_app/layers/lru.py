@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
 from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import number
 from lrnnx_app.ops import planar
 
@@ -46,18 +47,23 @@ class LRU(DiagonalLayer):
         self.D = nn.Parameter(torch.randn(d_model))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        log_lambda, a, B = self.constant("system", self._system)
+        log_lambda, a, B = self.system
         made = Given(a) if dt is None else Discretized(log_lambda, dt, self.rule_name)
         return made, drive(x, B)
 
-    def _system(self) -> tuple[Tensor, Tensor, Tensor]:
+    @constant
+    def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """log λ, λ (2, N) and γ∘B (2, N, H)."""
         nu_log, theta_log, gamma_log, B = wide(self.nu_log, self.theta_log, self.gamma_log, self.B)
         log_lambda = torch.stack((-torch.exp(nu_log), torch.exp(theta_log)))
         return log_lambda, planar.exp(log_lambda), B * torch.exp(gamma_log)[:, None]
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        return real_readout(h, self.constant("C", lambda: readout_matrix(self.C)), self.D, x)
+        return real_readout(h, self.matrix, self.D, x)
+
+    @constant
+    def matrix(self) -> Tensor:
+        return readout_matrix(self.C)
 
 
 def definition(layer: LRU, x: Tensor, dt: Tensor | None = None) -> Tensor:

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer, wide
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, linear
 from lrnnx_app.ops._blocked import unpadded
-from lrnnx_app.ops.linear_scan import wants_gradient
+from lrnnx_app.ops.block_linear import BlockLinear
 from lrnnx_app.ops.rglru_scan import rglru_scan
-from lrnnx_app.ops.row_linear import few, row_linear_unchecked
 
 STARTS = ("paper", "released")
 
@@ -85,6 +85,7 @@ class RGLRU(Layer):
             rate = -torch.log(torch.rand(size) * (high**2 - low**2) + low**2) / 2
         return rate + torch.log(-torch.expm1(-rate))  # softplus of it is the rate
 
+    @constant
     def rate(self) -> Tensor:
         """−log a at r = 1 and δ = 1, (D,)."""
         return self.config.c * F.softplus(next(wide(self.recurrent_param)))
@@ -106,10 +107,12 @@ class RGLRU(Layer):
         x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         state = self.init_state(x.shape[0]) if state is None else state
         u, conv, first = self._inputs(x, state, lengths, reset)
+        gate, input_gate = self.gates(u)
         h, last = rglru_scan(
-            *self.gates(u),
+            gate,
+            input_gate,
             u,
-            self.constant("rate", self.rate),
+            self.rate,
             state.h,
             dt=dt,
             first=first,
@@ -124,8 +127,8 @@ class RGLRU(Layer):
         x = x.unsqueeze(1)
         u, conv, first = self._inputs(x, state)
         elapsed = None if dt is None else dt[:, None]
-        rate = self.constant("rate", self.rate)
-        h, last = rglru_scan(*self.gates(u), u, rate, state.h, dt=elapsed, first=first)
+        gate, input_gate = self.gates(u)
+        h, last = rglru_scan(gate, input_gate, u, self.rate, state.h, dt=elapsed, first=first)
         return self._outputs(h, x).squeeze(1), RGLRUState(conv, last, fresh)
 
     def _inputs(
@@ -142,29 +145,13 @@ class RGLRU(Layer):
     def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
         return self.linear_out(linear(self.linear_y, x, activation="gelu_tanh", times=h))
 
-    def gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the recurrence and of the input gate, each (B, T, D), from the convolved input."""
-        if few(u, self.input_gate_weight) and not wants_gradient(u, *self.parameters()):
-            weight, bias = self.constant("rows", self._gate_rows)
-            both = row_linear_unchecked(u, weight, bias, heads=len(self.input_gate_weight))
-            recurrent, other = both.chunk(2, -1)
-            return recurrent, other
-        weight, bias = self.constant("gates", self._gate_weights)
-        blocks = torch.unflatten(u.flatten(0, 1), -1, (weight.shape[0], -1)).transpose(0, 1)
-        both = torch.unflatten(torch.baddbmm(bias.unsqueeze(1), blocks, weight), -1, (2, -1))
-        recurrent, other = both.permute(2, 1, 0, 3).reshape(2, *u.shape).unbind()
-        return recurrent, other
-
-    def _gate_weights(self) -> tuple[Tensor, Tensor]:
-        """Both gates side by side, for one matmul that reads its input once: (heads, w, 2w), (heads, 2w)."""
-        weights = (self.recurrent_gate_weight, self.input_gate_weight)
-        return torch.cat(weights, -1), torch.cat((self.recurrent_gate_bias, self.input_gate_bias), -1)
-
-    def _gate_rows(self) -> tuple[Tensor, Tensor]:
-        """Both gates one below the other, as of `row_linear`: (2·D, w), (2·D,)."""
-        weights = torch.stack((self.recurrent_gate_weight, self.input_gate_weight))
-        biases = torch.stack((self.recurrent_gate_bias, self.input_gate_bias))
-        return weights.mT.flatten(0, 2), biases.flatten()
+    @constant
+    def gates(self) -> BlockLinear:
+        """From the convolved input (B, T, D), logits of the recurrence gate and of the input gate."""
+        return BlockLinear(
+            (self.recurrent_gate_weight, self.input_gate_weight),
+            (self.recurrent_gate_bias, self.input_gate_bias),
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.input_gate_weight.shape[0]}, start={self.config.start}"

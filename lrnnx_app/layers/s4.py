@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers import _nplr
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._constants import constant, constant_of, costly
 from lrnnx_app.layers._definition import number
 from lrnnx_app.layers._nplr import S4State
 from lrnnx_app.ops._blocked import cast, unpadded
-from lrnnx_app.ops._transforms import recomputed, refuse_free, transformed
+from lrnnx_app.ops._transforms import recomputed, refuse_free
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -63,7 +64,6 @@ class S4(Layer):
         low, high = math.log(config.dt_min), math.log(config.dt_max)
         self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(low, high))
         self.D = nn.Parameter(torch.randn(d_model))
-        self._last: tuple[list[Tensor], Tensor] | None = None
 
     @property
     def n_states(self) -> str:
@@ -73,10 +73,13 @@ class S4(Layer):
         _, channels, n = self.C.shape
         return S4State(self.C.new_zeros(batch, channels, 2, n, dtype=state_dtype(self.C.dtype)))
 
-    def system(self, dtype: torch.dtype | None = None) -> _nplr.System:
+    @constant
+    def system(self) -> _nplr.System:
+        return self._system(state_dtype(self.C.dtype))
+
+    def _system(self, dtype: torch.dtype) -> _nplr.System:
         log_A_real, A_imag, P, B, log_dt = (
-            cast(p, dtype or state_dtype(p.dtype))
-            for p in (self.log_A_real, self.A_imag, self.P, self.B, self.log_dt)
+            cast(p, dtype) for p in (self.log_A_real, self.A_imag, self.P, self.B, self.log_dt)
         )
         lam = torch.stack((-torch.exp(log_A_real), A_imag))
         lam, P, B = (z.movedim(0, -2) for z in (lam, P, B))
@@ -109,15 +112,19 @@ class S4(Layer):
     def step(self, x: Tensor, state: S4State, dt: Tensor | None = None) -> tuple[Tensor, S4State]:
         with torch.autocast(x.device.type, enabled=False):
             u = cast(x, state_dtype(x.dtype))
-            system = self.constant("system", self.system)
-            h = _nplr.advance(system, self._inverse(system, dt), state.h, u)
-            y = _nplr.read(self._readout(), h)
+            inverse = self.even if dt is None else _nplr.inverse(self.system, dt)
+            h = _nplr.advance(self.system, inverse, state.h, u)
+            y = _nplr.read(self.readout, h)
         return cast(y, x.dtype) + cast(self.D * x, x.dtype), S4State(h)
 
-    def _inverse(self, system: _nplr.System, dt: Tensor | None) -> _nplr.Inverse:
-        if dt is not None:
-            return _nplr.inverse(system, dt)
-        return self.constant("inverse", lambda: _nplr.inverse(system, None))
+    @constant
+    def even(self) -> _nplr.Inverse:
+        """(1 − ½ΔA)⁻¹ of evenly sampled rows."""
+        return _nplr.inverse(self.system, None)
+
+    @constant
+    def dense(self) -> _nplr.Dense:
+        return _nplr.Dense(self.system)
 
     def _scan(
         self,
@@ -127,8 +134,7 @@ class S4(Layer):
         lengths: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, S4State]:
-        system, C, time = self.constant("system", self.system), self._readout(), u.shape[1]
-        even = self._inverse(system, None)
+        system, even, C, time = self.system, self.even, self.readout, u.shape[1]
         h = self.init_state(u.shape[0]).h if state is None else state.h
 
         def chunk(h: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -152,33 +158,33 @@ class S4(Layer):
 
     def _convolve(self, u: Tensor, state: S4State | None, lengths: Tensor | None) -> tuple[Tensor, S4State]:
         time = u.shape[1]
-        dense = self.constant("dense", lambda: _nplr.Dense(self.system()))
-        C = self._weights() if time <= self.config.l_max and state is None else self._readout()
-        y = fft_conv(u, self.constant(f"kernel {time}", lambda: self._kernel(dense, C, time)))
+        dense, kernel = self.convolution(time)
+        y = fft_conv(u, kernel)
         last = dense.absorb(u, lengths)
         if state is not None:
-            y = y + dense.emit(C, state.h, time)
+            y = y + dense.emit(self.readout, state.h, time)
             last = last + dense.carry(state.h, time, lengths)
         return y, S4State(last)
 
-    def _kernel(self, dense: _nplr.Dense, C: Tensor, time: int) -> Tensor:
-        """The convolution's kernel (H, time)."""
-        length = max(time, self.config.l_max)
+    @constant_of
+    def convolution(self, time: int) -> tuple[_nplr.Dense, Tensor]:
+        """What runs `time` steps: the powers of Ā, and the kernel (H, time)."""
+        dense, length = self.dense, max(time, self.config.l_max)
         if length == self.config.l_max:
             C_tilde = self._weights()
         elif self.config.l_max:
-            wide, recovered = self._recover()
-            C_tilde = wide.truncated(recovered, length).to(C.dtype)
+            wide, C = self._recovered()
+            C_tilde = cast(wide.truncated(C, length), state_dtype(self.C.dtype))
         else:
-            C_tilde = dense.truncated(C, length)
-        return _nplr.kernel(self.system(), C_tilde, length)[:, :time]
+            C_tilde = dense.truncated(self._weights(), length)
+        return dense, _nplr.kernel(self.system, C_tilde, length)[:, :time]
 
     def _blocks(
         self, u: Tensor, state: S4State | None, lengths: Tensor | None, reset: Tensor
     ) -> tuple[Tensor, S4State]:
-        dense, time = _nplr.Dense(self.system()), u.shape[1]
+        dense, time = self.dense, u.shape[1]
         h = self.init_state(u.shape[0]).h if state is None else state.h
-        y = dense.packed(self._readout(), u, h, reset)
+        y = dense.packed(self.readout, u, h, reset)
         u, h = _nplr.last_sequence(u, h, lengths, reset)
         return y, S4State(dense.absorb(u, lengths) + dense.carry(h, time, lengths))
 
@@ -186,31 +192,17 @@ class S4(Layer):
         """The parameter C, which is C̃ where there is l_max, as (H, 2, n)."""
         return cast(self.C.movedim(0, -2), state_dtype(self.C.dtype))
 
-    def _readout(self) -> Tensor:
+    @costly("log_A_real", "A_imag", "P", "C", "log_dt")
+    def readout(self) -> Tensor:
         """C (H, 2, n), recovered from C̃ where there is l_max."""
         if not self.config.l_max:
             return self._weights()
-        return self.constant("readout", self._recovered)
+        return cast(self._recovered()[1], state_dtype(self.C.dtype))
 
-    def _recovered(self) -> Tensor:
-        """C (H, 2, n) from C̃; on a CPU, without gradients, kept for the same numbers however they came."""
-        kept = self.C.device.type == "cpu" and not (
-            torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed()
-        )
-        made_of = [self.log_A_real, self.A_imag, self.P, self.C, self.log_dt]
-        if kept and self._last is not None:
-            before, readout = self._last
-            if all(p.dtype is q.dtype and torch.equal(p, q) for p, q in zip(made_of, before, strict=True)):
-                return readout
-        readout = cast(self._recover()[1], state_dtype(self.C.dtype))
-        if kept:
-            self._last = [p.clone() for p in made_of], readout
-        return readout
-
-    def _recover(self) -> tuple[_nplr.Dense, Tensor]:
+    def _recovered(self) -> tuple[_nplr.Dense, Tensor]:
         """Ā and C in float64: slow modes bring 1 − Ā^L near singular."""
-        wide = _nplr.Dense(self.system(torch.float64))
-        return wide, wide.untruncated(self.C.movedim(0, -2).double(), self.config.l_max)
+        dense = _nplr.Dense(self._system(torch.float64))
+        return dense, dense.untruncated(self.C.movedim(0, -2).double(), self.config.l_max)
 
     def extra_repr(self) -> str:
         chosen = f"auto (fft from {FFT_FROM} steps, else scan)" if self.path == "auto" else self.path

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer
 from lrnnx_app.layers._base import wide
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES
@@ -47,6 +48,7 @@ class S4D(BankLayer):
         self.C = nn.Parameter(torch.randn(2, d_model, self.modes) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(d_model))
 
+    @constant
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         log_A_real, A_imag, log_dt, C = wide(self.log_A_real, self.A_imag, self.log_dt, self.C)
         lam = torch.stack((-torch.exp(log_A_real), A_imag)).flatten(1)

@@ -19,6 +19,7 @@ from lrnnx_app.layers._base import (
 )
 from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
 from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretize import RULES, constant_gain
@@ -88,27 +89,33 @@ class S5(DiagonalLayer):
         return torch.stack((re.clamp_max(-1e-4) if self.config.clip_eigs else re, im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        if dt is None:
-            a, B = self.constant("even", lambda: self._system(timed=False))
-            made = Given(a)
-        else:
-            rate, B = self.constant("timed", lambda: self._system(timed=True))
-            made = Discretized(rate, dt, self.rule_name)
+        z, B = self.even if dt is None else self.timed
+        made = Given(z) if dt is None else Discretized(z, dt, self.rule_name)
         return made if self.causal else BothWays(made, dt), drive(x, B)
 
-    def _system(self, timed: bool) -> tuple[Tensor, Tensor]:
-        """ā (2, N) and gain∘B (2, N, H) of even samples; or λΔ and B with what else is constant."""
-        log_step, B = wide(self.log_step, self.B)
-        lam, step = self.eigenvalues(), torch.exp(log_step) * self.config.step_rescale
-        if timed:
-            a, gain = lam * step, constant_gain(self.rule_name, lam, step)
-        else:
-            a, gain = evenly(self.rule_name, lam, step)
+    @constant
+    def even(self) -> tuple[Tensor, Tensor]:
+        """ā (2, N) and gain∘B (2, N, H) of evenly sampled rows."""
+        lam, delta, B = self._system()
+        a, gain = evenly(self.rule_name, lam, delta)
         return a, scaled(B, gain.expand_as(lam))
 
+    @constant
+    def timed(self) -> tuple[Tensor, Tensor]:
+        """λΔ (2, N), and B (2, N, H) with the part of the gain that is free of elapsed time."""
+        lam, delta, B = self._system()
+        return lam * delta, scaled(B, constant_gain(self.rule_name, lam, delta).expand_as(lam))
+
+    def _system(self) -> tuple[Tensor, Tensor, Tensor]:
+        log_step, B = wide(self.log_step, self.B)
+        return self.eigenvalues(), torch.exp(log_step) * self.config.step_rescale, B
+
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
-        scale = 2 if self.config.conj_sym else 1
-        return real_readout(h, self.constant("C", lambda: readout_matrix(scale * self.C)), self.D, x)
+        return real_readout(h, self.matrix, self.D, x)
+
+    @constant
+    def matrix(self) -> Tensor:
+        return readout_matrix((2 if self.config.conj_sym else 1) * self.C)
 
     def init_state(self, batch: int) -> DiagonalState:
         if not self.causal:

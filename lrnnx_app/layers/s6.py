@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
 from lrnnx_app.ops._blocked import unpadded
@@ -82,6 +83,7 @@ class S6(Layer):
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = Linear(inner, d_model, bias=config.bias)
 
+    @constant
     def eigenvalues(self) -> Tensor:
         """A (D, N), or planar (D, 2, N)."""
         re = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
@@ -147,12 +149,12 @@ class S6(Layer):
 
     def _planar(self) -> Tensor:
         """The eigenvalues (D, P, N)."""
-        A = self.constant("A", self.eigenvalues)
+        A = self.eigenvalues
         return A if self.config.complex else A.unsqueeze(-2)
 
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The recurrence and the gate, on all steps."""
-        A = self.constant("A", self.eigenvalues)
+        A = self.eigenvalues
         return selective_scan(u, logits, A, B, C, self.D, rule=self.config.rule, softplus=True, **options)
 
     @property

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +9,13 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import DiagonalLayer, drive, readout_matrix, real_readout, wide
 from lrnnx_app.layers._coefficients import Coefficients, Varying
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, number, softplus
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.layers._linear import Linear, linear, plain
+from lrnnx_app.layers._linear import Linear, biased, linear
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.row_linear import few, row_linear_unchecked
 
 SELECTIVE = ("step", "b", "c")
 
@@ -71,30 +70,31 @@ class S7(DiagonalLayer):
         self.select = nn.ModuleDict({name: Linear(d_model, n, bias=False) for name in config.selective})
         self.gate = Linear(d_model, d_model)
 
+    @constant
     def eigenvalues(self) -> Tensor:
         """λ (2, N), planar."""
         w, im = wide(self.w, self.Lambda_im)
         return torch.stack((-1 / (w.square() + 0.5), im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        logits = self.step_bias.expand(*x.shape[:2], -1)
         if "step" in self.select:
-            matrix: Any = self.select["step"]
-            if plain(matrix) and few(x, matrix.weight):
-                logits = row_linear_unchecked(x, matrix.weight, self.step_bias)
-            else:
-                logits = logits + self._selected("step", x)
+            logits = biased(self.select["step"], x, self.step_bias)
+        else:
+            logits = self.step_bias.expand(*x.shape[:2], -1)
         b = drive(x, self.B)
         if "b" in self.select:
             b = b * (1 + self._selected("b", x)).unsqueeze(-2)
-        return Varying(self.constant("A", self.eigenvalues), logits, dt, self.rule_name), b
+        return Varying(self.eigenvalues, logits, dt, self.rule_name), b
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         if "c" in self.select:
             h = h * cast(1 + self._selected("c", x), h.dtype).unsqueeze(-2)
-        C = self.constant("C", lambda: readout_matrix(2 * self.C))
-        y = real_readout(cast(h, x.dtype), C, self.D, x)
+        y = real_readout(cast(h, x.dtype), self.matrix, self.D, x)
         return linear(self.gate, y, activation="sigmoid", times=y, gelu=True)
+
+    @constant
+    def matrix(self) -> Tensor:
+        return readout_matrix(2 * self.C)
 
     def _selected(self, name: str, x: Tensor) -> Tensor:
         """The input-dependent part (B, T, N)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrnnx_app.errors import one_of
+from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import softplus
 from lrnnx_app.layers.s6 import S6, defined_block, inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
@@ -35,11 +36,16 @@ class Stream(S6):
         super().__init__(d_model, config)
         self.b = nn.Parameter(inverse_softplus_steps(self.state_shape[0], config.dt_min, config.dt_max))
 
+    @constant
+    def rate(self) -> Tensor:
+        """softplus(b), (D,)."""
+        return F.softplus(cast(self.b, state_dtype(self.b.dtype)))
+
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        A, z, bias = self.constant("A", self.eigenvalues), options.pop("z"), options.pop("bias")
+        A, z, bias = self.eigenvalues, options.pop("z"), options.pop("bias")
         logits = cast(logits, state_dtype(logits.dtype))
         logits = logits if bias is None else logits + bias
-        rate = self.constant("rate", lambda: F.softplus(self.b.to(logits.dtype))).expand_as(logits)
+        rate = self.rate.expand_as(logits)
         driven = F.softplus(logits) * u
         y, h = selective_scan(driven, rate, A, B, C, rule=self.config.rule, **options)
         y = torch.addcmul(y, self.D, cast(u, y.dtype)) * F.silu(z)
@@ -48,9 +54,8 @@ class Stream(S6):
     def advance(
         self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rate = self.constant("rate", lambda: F.softplus(self.b.to(h.dtype)))
         delta = F.softplus(cast(logits, h.dtype))[..., None, None]
-        made_by = {"rule": self.config.rule, "dt": dt, "step": rate[:, None]}
+        made_by = {"rule": self.config.rule, "dt": dt, "step": self.rate[:, None]}
         return diagonal_step_unchecked(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension
-from lrnnx_app.ops._blocked import cast
+from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops._operands import FLOAT, check
 from lrnnx_app.ops.linear_scan import wants_gradient
 
@@ -77,6 +77,14 @@ def row_linear_unchecked(
     via, times = (z if z is None else z.float().reshape(-1, wide) for z in (via, times))
     y = torch.ops.lrnnx.row_linear(rows, weight, bias, skip, via, times, heads, code, gelu)
     return y.reshape(*x.shape[:-1], wide)
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W x + bias, added in the precision of a state, whatever that of x (…, K) and weight (M, K) is."""
+    if few(x, weight):
+        return row_linear_unchecked(x, weight, bias)
+    y = F.linear(x, weight)
+    return cast(y, state_dtype(y.dtype)) + bias
 
 
 def _check(

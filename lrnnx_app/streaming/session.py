@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrnnx_app.errors import StreamError
-from lrnnx_app.layers._base import frozen
+from lrnnx_app.layers._constants import frozen
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
