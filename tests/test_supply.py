@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import DENOISE
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers import DENOISE, ROOT
 
 
 @pytest.fixture

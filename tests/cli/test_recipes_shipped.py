@@ -1,0 +1,84 @@
+"""Every shipped recipe opens with its command, resolves and runs a batch, on stand-ins for absent data."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.registry import DATA, LAYERS, TASKS
+from lrnnx_app.train import fit
+
+MODELS = {
+    "unet": ["model.channels=[8,8]", "model.strides=[16,4]"],
+    "backbone": ["model.d_model=8", "model.depth=1"],
+    "staged": ["model.d_model=8", "model.depth=1"],
+}
+SHORT = {
+    "audio": ["data.seconds=0.1"],
+    "text": ["data.length=32"],
+    "event_stream": ["data.events=32"],
+}
+PUBLIC = ("lru", "s4", "s4d", "s5", "event_ssm", "s6", "stream", "rglru", "s7", "centaurus", "gru")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrnnx_app.disk.cache.root", lambda: tmp_path)
+
+
+@pytest.fixture(scope="session")
+def standins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("standins")
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_recipe_runs_a_batch(name: str, standins: Path) -> None:
+    config = recipes.load(name)
+    data = importlib.import_module(f"tests.data.standins.{config.data.name}")
+    kind = config.data.get("layout") or config.data.get("images") or name
+    short = [*MODELS[config.model.name], *SHORT.get(config.data.name, [])]
+    if len(recipes.layer_nodes(config.model.layer)) > 1:
+        short = [word for word in short if not word.startswith("model.depth")]
+    short += ["data.batch_size=2", "data.workers=0", "trainer.precision=32-true"]
+    short += data.write(standins / f"{config.data.name}_{kind}", config.data)
+    loss, rows = fit.dry_run(recipes.load(name, short))
+    assert loss == loss
+    assert sum(count for _, _, count in rows) > 0
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_recipe_opens_with_its_purpose_and_command(name: str) -> None:
+    lines = recipes.find(name).read_text().splitlines()
+    comment = [line for line in lines[: lines.index("task:")] if line.startswith("#")]
+    assert any(line.startswith(f"#   lrnnx train {name}") for line in comment)
+    assert len(comment) > 1
+    assert recipes.load(name).about
+
+
+def test_every_task_and_data_module_has_a_recipe() -> None:
+    loaded = [recipes.read_yaml(path) for path in recipes.shipped().values()]
+    assert {content["task"]["name"] for content in loaded} == set(TASKS)
+    assert {content["data"]["name"] for content in loaded} == set(DATA)
+
+
+def layers_of(name: str) -> set[str]:
+    return {
+        node["name"]
+        for _, node in recipes.layer_nodes(recipes.read_yaml(recipes.find(name))["model"]["layer"])
+    }
+
+
+def needs_root(name: str) -> bool:
+    """Whether a recipe is for data that do not come with the package."""
+    return "data.root=" in recipes.find(name).read_text().partition("\ntask:")[0].rpartition("lrnnx train")[2]
+
+
+def test_every_system_has_a_recipe_on_public_and_one_on_embedded_data() -> None:
+    single = {name: layers_of(name) for name in recipes.shipped()}
+    public = {min(found) for name, found in single.items() if needs_root(name) and len(found) == 1}
+    embedded = {min(found) for name, found in single.items() if not needs_root(name) and len(found) == 1}
+    assert set(PUBLIC) <= public
+    assert set(LAYERS) - {"glu"} <= embedded
+    hybrid = [name for name, found in single.items() if len(found) > 1]
+    assert {needs_root(name) for name in hybrid} == {True, False}

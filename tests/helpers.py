@@ -1,0 +1,127 @@
+"""What tests of several folders share: errors, small recipes, trained runs, trainings that end early."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrnnx_app.ops import _extension
+from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
+
+ROOT = Path(__file__).parents[1]  # of the checkout
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of `relative`, for the same numbers on two ways
+SMALL = [
+    "trainer.max_steps=3",
+    "trainer.checkpoint_every=1",
+    "trainer.log_every=1",
+    "trainer.validate_every=1",
+    "trainer.accelerator=cpu",
+    "data.batch_size=2",
+]
+DENOISE = [
+    "denoise_lru",
+    *SMALL,
+    "model.channels=[8,8]",
+    "model.strides=[16,16]",
+    "data.seconds=0.2",
+    "data.examples_per_epoch=4",
+    "data.mixtures=1",
+]
+
+
+def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖value − expected‖ / ‖expected‖."""
+    difference, size = (float(x.detach().norm()) for x in (value - expected, expected))
+    return difference / max(size, 1e-300)
+
+
+@cache
+def compiles() -> bool:
+    """Whether there is a C++ compiler that works, without which kernels cannot be built."""
+    try:
+        command = [_extension.host_compiler(), "-x", "c++", "-E", os.devnull]
+    except _extension.BuildError:
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def needs_kernels(device: str) -> None:
+    """Skip a test about kernels where they are switched off; elsewhere they must load."""
+    if device not in _extension.wanted():
+        pytest.skip("kernels are switched off, as they are without a compiler")
+    assert _extension.load(device), _extension.status(device)
+
+
+def trained(folder: Path, name: str, words: Sequence[str], seconds: float = 300) -> Path:
+    """A run folder, trained once for the module by the real command, in so many seconds at most."""
+    path = folder / name
+    if not path.exists():
+        command = [sys.executable, "-m", "lrnnx_app.cli", "train", *words, "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        assert done.returncode == 0, done.stderr
+        assert "Next: lrnnx" in done.stdout
+    return path
+
+
+def digits(epochs: int) -> list[str]:
+    """A short training with noise and dropout, four steps in an epoch, each with a checkpoint."""
+    return [
+        "digits_lru",
+        f"trainer.max_epochs={epochs}",
+        "trainer.checkpoint_every=1",
+        "trainer.log_every=1",
+        "trainer.accelerator=cpu",
+        "data.batch_size=324",
+        "data.workers=1",
+        "data.noise=0.1",
+        "model.d_model=8",
+        "model.depth=1",
+        "model.dropout=0.2",
+    ]
+
+
+def started(*words: object) -> subprocess.Popen[str]:
+    """`lrnnx train` with these words, in a process group of its own."""
+    command = [sys.executable, "-m", "lrnnx_app.cli", "train", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+
+
+def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> None:
+    """Until a checkpoint beyond step `seen` is there, or the process has ended."""
+    while process.poll() is None and latest(run) <= seen:
+        time.sleep(0.002)
+
+
+def latest(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 if there is none."""
+    return max(map(step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """metrics.csv without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+
+
+def same(run: Path, other: Path) -> None:
+    """Equal weights, optimizer states and schedules bit for bit, the same best weights, the same metrics."""
+    for name in ("last", "best"):
+        one, two = (read_checkpoint(path / "checkpoints" / f"{name}.ckpt") for path in (run, other))
+        assert one["global_step"] == two["global_step"]
+        assert one["state_dict"].keys() == two["state_dict"].keys()
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, two["state_dict"][key]), key
+        states = [end["optimizer_states"][0]["state"] for end in (one, two)]
+        for index, state in states[0].items():
+            assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
+        assert one["lr_schedulers"] == two["lr_schedulers"]
+    assert rows(run) == rows(other)

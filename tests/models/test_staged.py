@@ -1,0 +1,81 @@
+"""Pooled stages: one go = chunks = steps = a streaming session, padding, and pooling by hand."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._event_pool import POOLS_BY, EventPool
+from lrnnx_app.models.staged import Staged
+from lrnnx_app.recipe import _named
+from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
+from lrnnx_app.streaming.session import StreamingSession
+from tests.helpers import relative
+
+
+def staged(layer: str = "event_ssm", **options: object) -> Staged:
+    config = Staged.Config(
+        **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},
+        layer=_named(LAYERS[layer].Config, layer)(),
+    )
+    return Staged(DataSpec(10, 5, tokens=True), config).double().eval()
+
+
+def events(batch: int, time: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(0, 10, (batch, time)), torch.rand(batch, time, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("by", POOLS_BY)
+@pytest.mark.parametrize("layer", ["event_ssm", "stream"])
+def test_one_go_is_chunks_is_steps(layer: str, by: str) -> None:
+    model = staged(layer, pool_by=by)
+    x, dt = events(2, 53)
+    with torch.inference_mode():
+        whole, end = model(x, dt=dt)
+        state = None
+        for start, stop in ((0, 1), (1, 3), (3, 20), (20, 53)):
+            y, state = model(x[:, start:stop], state, dt=dt[:, start:stop])
+        stepped = model.init_state(2)
+        for t in range(53):
+            z, stepped = model.step(x[:, t], stepped, dt[:, t])
+        session = StreamingSession(model, 2, 7)
+        for start in range(0, 53, 7):
+            pushed = session.push(x[:, start : start + 7], dt[:, start : start + 7])
+    for other in (y, z, pushed):
+        assert relative(other, whole) < 1e-10
+    for one in (state, stepped):
+        assert relative(one.pooled, end.pooled) < 1e-10
+        for value, expected in zip(tree_leaves(one.layers), tree_leaves(end.layers), strict=True):
+            assert relative(value, expected) < 1e-10
+
+
+def test_padding_and_recomputing_change_nothing() -> None:
+    model, lengths = staged(), torch.tensor([29, 50])
+    x, dt = events(2, 50)
+    assert relative(model(x, dt=dt, lengths=lengths)[0][:1], model(x[:1, :29], dt=dt[:1, :29])[0]) < 1e-12
+    again = staged(recompute=True)
+    again.load_state_dict(model.state_dict())
+    for one in (model, again):
+        one(x, dt=dt, lengths=lengths)[0].square().sum().backward()
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert relative(other.grad, one.grad) < 1e-10
+
+
+def test_pooling_by_hand() -> None:
+    x, dt = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [100.0]]]), torch.tensor([[1.0, 3.0, 0.0, 0.0, 7.0]])
+    found = {by: EventPool(1, 2, by)(x, None, dt, None) for by in POOLS_BY}
+    assert [found[by][0][0, :2, 0].tolist() for by in POOLS_BY] == [[2, 7], [2.5, 7], [3, 9]]
+    for _, state, spans, groups in found.values():
+        assert spans[0, :2].tolist() == [4, 0]
+        assert groups.tolist() == [2]
+        assert (state.waiting.tolist(), state.x.flatten().tolist(), state.dt.tolist()) == ([1], [100], [[7]])
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(RecipeError, match=r"pool_by.*mean"):
+        Staged.Config(pool_by="men")
+    with pytest.raises(RecipeError, match="positive"):
+        Staged.Config(pools=[0])

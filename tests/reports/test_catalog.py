@@ -1,0 +1,38 @@
+"""The table of layers: complete, and in the README as the command prints it."""
+
+import sys
+
+import pytest
+
+from lrnnx_app import cli
+from lrnnx_app.registry import LAYERS
+from lrnnx_app.reports import catalog
+from tests.helpers import ROOT
+
+
+def test_readme_shows_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lrnnx", "layers", "--markdown"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    readme = (ROOT / "README.md").read_text()
+    start, end = readme.index(catalog.BEGIN), readme.index(catalog.END) + len(catalog.END)
+    assert readme[start:end] == capsys.readouterr().out.strip()
+
+
+def test_every_layer_has_a_full_row() -> None:
+    rows = catalog.rows()
+    assert [row[0] for row in rows] == list(LAYERS)
+    assert all(all(row) and len(row) == len(catalog.COLUMNS) for row in rows)
+    assert all("paper" in vars(LAYERS[name]) for name in LAYERS)
+
+
+def test_what_is_derived_is_right() -> None:
+    table = {row[0]: dict(zip(catalog.COLUMNS, row, strict=True)) for row in catalog.rows()}
+    assert table["s6"]["states"] == "real or complex"
+    assert table["s6"]["floats per channel"] == "38"  # 2 · (16 states + 3 inputs of the convolution)
+    assert table["lru"]["floats per channel"] == "2"
+    assert table["stream"]["rules"] == "dirac"
+    assert table["local_attention"]["event time"] == "no"

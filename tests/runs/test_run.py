@@ -1,0 +1,302 @@
+"""From command to run folder: train, resume, evaluate, infer, export; and what users get wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from lrnnx_app import cli, recipe
+from lrnnx_app.bench import ops
+from lrnnx_app.export.safetensors import load
+from lrnnx_app.reports import doctor
+from lrnnx_app.runs import metrics
+from lrnnx_app.runs.run import Run
+from lrnnx_app.spec import Batch
+from lrnnx_app.tasks.denoise import Denoise
+from lrnnx_app.train import fit
+from tests.helpers import DENOISE, SMALL, trained
+
+DIGITS = ["digits_lru", *SMALL, "model.d_model=8", "model.depth=1", "data.batch_size=600"]
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> Path:
+    return trained(folder, "classifier", DIGITS)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.wav"
+    wave = np.random.default_rng(0).uniform(-0.3, 0.3, (44100 * 2 + 77, 2))
+    soundfile.write(path, wave, 44100, subtype="FLOAT")
+    return path
+
+
+def test_run_folder_holds_everything(denoiser: Path, classifier: Path) -> None:
+    for run, plot in ((denoiser, "spectrogram_0_*.png"), (classifier, "confusion_matrix.png")):
+        assert list((run / "plots").glob(plot))
+        assert (run / "plots" / "learning_curves.png").stat().st_size > 1000
+        assert list(run.glob("events.out.tfevents.*"))
+        for name in ("best", "last"):
+            content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            assert content["spec"]["d_input"] == 1
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["steps"] == 3
+        assert summary["parameters"] > 0
+        assert summary["samples_per_second"] > 0
+        assert {"torch", "lightning"} < set(summary["versions"])
+        rows = (run / "metrics.csv").read_text().splitlines()
+        assert len(rows) > 3
+    assert "test/si_snr_improvement" in json.loads((denoiser / "summary.json").read_text())["metrics"]
+
+
+def test_tensorboard_has_sounds_and_pictures(denoiser: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags: dict[str, set[str]] = {"scalars": set(), "images": set(), "audio": set()}
+    best = torch.load(denoiser / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    steps: set[int] = set()
+    for path in denoiser.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for kind, found in tags.items():
+            found |= set(events.Tags()[kind])
+        steps |= {image.step for tag in events.Tags()["images"] for image in events.Images(tag)}
+        steps |= {sound.step for tag in events.Tags()["audio"] for sound in events.Audio(tag)}
+    assert steps == {best}
+    assert "train/loss" in tags["scalars"]
+    assert len(tags["images"]) == 3
+    assert {tag.rpartition("/")[2] for tag in tags["audio"]} == {"noisy", "denoised", "clean"}
+    assert len(tags["audio"]) == 9
+
+
+def test_brackets_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
+    summary = {"metrics": {}, "not_computed": {"pesq": "install 'x[audio-metrics]'"}, "parameters": 1}
+    cli._show_summary(Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
+    shown = capfd.readouterr().out
+    assert "run[red]" in shown
+    assert "x[audio-metrics]" in shown
+
+
+def test_evaluate_repeats_the_training_s_test(lrnnx, denoiser: Path) -> None:
+    result = lrnnx("evaluate", denoiser, "--json")
+    assert result.code == 0, result.error
+    summary = json.loads((denoiser / "summary.json").read_text())
+    for key, value in json.loads(result.out.splitlines()[-1]).items():
+        assert abs(value - summary["metrics"][f"test/{key}"]) < 1e-4
+
+
+def test_resume_continues_where_it_stopped(
+    lrnnx, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*DENOISE, "trainer.max_steps=6"]
+    whole = trained(folder, "whole", words)
+    part = tmp_path / "part"
+    step = Denoise.training_step
+
+    def failing(self: Denoise, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 4:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Denoise, "training_step", failing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit.train(recipe.load(words[0], words[1:]), part)
+    result = lrnnx("train", *words, "--resume", part)
+    assert result.code == 0, result.error
+    steps = [int(row["step"]) for row in metrics.read(part)]
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, part)]
+    assert ends[0]["global_step"] == ends[1]["global_step"] == 6
+    for name, value in ends[0]["state_dict"].items():
+        assert torch.equal(value, ends[1]["state_dict"][name]), name
+
+
+def test_infer_streamed_equals_offline_and_keeps_rate_and_length(
+    lrnnx, denoiser: Path, clip: Path, tmp_path: Path
+) -> None:
+    streamed, offline = tmp_path / "streamed.wav", tmp_path / "offline.wav"
+    result = lrnnx("infer", denoiser, clip, "-o", streamed)
+    assert result.code == 0, result.error
+    for word in ("look-ahead 15.94 ms", "p50", "p95", "real-time factor"):
+        assert word in result.out
+    assert lrnnx("infer", denoiser, clip, "-o", offline, "--offline").code == 0
+    one, two = (soundfile.read(path) for path in (streamed, offline))
+    assert one[1] == two[1] == 44100
+    assert one[0].shape == two[0].shape == (44100 * 2 + 77,)
+    assert np.linalg.norm(one[0] - two[0]) < 1e-5 * np.linalg.norm(two[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.wav", "offline.wav", "streamed.wav"]
+
+
+def test_infer_classifies_pictures(lrnnx, classifier: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "digit.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(picture)
+    result = lrnnx("infer", classifier, picture, picture, "--json")
+    assert result.code == 0, result.error
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert len(lines) == 2
+    assert abs(sum(lines[0]["classes"].values()) - 1) < 1e-4
+    table = lrnnx("infer", classifier, picture)
+    assert "probability" in table.out
+
+
+def test_compare_prints_writes_and_draws(lrnnx, classifier: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    result = lrnnx("compare", classifier, "-o", plot)
+    assert result.code == 0, result.error
+    assert "accuracy ±" in result.out
+    assert plot.stat().st_size > 1000
+    (row,) = json.loads(lrnnx("compare", classifier, "--json").out)
+    summary = json.loads((classifier / "summary.json").read_text())
+    assert row["value"] == summary["metrics"]["test/accuracy"]
+    assert row["spread"] == summary["metrics"]["test/accuracy_stderr"]
+    assert row["parameters"] == summary["parameters"]
+
+
+def test_data_shows_and_draws(lrnnx, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    result = lrnnx("data", "digits_lru", "-o", plot)
+    assert result.code == 0, result.error
+    assert "1,297" in result.out
+    assert plot.stat().st_size > 1000
+    assert json.loads(lrnnx("data", "digits_lru", "--json").out)["valid"]["examples"] == 200
+
+
+def test_recipes_as_a_table_of_systems_and_data(lrnnx) -> None:
+    result = lrnnx("recipes", "--matrix")
+    assert result.code == 0, result.error
+    for name in recipe.shipped():
+        assert name in result.out
+
+
+def test_export_reads_back(lrnnx, denoiser: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    result = lrnnx("export", denoiser, "-o", path)
+    assert result.code == 0, result.error
+    x = torch.randn(1, 1000, 1)
+    assert torch.equal(load(path)(x)[0], Run(denoiser).task().model(x)[0])
+
+
+def test_dry_run_shows_recipe_and_parameters(lrnnx) -> None:
+    result = lrnnx("train", *DENOISE, "--dry-run")
+    assert result.code == 0, result.error
+    for word in ("channels:", "parameters", "total", "loss"):
+        assert word in result.out
+
+
+def test_recipes_without_torch_are_quick() -> None:
+    code = (
+        "import sys\nsys.argv = ['lrnnx', 'recipes']\nfrom lrnnx_app.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "denoise_lru" in done.stdout
+    assert time.perf_counter() - start < 5
+
+
+def test_mistakes_are_one_line_and_code_2(lrnnx, denoiser: Path, classifier: Path, tmp_path: Path) -> None:
+    text, empty, nan, good = (tmp_path / name for name in ("text.wav", "empty.wav", "nan.wav", "good.wav"))
+    text.write_text("this is no audio")
+    soundfile.write(empty, np.zeros(0), 16000)
+    soundfile.write(nan, np.array([0.0, 0.1, np.nan]), 16000, subtype="FLOAT")
+    soundfile.write(good, np.zeros(1000), 16000)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "recipe.yaml").write_text((denoiser / "recipe.yaml").read_text())
+    mixed = tmp_path / "mixed"
+    (mixed / "checkpoints").mkdir(parents=True)
+    (mixed / "recipe.yaml").write_text((denoiser / "recipe.yaml").read_text())
+    (mixed / "checkpoints" / "best.ckpt").write_bytes((classifier / "checkpoints" / "best.ckpt").read_bytes())
+    out = tmp_path / "out.wav"
+    cases = [
+        (("train", "denoise_lur"), "denoise_lru"),
+        (("train", "nowhere.yaml"), "nowhere.yaml"),
+        (("train", "denoise_lru", "model.layer.d_stat=3"), "model.layer.d_stat"),
+        (("train", "denoise_lru", "trainer.max_steps=many"), "trainer.max_steps"),
+        (("train", "denoise_lru", "model.layer.name=lruu"), "'lru'"),
+        (("train", *DENOISE, "-o", denoiser), "not an empty folder"),
+        (("train", *DENOISE, "data.root=nowhere", "data.noise_root=nowhere", "-o", out), "nowhere"),
+        (("evaluate", tmp_path / "gone"), "gone"),
+        (("evaluate", tmp_path), "recipe.yaml"),
+        (("evaluate", denoiser, "--split", "tset"), "'test'"),
+        (("infer", denoiser, tmp_path / "gone.wav", "-o", out), "gone.wav"),
+        (("infer", denoiser, text, "-o", out), "text.wav"),
+        (("infer", denoiser, empty, "-o", out), "no samples"),
+        (("infer", denoiser, nan, "-o", out), "sample 2"),
+        (("infer", denoiser, good), "-o"),
+        (("infer", denoiser, good, "-o", good), "is the input"),
+        (("infer", denoiser, good, "-o", tmp_path / "out.mp4"), ".flac"),
+        (("infer", denoiser, good, "-o", out, "--chunk-ms", "10"), "multiple"),
+        (("infer", denoiser, good, text, "-o", out), "folder"),
+        (("infer", bare, good, "-o", out), "best.ckpt"),
+        (("infer", mixed, good, "-o", out), "another model"),
+        (("infer", classifier, text), "text.wav"),
+        (("export", bare, "-o", tmp_path / "x.onnx"), "best.ckpt"),
+        (("export", denoiser, "-o", tmp_path / "gone" / "x.safetensors"), "gone"),
+        (("trian",), "train"),
+        (("train", "digits_lru", "trainer.precision=33-true", "--dry-run"), "33-true"),
+        (("train", "digits_lru", "trainer.accelerator=abacus", "--dry-run"), "abacus"),
+        (("evaluate", denoiser, "trainer.precision=33-true"), "33-true"),
+        (("train", "denoise_lru", "model.layer=lru,s55", "-o", out), "'s5'"),
+        (("train", "denoise_lru", "--seeds", "0", "-o", out), "--seeds"),
+        (("compare", denoiser, classifier), "different tasks"),
+        (("compare", tmp_path / "gone"), "gone"),
+        (("compare", bare), "no finished run"),
+        (("compare", denoiser, "-o", tmp_path / "plot.xyz"), "plot.xyz"),
+        (("data", "denoise_lur"), "denoise_lru"),
+        (("data", "audio", "data.root=nowhere", "data.noise_root=nowhere"), "nowhere"),
+        (("infer", denoiser), "INPUT"),
+    ]
+    for words, hint in cases:
+        result = lrnnx(*words)
+        assert result.code == 2, (words, result)
+        assert hint in result.error, (words, result.error)
+        assert result.error.startswith("error: "), (words, result.error)
+        assert result.error.count("\n") == 1, (words, result.error)
+        assert not out.exists(), words
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_doctor_says_whether_all_is_well(lrnnx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRNNX_BUILD", "off")
+    monkeypatch.setattr(doctor, "LENGTHS", (1, 5))
+    result = lrnnx("doctor", "--json")
+    assert result.code == 0, result
+    assert json.loads(result.out)["ok"]
+    monkeypatch.setattr(doctor, "TOLERANCE", {torch.float32: -1.0})
+    result = lrnnx("doctor")
+    assert result.code == 1
+    assert "something is wrong" in result.out
+
+
+def test_bench_ops_prints_and_writes(lrnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRNNX_BUILD", "off")
+    monkeypatch.setitem(ops.CASES, "cpu", [ops.Case(1, 50, 8)])
+    rows, plot = tmp_path / "rows.json", tmp_path / "rows.png"
+    result = lrnnx("bench", "ops", "--device", "cpu", "--json", rows, "--plot", plot)
+    assert result.code == 0, result.error
+    assert "linear_scan real" in result.out
+    assert len(json.loads(rows.read_text())["rows"]) == 1
+    assert plot.stat().st_size > 1000
+    for words in (("--device", "cup"), ("--json", tmp_path / "gone" / "rows.json")):
+        result = lrnnx("bench", "ops", *words)
+        assert result.code == 2
+        assert str(words[1]) in result.error
+
+
+def test_debug_shows_the_traceback() -> None:
+    command = [sys.executable, "-m", "lrnnx_app.cli", "--debug", "train", "denoise_lur"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr

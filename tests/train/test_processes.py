@@ -1,0 +1,214 @@
+"""Training in two processes: what one process does with the doubled batch, and the loss of either of them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrnnx_app import recipe
+from lrnnx_app.data.module import Address, AddressSampler
+from lrnnx_app.errors import STOPPED, DataError, RecipeError
+from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs.checkpoint_file import read_checkpoint
+from lrnnx_app.runs.run import Run
+from lrnnx_app.train import fit
+from tests.helpers import DENOISE, latest, started, wait_for_progress
+
+STEPS = 6
+ROUNDING = 1e-5  # of weights that move by 1e-2, and as far away with half of the data
+BASE = [
+    f"trainer.max_steps={STEPS}",
+    "trainer.checkpoint_every=1",
+    f"trainer.keep={STEPS}",
+    "trainer.log_every=1",
+    "trainer.accelerator=cpu",
+    "model.d_model=8",
+    "model.depth=2",
+    "model.dropout=0",
+    "model.bidirectional=false",
+]
+ONE = [*BASE, "data.batch_size=100"]
+TWO = [*BASE, "data.batch_size=50", "trainer.devices=2"]
+LAYERS = ("lru", "s6", "gru")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def cut(run: Path, to: Path, step: int) -> Path:
+    """A copy of a run as it was when the checkpoint of that step was its newest."""
+    shutil.copytree(run, to)
+    for path in (to / "checkpoints").glob("*.ckpt"):
+        if not path.name.startswith("step_") or checkpoint_file.step_of(path) > step:
+            path.unlink()
+    (to / "summary.json").unlink()
+    return to
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    content = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert content["global_step"] == STEPS
+    return content["state_dict"]
+
+
+def distance(run: Path, other: Path) -> float:
+    """The largest difference of any weight."""
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Path]:
+    runs = {}
+    for layer in LAYERS:
+        runs[layer] = folder / f"alone_{layer}"
+        fit.train(recipe.load(f"digits_{layer}", ONE), runs[layer])
+    return runs
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Its exit code, within a minute, and the last lines that it said."""
+    _, error = process.communicate(timeout=60)
+    assert "Traceback" not in error
+    return process.returncode, error.replace("\r", "\n").splitlines()
+
+
+@pytest.fixture(scope="module")
+def survivor(folder: Path) -> Path:
+    """A run that has been asked to stop, has lost its second process, and then its first."""
+    run = folder / "survivor"
+    process = started("digits_lru", *TWO, "-o", run)
+    wait_for_progress(run, process, 0)
+    process.send_signal(signal.SIGTERM)
+    code, said = ended(process)
+    assert code == STOPPED
+    assert said[-1].endswith(f"lrnnx train --resume {run}")
+    assert sum("stop" in line for line in said) == 2  # as noted, and as done
+
+    process = started("--resume", run)
+    wait_for_progress(run, process, latest(run))
+    os.kill(children(process)[0], signal.SIGKILL)
+    code, said = ended(process)
+    assert code == 1
+    assert said[-1].startswith("error: process 1 of this job ended by SIGKILL")
+    assert sum("error:" in line for line in said) == 1
+
+    process = started("--resume", run)
+    wait_for_progress(run, process, latest(run))
+    process.kill()
+    code, said = ended(process)  # the pipe closes when the other process has ended too
+    assert code == -signal.SIGKILL
+    assert said[-1].startswith("error: the first process of this job is gone")
+    assert latest(run) < STEPS
+    return run
+
+
+@pytest.fixture(scope="module")
+def pairs(folder: Path, alone: dict[str, Path], survivor: Path) -> dict[str, Path]:
+    """What two processes trained, all in one job of torchrun."""
+    fsdp = "trainer.strategy=fsdp"
+    resumed = cut(alone["gru"], folder / "one_then_fsdp", 3)
+    jobs = {layer: (f"digits_{layer}", TWO, folder / f"pair_{layer}") for layer in LAYERS}
+    jobs["fsdp"] = ("digits_gru", [*TWO, fsdp], folder / "pair_fsdp")
+    jobs["resumed"] = ("digits_gru", [*TWO, fsdp], resumed)
+    jobs["denoise"] = ("denoise_lru", [*DENOISE[1:], "trainer.devices=2"], folder / "pair_denoise")
+    jobs["survivor"] = ("digits_lru", TWO, survivor)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    listed = json.dumps([(name, words, str(place)) for name, words, place in jobs.values()])
+    done = subprocess.run(
+        [*command, "-m", "tests.train.job", listed],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return {key: place for key, (_, _, place) in jobs.items()}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_two_processes_do_what_one_does_with_the_doubled_batch(
+    layer: str, alone: dict[str, Path], pairs: dict[str, Path]
+) -> None:
+    assert distance(alone[layer], pairs[layer]) < ROUNDING
+
+
+def test_weights_spread_over_two_processes_end_as_in_one(
+    alone: dict[str, Path], pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert distance(alone["gru"], pairs["fsdp"]) < ROUNDING
+    assert distance(alone["gru"], pairs["resumed"]) < ROUNDING
+    back = cut(pairs["fsdp"], tmp_path / "fsdp_then_one", 3)
+    fit.train(recipe.load("digits_gru", ONE), resume=back)
+    assert distance(alone["gru"], back) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["lru", "fsdp", "denoise"])  # of 300 rows, or 23 in batches of 2
+def test_the_test_counts_every_row_once(name: str, pairs: dict[str, Path]) -> None:
+    run = Run(pairs[name])
+    together = run.summary()["metrics"]
+    by_one = fit.evaluate(run, "test")
+    assert {key: together[f"test/{key}"] for key in by_one} == pytest.approx(by_one, rel=1e-5, abs=1e-6)
+    assert run.summary()["devices"] == 2
+
+
+def test_a_run_of_two_processes_exports_in_one(lrnnx, pairs: dict[str, Path], tmp_path: Path) -> None:
+    result = lrnnx("export", pairs["fsdp"], "-o", tmp_path / "model.safetensors")
+    assert result.code == 0, result.error
+    assert (tmp_path / "model.safetensors").stat().st_size > 1000
+
+
+def test_stopped_and_bereaved_it_ends_as_if_nothing_had_been(pairs: dict[str, Path]) -> None:
+    assert distance(pairs["survivor"], pairs["lru"]) == 0
+
+
+def test_every_rank_has_as_many_batches_and_all_rows_are_dealt_once() -> None:
+    for size, ranks, batch in ((17, 2, 8), (16, 2, 8), (15, 2, 8), (3, 2, 1), (23, 4, 2), (9, 8, 4)):
+        dealt: list[list[list[Address]]] = []
+        for rank in range(ranks):
+            sampler = AddressSampler(size, 0, shuffle=False, batch=batch)
+            sampler.rank, sampler.ranks = rank, ranks
+            dealt.append(sampler.batches())
+        assert len({len(batches) for batches in dealt}) == 1
+        assert all(1 <= len(rows) <= batch + 1 for batches in dealt for rows in batches)
+        rows = [address.row for batches in dealt for rows in batches for address in rows]
+        assert sorted(rows) == list(range(size))
+
+
+def test_training_deals_the_rows_of_the_doubled_batch() -> None:
+    one = AddressSampler(47, 5, shuffle=True, batch=10)
+    halves = [AddressSampler(47, 5, shuffle=True, batch=5) for _ in range(2)]
+    for rank, half in enumerate(halves):
+        half.rank, half.ranks = rank, 2
+    first, second = map(list, halves)
+    assert len(one) == len(list(one)) == 40
+    assert len(first) == len(second) == len(halves[0]) == 20
+    for start in range(0, 20, 5):
+        both = first[start : start + 5] + second[start : start + 5]
+        assert set(both) == set(list(one)[2 * start : 2 * start + 10])
+
+
+def test_fewer_examples_than_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with pytest.raises(DataError, match="3 examples for 4 processes"):
+        AddressSampler(3, 0, shuffle=True)
+
+
+@pytest.mark.parametrize("name", ["ddp_spawn", "deepspeed"])
+def test_a_strategy_that_there_is_not_is_one_line(lrnnx, name: str) -> None:
+    result = lrnnx("train", "digits_lru", f"trainer.strategy={name}")
+    assert result.code == 2
+    assert result.error.count("\n") == 1
+    assert name in result.error
+    with pytest.raises(RecipeError, match="nodes: expected a positive integer"):
+        recipe.load("digits_lru", ["trainer.nodes=0"])
