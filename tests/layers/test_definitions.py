@@ -19,7 +19,7 @@ TIMED = [
     (case, timed)
     for case in ONE_WAY + BOTH_WAYS
     for timed in (False, True)
-    if not timed or LAYERS[case.name].uses_dt
+    if not timed or case.build().uses_dt
 ]
 FIRST = [examples(name)[0] for name in LAYERS]
 

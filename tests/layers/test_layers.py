@@ -29,7 +29,7 @@ OWN_FORMS = [case for case in EXAMPLES if not case.build().causal]
 PLAIN = [case for case in EXAMPLES if case not in OWN_FORMS]
 BOTH = [Case(name, examples(name)[0].options, True) for name in LAYERS] + OWN_FORMS
 ALL = PLAIN + BOTH
-TIMED = [(case, timed) for case in ALL for timed in (False, True) if not timed or LAYERS[case.name].uses_dt]
+TIMED = [(case, timed) for case in ALL for timed in (False, True) if not timed or case.build().uses_dt]
 TIMED_PLAIN = [(case, timed) for case, timed in TIMED if case in PLAIN]
 
 
@@ -208,7 +208,8 @@ def test_coefficients_do_not_grow(case, timed):
     for t in range(x.shape[1]):
         a, b = layer.coefficients(x[:, t : t + 1], dt[:, t : t + 1] if timed else None)
         _, h = a.step(torch.zeros_like(b[:, 0]), one)
-        assert (h.abs() if h.ndim == 2 else torch.linalg.vector_norm(h, dim=1)).max() <= 1
+        size = h.abs() if h.ndim == 2 else torch.linalg.vector_norm(h, dim=1)
+        assert size.max() <= 1 + torch.finfo(h.dtype).eps  # no more than rounding where nothing decays
 
 
 @each_timed_plain
