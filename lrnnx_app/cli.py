@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lrnnx_app import __version__
+from lrnnx_app import __version__, plugins
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.console import options, outputs, terminal
-from lrnnx_app.console.options import Device, Json, Overrides, RunFolder
+from lrnnx_app.console.options import Device, Json, Overrides, Plugins, RunFolder
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
 
@@ -55,6 +55,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve, build and run one batch only.")
     ] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a recipe, test it and write a run folder.
 
@@ -62,6 +63,7 @@ def train(
     Ctrl-C saves and exits with code 75; a second one exits at once. --resume RUN goes on with the settings of
     RUN; overrides of trainer.*, task.*, *.dropout, data.workers and data.root count, others are refused.
     """
+    from lrnnx_app.reports import show
     from lrnnx_app.train import fit, grid
 
     if recipe is not None and resume is not None and "=" in recipe:
@@ -70,25 +72,13 @@ def train(
         base, cells, configs = grid.plan(recipe, overrides or (), seeds, resume)
         if dry_run:
             for config in configs:
-                _dry_run(config)
+                show.dry_run(config, *fit.dry_run(config))
             return
         if len(cells) > 1 or seeds is not None:
             return _train_grid(base, cells, out, resume)
         folder, summary = fit.train(configs[0], out, resume)
-        _show_summary(folder, summary)
+        show.summary(folder, summary)
         say(f"Next: {_next_command(configs[0], folder)}")
-
-
-def _show_summary(folder: Path, summary: dict[str, Any]) -> None:
-    rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
-    rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
-    rows += [
-        ("parameters", f"{summary['parameters']:,}"),
-        ("training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"),
-    ]
-    if "peak_gpu_mib" in summary:
-        rows.append(("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most"))
-    table(("", ""), [*rows, ("run", str(folder))], header=False)
 
 
 def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
@@ -99,19 +89,6 @@ def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) 
     failed = {folder: reason for folder, reason in outcomes if reason}
     show.outcome(parent, failed)
     raise typer.Exit(1 if failed else 0)
-
-
-def _dry_run(config: Any) -> None:
-    from lrnnx_app.train import fit
-
-    loss, rows = fit.dry_run(config)
-    say(*_yaml(config), "")
-    total = sum(row[2] for row in rows)
-    table(
-        ("module", "type", "parameters"),
-        [(name, kind, f"{count:,}") for name, kind, count in [*rows, ("total", "", total)]],
-    )
-    say(f"one batch forward and backward: loss {loss:.4g}")
 
 
 def _next_command(config: Any, folder: Path) -> str:
@@ -126,6 +103,7 @@ def evaluate(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Metrics of a run's best checkpoint, on other data or at another rate if overrides say so."""
     from lrnnx_app.errors import nearest
@@ -147,6 +125,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of runs.")],
     plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture to write.")] = None,
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Compare runs: metric, parameters, state, training throughput, latency of a step on this machine."""
     from dataclasses import asdict
@@ -207,6 +186,7 @@ def infer(
     ] = 0.8,
     top: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest bytes; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=options.MOST_SEED, help="Of the draws.")] = 0,
+    plugin: Plugins = None,
 ) -> None:
     """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
     continue a text."""
@@ -256,6 +236,7 @@ def export(
     ] = None,
     timed: Annotated[bool, typer.Option("--timed", help="dt is an input too (torch, onnx).")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits (onnx).")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Write the best checkpoint's model in a format that others read, and check what was written."""
     from lrnnx_app import export as formats
@@ -272,10 +253,11 @@ def recipes(
     matrix: Annotated[bool, typer.Option("--matrix", help="A table of layers and data.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Each key: value, type, what it means.")] = False,
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """List the shipped recipes, show one resolved, or explain its keys."""
     from lrnnx_app import recipe
-    from lrnnx_app.reports import listing
+    from lrnnx_app.reports import listing, show
 
     if matrix and (explain or name is not None):
         raise UserError("--matrix is a table of its own; expected neither NAME nor --explain with it")
@@ -283,17 +265,11 @@ def recipes(
         from omegaconf import OmegaConf
 
         config = recipe.load(name)
-        return print(as_json(OmegaConf.to_container(config))) if to_json else say(*_yaml(config))
+        return print(as_json(OmegaConf.to_container(config))) if to_json else say(*show.yaml(config))
     columns, rows = listing.keys(name) if explain else listing.matrix() if matrix else listing.recipes()
     if to_json:
         return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     table(columns, [map(listing.text, row) for row in rows])
-
-
-def _yaml(config: Any) -> list[str]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(config).splitlines()
 
 
 @app.command()
@@ -302,6 +278,7 @@ def data(
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture of examples to write.")] = None,
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show what data hold: splits, classes, lengths, times, padding; and a picture of four examples."""
     from dataclasses import asdict
@@ -319,16 +296,17 @@ def data(
 def layers(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """List the layers: paper, kind, rules, event time, state and cost."""
     from lrnnx_app.reports import catalog
 
     if markdown:
         return print(catalog.markdown())
-    rows = catalog.rows()
+    rows, columns = catalog.rows(), (*catalog.COLUMNS, catalog.FROM)
     if to_json:
-        return print(as_json([dict(zip(catalog.COLUMNS, row, strict=True)) for row in rows]))
-    table(catalog.COLUMNS, rows)
+        return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    table(columns, rows)
     say(catalog.LEGEND)
 
 
@@ -336,6 +314,7 @@ def layers(
 def doctor(
     build: Annotated[bool, typer.Option("--build", help="Build the kernels ahead of use.")] = False,
     to_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show what this machine has and check every operator on it; exit code 1 if anything is wrong."""
     from dataclasses import asdict
@@ -343,7 +322,7 @@ def doctor(
     from lrnnx_app.reports import doctor as examine
 
     with terminal.results_only():
-        report = examine.run(build)
+        report = examine.run(build, plugin or ())
     print(as_json(asdict(report)) if to_json else examine.text(report))
     raise typer.Exit(0 if report.ok else 1)
 
@@ -352,6 +331,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     terminal.prepare()
     tracebacks.set(False)
+    plugins.forget()
     with outputs.lasting("stderr"):
         sys.exit(_run())
 

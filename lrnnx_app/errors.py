@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+MOST_WORDS = 400  # letters of a library's message
 STOPPED = 75  # exit code of `Interrupted`: EX_TEMPFAIL, try again
 
 
@@ -85,3 +86,10 @@ def one_of(key: str, value: str, options: Iterable[str]) -> str:
     if value not in options:
         raise RecipeError(f"{key}: unknown '{value}'; {nearest(value, options)}")
     return value
+
+
+def one_line(error: BaseException) -> str:
+    """The telling part of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) < MOST_WORDS else f"{line[: MOST_WORDS // 2]}…{line[-MOST_WORDS // 2 :]}"

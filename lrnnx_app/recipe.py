@@ -18,18 +18,18 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lrnnx_app import plugins
 from lrnnx_app.disk import plain_yaml
-from lrnnx_app.errors import RecipeError, nearest, one_of
+from lrnnx_app.disk.overrides import dotlist
+from lrnnx_app.errors import RecipeError, nearest, one_line, one_of
+from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, Registry, recipes
 
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
 PERIODS = ("checkpoint_every", "validate_every", "log_every")  # of the trainer, as COUNTS
 COUNTS = ("keep", "max_skipped", "accumulate", "devices", "nodes")
-MOST_WORDS = 400  # letters of a library's message
 STRATEGIES = ("auto", "ddp", "fsdp")
-OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text in an override
-NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
 @dataclass
@@ -76,17 +76,11 @@ class Recipe:
     model: Any = None  # the network
     data: Any = None  # what is learned from
     trainer: TrainerConfig = field(default_factory=TrainerConfig)  # how long, on what, and what is kept
+    plugins: list[str] = field(default_factory=list)  # beside lrnnx, that it needs: found out, not set
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MOST_SEED:
             raise RecipeError(f"seed: expected 0 to {MOST_SEED}, not {self.seed}")
-
-
-def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
-    here = Path(__file__).parent
-    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
 
 
 def layer_nodes(layer: Any) -> list[tuple[str, Any]]:
@@ -97,19 +91,20 @@ def layer_nodes(layer: Any) -> list[tuple[str, Any]]:
 
 
 def find(recipe: str) -> Path:
-    """The file of a recipe given by path or by a shipped recipe's name.
+    """The file of a recipe given by path or by the name of one that lrnnx or a plugin has.
 
     Raises:
-        RecipeError: neither exists; names the nearest shipped one.
+        RecipeError: neither exists; names the nearest one.
     """
     path = Path(recipe)
     if path.suffix in (SUFFIX, ".yml"):
         if path.is_file():
             return path
-        raise RecipeError(f"{recipe}: no such recipe file; `lrnnx recipes` lists the shipped ones")
-    if recipe in shipped():
-        return shipped()[recipe]
-    raise RecipeError(f"{recipe}: unknown recipe; {nearest(recipe, shipped())}")
+        raise RecipeError(f"{recipe}: no such recipe file; `lrnnx recipes` lists those that have names")
+    known = recipes()
+    if recipe in known:
+        return known[recipe][0]
+    raise RecipeError(f"{recipe}: unknown recipe; {nearest(recipe, known)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(plain_yaml.MOST_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not readable as YAML; {_one_line(error)}") from error
+        raise RecipeError(f"{path}: not readable as YAML; {one_line(error)}") from error
     return mapping(text, str(path))
 
 
@@ -150,7 +145,7 @@ def tree(content: dict[str, Any], source: str) -> DictConfig:
     try:
         return OmegaConf.create(content)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise RecipeError(f"{source}: {_one_line(error)}") from error
+        raise RecipeError(f"{source}: {one_line(error)}") from error
 
 
 def system(path: Path) -> tuple[str, str]:
@@ -186,14 +181,17 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     try:
         chosen = OmegaConf.unsafe_merge(OmegaConf.create(file), overrides)
     except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
-        raise RecipeError(f"{source} with the overrides: {_one_line(error)}") from error
+        raise RecipeError(f"{source} with the overrides: {one_line(error)}") from error
     assert isinstance(chosen, DictConfig)
     layers = _layer_keys(chosen)
     schema = _schema(chosen, source, layers)
     schema.name = name
     _drop_orphans(file, overrides, schema, layers)
+    if "plugins" in overrides:
+        raise RecipeError("plugins: is found out, not set; expected --plugin FILE, or an installed package")
     merged = _merge(schema, file, source)
     merged = _merge(merged, overrides, "command line")
+    merged.plugins = _origins(merged, layers)
     _at_home(merged.data)
     if layers != ["model.layer"]:
         OmegaConf.update(
@@ -206,9 +204,9 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
         try:
             OmegaConf.to_object(OmegaConf.select(merged, key))
         except RecipeError as error:
-            raise RecipeError(f"{source}: {key}.{_one_line(error)}") from error
+            raise RecipeError(f"{source}: {key}.{one_line(error)}") from error
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-            raise RecipeError(f"{source}: {key}: {_one_line(error)}") from error
+            raise RecipeError(f"{source}: {key}: {one_line(error)}") from error
     return merged
 
 
@@ -255,33 +253,50 @@ def _layer_keys(chosen: DictConfig) -> list[str]:
 
 def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
     """`Recipe` with the Configs of the chosen classes in place."""
-    from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS  # importing an entry imports torch
-
     schema = OmegaConf.structured(Recipe)
+    needed = _needed(chosen)
     parts = {"task": TASKS, "model": MODELS, "data": DATA, **dict.fromkeys(layers, LAYERS)}
     for key, registry in parts.items():
-        name, config = _entry(registry, _select(chosen, f"{key}.name"), f"{key}.name", source)
+        name, config = _entry(registry, _select(chosen, f"{key}.name"), f"{key}.name", source, needed)
         OmegaConf.update(schema, key, OmegaConf.structured(_named(config, name)), force_add=True)
     for outer in layers:
         while _holds_a_layer(schema, outer):
             held = _select(chosen, f"{outer}.layer")
             held = OmegaConf.select(schema, f"{outer}.layer") if held is None else held
-            _, config = _entry(LAYERS, held, f"{outer}.layer", source)
+            _, config = _entry(LAYERS, held, f"{outer}.layer", source, needed)
             outer += ".options"
             OmegaConf.update(schema, outer, OmegaConf.structured(config), force_add=True)
     OmegaConf.set_struct(schema, True)
     return schema
 
 
-def _entry(registry: Any, name: Any, key: str, source: str) -> tuple[str, type]:
-    """The name of an entry and its Config."""
+def _needed(config: DictConfig) -> list[str]:
+    """The plugins that a recipe says it was made with; none is imported for that."""
+    named = _select(config, "plugins")
+    names = named if isinstance(named, ListConfig) else []
+    return [name for name in names if isinstance(name, str) and PLAIN_NAME.fullmatch(name)]
+
+
+def _entry(registry: Registry, name: Any, key: str, source: str, needed: list[str]) -> tuple[str, type]:
+    """The name of an entry and its Config; `needed` are the plugins that the recipe says it was made with."""
     if not isinstance(name, str):
         known = ", ".join(registry)
         raise RecipeError(f"{source}: {key}: expected the name of a {registry.kind}, one of: {known}")
     try:
         return name, registry.find(name, key).Config
     except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from error
+        raise RecipeError(f"{source}: {error}{plugins.absent(needed)}") from error
+
+
+def _origins(config: DictConfig, layers: list[str]) -> list[str]:
+    """The packages and files, beside lrnnx, that the chosen classes come from."""
+    chosen = [(TASKS, config.task.name), (MODELS, config.model.name), (DATA, config.data.name)]
+    chosen += [(LAYERS, OmegaConf.select(config, f"{key}.name")) for key in layers]
+    chosen += [
+        (LAYERS, OmegaConf.select(config, f"{key.removesuffix('.options')}.layer"))
+        for key in _inner(config, layers)
+    ]
+    return sorted({registry.origins().get(name, "") for registry, name in chosen} - {""})
 
 
 def _holds_a_layer(config: DictConfig, key: str) -> bool:
@@ -346,7 +361,7 @@ def _merge(schema: DictConfig, content: DictConfig, source: str) -> DictConfig:
         raise RecipeError(f"{source}: unknown key '{_shown(key)}'; {hint}") from error
     except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
         key = _shown(getattr(error, "full_key", None) or "")
-        raise RecipeError(f"{source}: {f'{key}: ' if key else ''}{_one_line(error)}") from error
+        raise RecipeError(f"{source}: {f'{key}: ' if key else ''}{one_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -354,45 +369,3 @@ def _merge(schema: DictConfig, content: DictConfig, source: str) -> DictConfig:
 def _shown(key: str) -> str:
     """A key as the user writes it: model.layer[1].d_state, not model.layer.1.d_state."""
     return re.sub(r"^model\.layer\.(\d+)", r"model.layer[\1]", str(key))
-
-
-def dotlist(overrides: Sequence[str]) -> DictConfig:
-    """The overrides as nested keys.
-
-    Raises:
-        RecipeError: one is not `key.sub=value`.
-    """
-    content = OmegaConf.create()
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(f"override '{item}': expected key.sub=value, such as trainer.max_steps=100")
-        key, _, text = NAMED.sub(r"\1.name=\2", item).partition("=")
-        try:
-            plain_yaml.check(key)
-            OmegaConf.update(content, key, _value(text), force_add=True)
-        except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
-            raise RecipeError(f"override '{item}': {_one_line(error)}; expected key.sub=value") from error
-    return content
-
-
-def _value(text: str) -> Any:
-    """What an override sets: a list, a mapping or what is in quotes by the rules of YAML, else the text.
-
-    Raises:
-        NotPlainError: the text holds an interpolation.
-    """
-    plain_yaml.check(text)
-    if text == "null":
-        return None
-    try:
-        return plain_yaml.read(text) if text.startswith(OPENING) else text
-    except plain_yaml.NotPlainError:
-        return text  # a folder's name may open with a bracket too
-
-
-def _one_line(error: BaseException) -> str:
-    """The telling part of a library's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    return line if len(line) < MOST_WORDS else f"{line[: MOST_WORDS // 2]}…{line[-MOST_WORDS // 2 :]}"

@@ -1,4 +1,4 @@
-"""Names in a recipe -> classes, discovered by file.
+"""Names in a recipe -> classes, discovered by file; and names of recipes -> files. Plugins may add to both.
 
 A registry is a package; every public module in it is one entry, named after its file, and holds
 exactly one class with a nested `Config`. Listing the names imports none of them.
@@ -9,9 +9,12 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from lrnnx_app.errors import LrnnxError, RecipeError, nearest
+from lrnnx_app import plugins
+from lrnnx_app.errors import LrnnxError, RecipeError, UserError, nearest
 
 
 class Registry(Mapping[str, Any]):
@@ -19,16 +22,30 @@ class Registry(Mapping[str, Any]):
 
     Args:
         kind: what an entry is called in messages, e.g. "layer".
-        package: dotted name of the package whose modules are the entries.
+        package: dotted name of the package whose modules are lrnnx's own entries.
+        group: of `plugins.GROUPS`, whose entry points are entries too.
+        base: "module:class" that the entries of a plugin's file derive from.
         also: other names that entries are known by, for the hint to one who looks for them.
     """
 
-    def __init__(self, kind: str, package: str, also: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
-        self.package = package
+    def __init__(
+        self, kind: str, package: str, group: str, base: str, also: Mapping[str, str] | None = None
+    ) -> None:
+        self.kind, self.package, self.group = kind, package, group
+        self.base = tuple(base.split(":"))
         self.also = also or {}
 
-    def _names(self) -> list[str]:
+    def origins(self) -> dict[str, str]:
+        """Name of each entry -> the package or file that it comes from, "" for lrnnx. Imports none of them.
+
+        lrnnx's own entries keep their names, whatever is installed.
+        """
+        found = {name: f"{name}.py" for name in plugins.files() if self.in_file(name)}
+        found |= {name: plugins.origin_of(entry) for name, entry in plugins.installed(self.group).items()}
+        return dict(sorted((found | dict.fromkeys(self.own(), "")).items()))
+
+    def own(self) -> list[str]:
+        """The names of lrnnx's own entries."""
         spec = find_spec(self.package)
         if spec is None or spec.submodule_search_locations is None:
             raise LrnnxError(f"package {self.package} is missing from this installation")
@@ -36,22 +53,18 @@ class Registry(Mapping[str, Any]):
         return sorted(m.name for m in modules if not m.name.startswith("_") and not m.ispkg)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names():
-            raise KeyError(name)
-        module = importlib.import_module(f"{self.package}.{name}")
-        entries = [
-            value
-            for key, value in vars(module).items()
-            if isinstance(value, type)
-            and value.__module__ == module.__name__
-            and "Config" in vars(value)
-            and not key.startswith("_")
-        ]
-        if len(entries) != 1:
-            raise LrnnxError(
-                f"{module.__file__} must hold one class with a nested Config, not {len(entries)}"
-            )
-        return entries[0]
+        origin = self.origins()[name]
+        if not origin:
+            return _only(self._entries(importlib.import_module(f"{self.package}.{name}")), name)
+        if origin == f"{name}.py":
+            return _only(self.in_file(name), name)
+        entry = plugins.imported(plugins.installed(self.group)[name])
+        if not isinstance(entry, type) or not hasattr(entry, "Config"):
+            raise UserError(f"{origin}: '{name}' is no {self.kind}; expected a class with a nested Config")
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.origins()  # which imports none
 
     def find(self, name: str, key: str = "") -> Any:
         """The class called `name`.
@@ -59,17 +72,72 @@ class Registry(Mapping[str, Any]):
         Raises:
             RecipeError: there is no such entry; names `key` (where the name stood) and the nearest one.
         """
-        if name not in self._names():
+        if name not in self:
             known = self.also.get(re.sub(r"[\W_]", "", name.lower()))
             hint = f"did you mean '{known}'?" if known else nearest(name, self)
             raise RecipeError(f"{key or self.kind}: unknown {self.kind} '{name}'; {hint}")
         return self[name]
 
+    def in_file(self, name: str) -> list[Any]:
+        """The classes of this kind in a plugin's file that is loaded."""
+        found = self._entries(plugins.files()[name])
+        return [c for c in found if any((b.__module__, b.__name__) == self.base for b in c.__mro__[1:])]
+
+    @staticmethod
+    def _entries(module: ModuleType) -> list[Any]:
+        return [
+            value
+            for key, value in vars(module).items()
+            if isinstance(value, type)
+            and value.__module__ == module.__name__
+            and "Config" in vars(value)
+            and not key.startswith("_")
+        ]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+        return iter(self.origins())
 
     def __len__(self) -> int:
-        return len(self._names())
+        return len(self.origins())
+
+
+def _only(entries: list[Any], name: str) -> Any:
+    if len(entries) != 1:
+        raise LrnnxError(f"{name}.py must hold one class with a nested Config, not {len(entries)}")
+    return entries[0]
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    here = Path(__file__).parent
+    return _recipes_in(here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes")
+
+
+def recipes() -> dict[str, tuple[Path, str]]:
+    """Name -> file of each recipe, and the package that it comes from, "" for lrnnx.
+
+    An entry point of the group `lrnnx.recipes` leads to a package with recipes in its folder.
+
+    Raises:
+        UserError: such a package is not there.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for entry in plugins.installed("recipes").values():
+        try:
+            spec = find_spec(entry.module)
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            package = plugins.origin_of(entry)
+            raise UserError(f"{package}: has no folder of recipes {entry.module}; reinstall or uninstall it")
+        for folder in spec.submodule_search_locations:
+            files = _recipes_in(Path(folder)).items()
+            found |= {name: (path, plugins.origin_of(entry)) for name, path in files}
+    return dict(sorted((found | {name: (path, "") for name, path in shipped().items()}).items()))
+
+
+def _recipes_in(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 KNOWN_AS = {
@@ -98,7 +166,30 @@ KNOWN_AS = {
     "attention": "local_attention",
     "slidingwindow": "local_attention",
 }
-LAYERS = Registry("layer", "lrnnx_app.layers", KNOWN_AS)
-MODELS = Registry("model", "lrnnx_app.models")
-TASKS = Registry("task", "lrnnx_app.tasks")
-DATA = Registry("data module", "data_modules")
+LAYERS = Registry("layer", "lrnnx_app.layers", "layers", "lrnnx_app.layers._base:Layer", KNOWN_AS)
+MODELS = Registry("model", "lrnnx_app.models", "models", "lrnnx_app.models._base:Model")
+TASKS = Registry("task", "lrnnx_app.tasks", "tasks", "lrnnx_app.tasks._base:Task")
+DATA = Registry("data module", "data_modules", "data", "lrnnx_app.data.module:DataModule")
+REGISTRIES = (LAYERS, MODELS, TASKS, DATA)
+
+
+def plug_in(path: Path) -> None:
+    """Load a plugin's file; each of its entries is called as the file is.
+
+    Raises:
+        UserError: see `plugins.load`; or it holds no entry, two of a kind, or one that lrnnx has already.
+    """
+    plugins.load(path)
+    name = path.stem
+    found = [(registry, registry.in_file(name)) for registry in REGISTRIES]
+    exports = callable(getattr(plugins.files()[name], "export", None))
+    if not exports and not any(entries for _, entries in found):
+        kinds = ", ".join(registry.kind for registry in REGISTRIES)
+        raise UserError(
+            f"--plugin {path}: holds no {kinds} (a class with a nested Config) and no function export"
+        )
+    for registry, entries in found:
+        if len(entries) > 1:
+            raise UserError(f"--plugin {path}: holds {len(entries)} {registry.kind}s; expected one")
+        if entries and name in registry.own():
+            raise UserError(f"--plugin {path}: lrnnx has a {registry.kind} '{name}'; rename the file")

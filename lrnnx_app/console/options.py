@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lrnnx_app.registry import DATA, plug_in, recipes
+
 MOST_SEED = 2**32 - 1  # what every generator of random numbers takes
 MOST_STEPS = 2**24  # of one chunk
 MOST_THREADS = 1024
@@ -37,16 +39,19 @@ def not_negative(value: float) -> float:
 
 def _recipes(incomplete: str) -> list[str]:
     """Names for the completion of a shell."""
-    from lrnnx_app.recipe import shipped
-
-    return [name for name in shipped() if name.startswith(incomplete)]
+    return [name for name in recipes() if name.startswith(incomplete)]
 
 
 def _data(incomplete: str) -> list[str]:
     """The same, of recipes and data modules."""
-    from lrnnx_app.registry import DATA
-
     return [*_recipes(incomplete), *(name for name in DATA if name.startswith(incomplete))]
+
+
+def _plug_in(paths: list[Path] | None) -> list[Path]:
+    """Load the files, so that recipes can name what is in them."""
+    for path in paths or ():
+        plug_in(path)
+    return list(paths or ())
 
 
 Recipe = Annotated[
@@ -66,5 +71,15 @@ DataName = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        callback=_plug_in,
+        is_eager=True,
+        help="A file with a layer, a task …",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is a GPU.")]

@@ -1,4 +1,4 @@
-"""Formats that other programs read: one file per format, found by its name."""
+"""Formats that other programs read: one file per format, found by its name; plugins may add to them."""
 
 import importlib
 import pkgutil
@@ -6,14 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lrnnx_app import plugins
 from lrnnx_app.errors import UserError, nearest
 from lrnnx_app.export._output import Options as Options
 
 ENDINGS = {".safetensors": "safetensors", ".pt2": "torch", ".onnx": "onnx"}
 
 
-def names() -> list[str]:
+def own() -> list[str]:
+    """lrnnx's own formats."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
+
+
+def names() -> list[str]:
+    """All formats, those of plugins too."""
+    files = (name for name, module in plugins.files().items() if callable(getattr(module, "export", None)))
+    return sorted({*own(), *plugins.installed("formats"), *files})
 
 
 def find(name: str | None, output: Path) -> Callable[..., list[str]]:
@@ -27,5 +35,9 @@ def find(name: str | None, output: Path) -> Callable[..., list[str]]:
     name = name or ENDINGS[output.suffix]
     if name not in names():
         raise UserError(f"format: unknown '{name}'; {nearest(name, names())}")
-    module: Any = importlib.import_module(f"{__name__}.{name}")
-    return module.export
+    if name in own():
+        module: Any = importlib.import_module(f"{__name__}.{name}")
+        return module.export
+    if name in plugins.installed("formats"):
+        return plugins.imported(plugins.installed("formats")[name])
+    return plugins.files()[name].export

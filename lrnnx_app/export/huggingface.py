@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import StreamError
 from lrnnx_app.export._chunk import CHUNKS
 from lrnnx_app.export._output import Options, accept, needs, refuse, whole
@@ -82,7 +83,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
     def __init__(self, recipe: str, spec: dict[str, Any]) -> None:
         super().__init__()
         given = recipes.tree(recipes.mapping(recipe, "config.json"), "config.json")
-        config = recipes.resolve(given, recipes.dotlist(()), "config.json")
+        config = recipes.resolve(given, dotlist(()), "config.json")
         self.model = build_task(recipes.typed(config), DataSpec.read(spec)).model
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:

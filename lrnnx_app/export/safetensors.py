@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import RunError
 from lrnnx_app.export._output import Options, accept, refuse, whole
 from lrnnx_app.models._base import Model
@@ -48,7 +49,7 @@ def load(path: Path) -> Model:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         spec = DataSpec.read(json.loads(metadata["spec"]))
         given = recipes.tree(recipes.mapping(metadata["recipe"], str(path)), str(path))
-        config = recipes.resolve(given, recipes.dotlist(()), str(path))
+        config = recipes.resolve(given, dotlist(()), str(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
     model = build_task(recipes.typed(config), spec).model

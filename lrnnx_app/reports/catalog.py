@@ -17,6 +17,7 @@ COLUMNS = (
     "floats per channel",
     "cost per step",
 )
+FROM = "from"  # the column of where a layer comes from, which the README has not
 WIDTH = 64  # d_model of the layers that are measured
 BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
 LEGEND = (
@@ -26,13 +27,14 @@ LEGEND = (
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row for each layer of the registry, in the order of COLUMNS."""
-    return [_row(name, entry) for name, entry in LAYERS.items()]
+    """A row for each layer of the registry, in the order of COLUMNS and FROM."""
+    return [(*_row(name, LAYERS[name]), origin or "lrnnx") for name, origin in LAYERS.origins().items()]
 
 
 def markdown() -> str:
     """The README's section, markers included."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
+    own = (_row(name, LAYERS[name]) for name in LAYERS.own())
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *own]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{BEGIN}\n{table}\n\n{LEGEND}\n{END}"
 

@@ -6,8 +6,9 @@
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lrnnx_app.console.tables import table
 from lrnnx_app.ops import _extension, linear_scan
+from lrnnx_app.reports.layer_checks import checked
 
 LENGTHS = (1, 2, 33, 127)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -29,16 +31,18 @@ class Report:
     compilers: dict[str, str]
     kernels: dict[str, str]
     checks: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)  # of plugins
     advice: list[str] = field(default_factory=list)
     ok: bool = True
 
 
-def run(build: bool = False) -> Report:
+def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
     """Look at the machine and compare every operator with its reference on every device of it.
 
     Args:
         build: build and load the kernels of every device that a compiler is found for, ahead of use; without
             a GPU, CUDA kernels are built for those that LRNNX_ARCH names.
+        plugins: files that are loaded, whose layers are tried.
     """
     present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     failures = list(_build(build, present))
@@ -47,8 +51,9 @@ def run(build: bool = False) -> Report:
     )
     for device in present:
         report.checks += _check_scan(device)
+    report.layers = checked(plugins)
     report.advice = failures + list(_advice(present))
-    report.ok = not failures and all(row["ok"] for row in report.checks)
+    report.ok = not failures and all(row["ok"] for row in (*report.checks, *report.layers))
     return report
 
 
@@ -62,6 +67,7 @@ def text(report: Report) -> str:
     }
     lines = [line for name, entries in groups.items() for line in (name, *_entries(entries))]
     lines += ["operators against their references in float64", table(report.checks)]
+    lines += ["layers of plugins", table(report.layers)] if report.layers else []
     lines += ["advice", *(f"  {line}" for line in report.advice)] if report.advice else []
     return "\n".join([*lines, "all well" if report.ok else "something is wrong: see above"])
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data.module import EVALUATION_SEED, DataModule, Source
+from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.registry import DATA
 from lrnnx_app.runs.run import build_data
 from lrnnx_app.spec import SPLITS, Example
@@ -51,7 +52,7 @@ def open_data(name: str, overrides: Sequence[str] = ()) -> DataModule:
         return build_data(recipes.typed(recipes.load(name, overrides)))
     rest = {"task": {"name": "classify"}, "model": {"name": "backbone", "layer": {"name": "lru"}}}
     content = OmegaConf.create({**rest, "data": {"name": name}})
-    return build_data(recipes.typed(recipes.resolve(content, recipes.dotlist(overrides), name)))
+    return build_data(recipes.typed(recipes.resolve(content, dotlist(overrides), name)))
 
 
 def splits(data: DataModule) -> Iterator[tuple[str, Split]]:

@@ -1,29 +1,30 @@
-"""Tables of the shipped recipes, and of the keys of one."""
+"""Tables of the recipes that have names, and of the keys of one."""
 
 from typing import Any
 
-from lrnnx_app import recipe
+from lrnnx_app import recipe, registry
 from lrnnx_app.console.terminal import as_json
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.reports import explain
 
-COLUMNS = ("name", "task", "layer", "data", "what it is for")
+COLUMNS = ("name", "task", "layer", "data", "from", "what it is for")
 Cell = Any  # text, names, or the value of a key
 
 
 def recipes() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns, and a row for each recipe."""
     rows: list[tuple[Cell, ...]] = []
-    for name, path in recipe.shipped().items():
+    for name, (path, origin) in registry.recipes().items():
         content = recipe.read_yaml(path)
-        rows.append((name, content["task"]["name"], *recipe.system(path), content.get("about", "")))
+        kind = content["task"]["name"]
+        rows.append((name, kind, *recipe.system(path), origin or "lrnnx", content.get("about", "")))
     return COLUMNS, rows
 
 
 def matrix() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns: layer and the kinds of data; rows: a layer and, for each kind, the recipes' names."""
     cells: dict[tuple[str, str], list[str]] = {}
-    for name, path in recipe.shipped().items():
+    for name, (path, _) in registry.recipes().items():
         cells.setdefault(recipe.system(path), []).append(name)
     kinds = sorted({kind for _, kind in cells})
     layers = sorted({layer for layer, _ in cells})

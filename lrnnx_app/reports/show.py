@@ -4,12 +4,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.module import DataModule
+from lrnnx_app.registry import DATA
 from lrnnx_app.reports import compare, inspection
 from lrnnx_app.reports.inspection import Split
 from lrnnx_app.runs.folder import COMPARED, COMPARISON, SUMMARY, write_whole
@@ -84,7 +87,9 @@ def data(opened: DataModule, found: dict[str, Split]) -> None:
     spec = opened.spec
     kind = f"tokens below {spec.d_input}" if spec.tokens else f"{spec.d_input} channels"
     rate = f" at {spec.sample_rate} Hz" if spec.sample_rate else ""
-    say(f"{type(opened).__name__}: {kind}{rate} → {spec.d_output} outputs")
+    origin = DATA.origins().get(opened.config.name)
+    source = f" from {origin}" if origin else ""
+    say(f"{type(opened).__name__}{source}: {kind}{rate} → {spec.d_output} outputs")
     columns = ("examples", "shape", "steps: least, median, 95 %, most", "dt: least, median, most", "padding")
     table(("split", *columns), [(split, *_cells(content)) for split, content in found.items()])
     classes = list(dict.fromkeys(label for content in found.values() for label in content.classes))
@@ -102,3 +107,32 @@ def _cells(content: Split) -> tuple[str, ...]:
         ", ".join(f"{t:.3g}" for t in content.dt or ()),
         f"{content.padding:.1%}",
     )
+
+
+def summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Print what a training came to."""
+    rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
+    rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
+    rows += [
+        ("parameters", f"{summary['parameters']:,}"),
+        ("training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"),
+    ]
+    if "peak_gpu_mib" in summary:
+        rows.append(("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most"))
+    table(("", ""), [*rows, ("run", str(folder))], header=False)
+
+
+def dry_run(config: DictConfig, loss: float, rows: Sequence[tuple[str, str, int]]) -> None:
+    """Print a recipe, its modules (name, type, parameters), and the loss of one batch."""
+    say(*yaml(config), "")
+    total = sum(row[2] for row in rows)
+    table(
+        ("module", "type", "parameters"),
+        [(name, kind, f"{count:,}") for name, kind, count in [*rows, ("total", "", total)]],
+    )
+    say(f"one batch forward and backward: loss {loss:.4g}")
+
+
+def yaml(config: DictConfig) -> list[str]:
+    """The lines of a resolved recipe."""
+    return OmegaConf.to_yaml(config).splitlines()

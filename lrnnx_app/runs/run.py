@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.disk.plain_yaml import unsafe
 from lrnnx_app.errors import RecipeError, RunError
 from lrnnx_app.registry import DATA, TASKS
@@ -69,7 +70,7 @@ class Run:
         self.path = path
         source = str(path / RECIPE)
         content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
-        self.config = recipes.resolve(content, recipes.dotlist(overrides), source)
+        self.config = recipes.resolve(content, dotlist(overrides), source)
         self.recipe = recipes.typed(self.config)
 
     @property

@@ -70,18 +70,6 @@ class Task(LightningModule):
         schedule = LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_start(self) -> None:
-        """Rates and decay are those of the recipe, which may have changed since a checkpoint was written."""
-        fresh = parameter_groups(self.model, self.config)
-        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            schedule = config.scheduler
-            assert isinstance(schedule, LambdaLR)
-            schedule.base_lrs = [group["lr"] for group in fresh]
-            for group, own, rate in zip(optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True):
-                group["initial_lr"], group["weight_decay"] = own["lr"], own["weight_decay"]
-                group["lr"] = own["lr"] * rate(schedule.last_epoch)
-            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["spec"] = asdict(self.spec)
 

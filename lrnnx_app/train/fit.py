@@ -31,6 +31,7 @@ from lrnnx_app.train.checkpoints import Checkpoints
 from lrnnx_app.train.cuda_graph import Graphed
 from lrnnx_app.train.loaders import Loaders
 from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
+from lrnnx_app.train.rates import Rates
 from lrnnx_app.train.strategies import WHOLE
 from lrnnx_app.train.summary import summary
 from lrnnx_app.train.totals import Totals
@@ -99,6 +100,7 @@ class _Watch:
             LambdaCallback(setup=self.peers.watch),
             Graphed(task.model, settings),
             trainers.Addressed(recipe.seed),
+            Rates(),
             self.nonfinite,
             self.saver,
             self.totals,

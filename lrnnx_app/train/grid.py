@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from lrnnx_app import plugins
 from lrnnx_app import recipe as recipes
 from lrnnx_app.console.interrupts import Interrupts
 from lrnnx_app.console.terminal import say
@@ -193,7 +194,7 @@ def _hand_on(number: int) -> None:
 
 def train_one(words: Sequence[str]) -> str:
     """Run `lrnnx` with these words, its output shown; the last line of what it said if it failed, else ""."""
-    command = [sys.executable, "-m", "lrnnx_app.cli", *words]
+    command = [sys.executable, "-m", "lrnnx_app.cli", *words, *plugins.words()]
     tail = b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Trainer
 
-from lrnnx_app import __version__
+from lrnnx_app import __version__, plugins
 from lrnnx_app.recipe import Recipe
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train.totals import Totals
@@ -39,6 +39,7 @@ def summary(recipe: Recipe, task: Task, trainer: Trainer, skipped: int, totals: 
             "python": sys.version.split()[0],
             **{name: version(name) for name in RECORDED},
         },
+        **({"plugins": plugins.marks(recipe.plugins)} if recipe.plugins else {}),
         "device": str(trainer.strategy.root_device),
         "git": _commit(),
     }

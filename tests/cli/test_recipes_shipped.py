@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrnnx_app import recipe as recipes
-from lrnnx_app.registry import DATA, LAYERS, TASKS
+from lrnnx_app.registry import DATA, LAYERS, TASKS, shipped
 from lrnnx_app.train import fit
 
 MODELS = {
@@ -32,7 +32,7 @@ def standins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("standins")
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_recipe_runs_a_batch(name: str, standins: Path) -> None:
     config = recipes.load(name)
     data = importlib.import_module(f"tests.data.standins.{config.data.name}")
@@ -47,7 +47,7 @@ def test_recipe_runs_a_batch(name: str, standins: Path) -> None:
     assert sum(count for _, _, count in rows) > 0
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_recipe_opens_with_its_purpose_and_command(name: str) -> None:
     lines = recipes.find(name).read_text().splitlines()
     comment = [line for line in lines[: lines.index("task:")] if line.startswith("#")]
@@ -57,7 +57,7 @@ def test_recipe_opens_with_its_purpose_and_command(name: str) -> None:
 
 
 def test_every_task_and_data_module_has_a_recipe() -> None:
-    loaded = [recipes.read_yaml(path) for path in recipes.shipped().values()]
+    loaded = [recipes.read_yaml(path) for path in shipped().values()]
     assert {content["task"]["name"] for content in loaded} == set(TASKS)
     assert {content["data"]["name"] for content in loaded} == set(DATA)
 
@@ -75,7 +75,7 @@ def needs_root(name: str) -> bool:
 
 
 def test_every_system_has_a_recipe_on_public_and_one_on_embedded_data() -> None:
-    single = {name: layers_of(name) for name in recipes.shipped()}
+    single = {name: layers_of(name) for name in shipped()}
     public = {min(found) for name, found in single.items() if needs_root(name) and len(found) == 1}
     embedded = {min(found) for name, found in single.items() if not needs_root(name) and len(found) == 1}
     assert set(PUBLIC) <= public

@@ -13,13 +13,13 @@ import soundfile
 import torch
 
 from data_modules import _splits
-from lrnnx_app import cli, recipe
+from lrnnx_app import cli
 from lrnnx_app.console import terminal
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import UserError
 from lrnnx_app.export._output import Options, refuse
 from lrnnx_app.infer import files as inference
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, shipped
 from lrnnx_app.spec import SPLITS
 from lrnnx_app.streaming.sinks import AudioFile
 
@@ -87,7 +87,7 @@ def test_where_the_output_is_no_terminal_a_table_has_a_line_for_each_row(
 def test_names_are_whole_and_a_row_is_a_line(lrnnx, words: list[str]) -> None:
     result = lrnnx(*words)
     assert result.code == 0, result.error
-    names = list(recipe.shipped()) if words[0] == "recipes" else list(LAYERS)
+    names = list(shipped()) if words[0] == "recipes" else list(LAYERS)
     for name in names:
         assert name in result.out.replace(",", " ").split()
     as_json = json.loads(lrnnx(*words, "--json").out)

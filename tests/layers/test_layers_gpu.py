@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from lrnnx_app.layers._properties import inputs
 from tests.helpers import relative
-from tests.layers.test_layers import ALL, OWN_FORMS, PLAIN, TIMED, _inputs, _name
+from tests.layers.test_layers import ALL, OWN_FORMS, PLAIN, TIMED, _name
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 FIRST = [case for i, case in enumerate(PLAIN) if case.name not in {c.name for c in PLAIN[:i]}]
@@ -20,7 +21,7 @@ def _run(layer, x, dt):
 
 @pytest.mark.parametrize(("case", "timed"), TIMED, ids=_name)
 def test_the_gpu_agrees_with_float64(case, timed):
-    x, dt = _inputs(timed, time=70)
+    x, dt = inputs(timed, time=70)
     x = x.float()
     dt = None if dt is None else dt.float()
     exact = case.build().float().double()  # the same, rounded, parameters
@@ -40,7 +41,7 @@ def test_the_gpu_agrees_with_float64(case, timed):
 def test_inductor_compiles_it_whole(case):
     torch.compiler.reset()
     layer = case.build().float().cuda()
-    x = _inputs(False, torch.float32, 70)[0].cuda()
+    x = inputs(False, torch.float32, 70)[0].cuda()
     compiled = torch.compile(layer, fullgraph=True)
     expected, wanted = _run(layer, x, None)
     values, grads = _run(compiled, x, None)
@@ -51,7 +52,7 @@ def test_inductor_compiles_it_whole(case):
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_half_precision_is_finite_on_the_gpu(case):
     layer = case.build().float().cuda()
-    x = _inputs(False, torch.float32, 70)[0].cuda()
+    x = inputs(False, torch.float32, 70)[0].cuda()
     with torch.autocast("cuda", torch.bfloat16):
         y, _ = layer(x)
     y.float().square().mean().backward()

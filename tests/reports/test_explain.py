@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lrnnx_app import recipe
-from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
+from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, shipped
 from lrnnx_app.reports import explain
 
 
@@ -24,7 +24,7 @@ def keys(content: Any, above: str) -> Iterator[str]:
             yield from list(keys(value, f"{above}[{index}]"))[1:]
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", shipped())
 def test_every_key_of_a_recipe_is_explained(name: str) -> None:
     config = recipe.load(name)
     rows = list(explain.rows(config))

@@ -12,10 +12,11 @@ import soundfile
 import torch
 from PIL import Image
 
-from lrnnx_app import cli, recipe
+from lrnnx_app import recipe
 from lrnnx_app.bench import ops
 from lrnnx_app.export.safetensors import load
-from lrnnx_app.reports import doctor
+from lrnnx_app.registry import shipped
+from lrnnx_app.reports import doctor, show
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.run import Run
 from lrnnx_app.spec import Batch
@@ -79,7 +80,7 @@ def test_tensorboard_has_sounds_and_pictures(denoiser: Path) -> None:
 
 def test_brackets_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
     summary = {"metrics": {}, "not_computed": {"pesq": "install 'x[audio-metrics]'"}, "parameters": 1}
-    cli._show_summary(Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
+    show.summary(Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
     shown = capfd.readouterr().out
     assert "run[red]" in shown
     assert "x[audio-metrics]" in shown
@@ -174,7 +175,7 @@ def test_data_shows_and_draws(lrnnx, tmp_path: Path) -> None:
 def test_recipes_as_a_table_of_systems_and_data(lrnnx) -> None:
     result = lrnnx("recipes", "--matrix")
     assert result.code == 0, result.error
-    for name in recipe.shipped():
+    for name in shipped():
         assert name in result.out
 
 

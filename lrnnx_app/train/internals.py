@@ -1,0 +1,19 @@
+"""What training takes of Lightning beyond its documented interface; a test looks for it in the installed one.
+
+A place is a path from an object of Lightning's, through attributes, keys in [] and the results of calls.
+"""
+
+PLACES = {
+    "trainer.fit_loop.state_dict()[epoch_progress][current]": "checkpoints: the place at the end of a step",
+    "trainer.fit_loop.epoch_loop.restarting": "checkpoints: no validation once more after a resume",
+    "trainer.fit_loop.batch_idx": "progress: the place in an epoch",
+    "trainer.lr_scheduler_configs": "rates: those of the recipe after a resume",
+    "launcher.procs": "processes: those that Lightning started, to watch them",
+    "ddp._setup_model": "strategies: the model wrapped on the stream that trains",
+    "ddp._ddp_kwargs": "strategies: the options for that",
+    "ddp.determine_ddp_device_ids": "strategies: the devices for that",
+    "best.state_dict()[best_k_models]": "checkpoints: the best of a run that was moved",
+    "best.state_dict()[dirpath]": "checkpoints: their folder",
+    "best.state_dict()[best_model_path]": "checkpoints: and the best one",
+    "bar.is_disabled": "progress: other processes draw no bar",
+}

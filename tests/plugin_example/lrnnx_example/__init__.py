@@ -1,0 +1,1 @@
+"""One entry of every kind that lrnnx takes from other packages."""

@@ -1,0 +1,198 @@
+"""Entries of installed packages and of files named by --plugin: found, used, named, and never run unasked."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lrnnx_app import plugins
+from lrnnx_app.registry import REGISTRIES, shipped
+from lrnnx_app.runs.run import Run
+from tests.helpers import ROOT
+
+EXAMPLE = ROOT / "tests" / "plugin_example"
+WORDS = ["digits_lru", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.batch_size=324"]
+WORDS += ["model.d_model=4", "model.depth=1", "model.bidirectional=false"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with the example installed: its wheel, built and unpacked as an installer does."""
+    folder = tmp_path_factory.mktemp("example")
+    source = shutil.copytree(EXAMPLE, folder / "source")
+    build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "packages")
+    return folder / "packages"
+
+
+@pytest.fixture
+def present(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, where Python looks for packages."""
+    monkeypatch.syspath_prepend(str(installed))
+    plugins.forget()
+    return installed
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch):
+    yield
+    monkeypatch.undo()
+    plugins.forget()
+
+
+@pytest.fixture(scope="module")
+def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained by the real command from the package's own recipe."""
+    path = tmp_path_factory.mktemp("runs") / "waves"
+    found = {"PYTHONPATH": f"{installed}:{ROOT}", "LRNNX_BUILD": "off"}
+    command = [sys.executable, "-m", "lrnnx_app.cli", "train", "waves_leaky", "-o", str(path)]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}
+    done = subprocess.run(command, env=kept | found, capture_output=True, text=True, cwd=path.parent)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The example's layer as a file of its own, which marks that it was run."""
+    path = tmp_path / "leaky2.py"
+    mark = f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n"
+    path.write_text((EXAMPLE / "lrnnx_example" / "leaky.py").read_text() + mark)
+    return path
+
+
+def test_an_installed_package_adds_an_entry_of_every_kind(present: Path, lrnnx) -> None:
+    for group in plugins.GROUPS:
+        assert plugins.installed(group), group
+    for registry in REGISTRIES:
+        (name,) = plugins.installed(registry.group)
+        assert registry.origins()[name] == "lrnnx-example"
+        assert registry.find(name).Config
+        assert set(registry.own()) == set(registry) - {name}
+
+
+def test_lists_say_where_an_entry_comes_from(present: Path, file: Path, lrnnx) -> None:
+    rows = json.loads(lrnnx("layers", "--json", "--plugin", file).out)
+    origins = {row["layer"]: row["from"] for row in rows}
+    assert origins["leaky"] == "lrnnx-example"
+    assert origins["leaky2"] == "leaky2.py"
+    assert origins["lru"] == "lrnnx"
+    rows = json.loads(lrnnx("recipes", "--json").out)
+    assert {row["name"] for row in rows if row["from"] == "lrnnx-example"} == {"waves_leaky"}
+    assert {row["name"] for row in rows if row["from"] == "lrnnx"} == set(shipped())
+    assert "Waves from lrnnx-example: 1 channels" in lrnnx("data", "waves").out
+
+
+def test_a_run_of_a_package_trains_streams_and_exports(
+    run: Path, present: Path, lrnnx, tmp_path: Path
+) -> None:
+    assert Run(run).recipe.plugins == ["lrnnx-example"]
+    assert json.loads((run / "summary.json").read_text())["plugins"] == {"lrnnx-example": "0.3"}
+    (tmp_path / "wave.txt").write_text("\n".join(["1"] * 5 + ["-1"] * 5))
+    result = lrnnx("infer", run, tmp_path / "wave.txt", "--running", "--steps", "2", "--json")
+    assert result.code == 0, result.error
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert [set(line["classes"]) for line in lines if "classes" in line] == [{"slow", "fast"}] * 5
+    result = lrnnx("export", run, "-o", tmp_path / "shapes.txt", "--format", "shapes")
+    assert result.code == 0, result.error
+    assert "log_tau (8,)" in (tmp_path / "shapes.txt").read_text()
+    assert lrnnx("export", run, "-o", tmp_path / "model.safetensors").code == 0
+    assert lrnnx("evaluate", run).code == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["infer", "RUN", "x.txt"], ["evaluate", "RUN"], ["train", "--resume", "RUN"]]
+)
+def test_a_run_whose_package_is_absent_says_so_in_one_line(run: Path, lrnnx, words: list[str]) -> None:
+    result = lrnnx(*(run if word == "RUN" else word for word in words))
+    assert result.code == 2
+    (line,) = result.error.splitlines()
+    assert "unknown task 'weighed'" in line
+    assert line.endswith("it needs lrnnx-example, which lrnnx has not: pip install lrnnx-example")
+
+
+def test_a_file_trains_and_is_asked_for_again(file: Path, lrnnx, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = lrnnx("train", *WORDS, "model.layer=leaky2", "--plugin", file, "-o", run)
+    assert result.code == 0, result.error
+    assert json.loads((run / "summary.json").read_text())["plugins"]["leaky2.py"].startswith("sha256:")
+    shutil.copy(file, run / "leaky2.py")  # beside the recipe, as a stranger could put it
+    (tmp_path / "was_run").unlink()
+    result = lrnnx("evaluate", run)
+    assert result.code == 2
+    (line,) = result.error.splitlines()
+    assert line.endswith("it needs leaky2.py, which lrnnx has not: --plugin PATH/leaky2.py")
+    assert not (tmp_path / "was_run").exists(), "a file was run that nobody named"
+    assert lrnnx("evaluate", run, "--plugin", file).code == 0
+    assert (tmp_path / "was_run").exists()
+
+
+def test_every_run_of_a_grid_has_the_plugin(file: Path, lrnnx, tmp_path: Path) -> None:
+    words = [*WORDS, "model.layer=lru,leaky2", "--plugin", file, "-o", tmp_path / "grid"]
+    result = lrnnx("train", *words)
+    assert result.code == 0, result.error
+    assert Run(tmp_path / "grid" / "lru").recipe.plugins == []
+
+
+def test_a_recipe_that_names_a_plugin_does_not_run_it(file: Path, lrnnx, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = shipped()["digits_lru"].read_text().replace("name: lru", "name: leaky2")
+    for named in (str(file), file.name, "leaky2", "os", "../leaky2.py"):
+        recipe.write_text(f"{text}plugins: ['{named}']\n")
+        result = lrnnx("train", recipe, "--dry-run")
+        assert result.code == 2
+        assert len(result.error.splitlines()) == 1
+        assert "unknown layer 'leaky2'" in result.error
+        assert not (tmp_path / "was_run").exists()
+    result = lrnnx("train", *WORDS, "plugins=[leaky2.py]", "--dry-run")
+    assert (result.code, "is found out, not set" in result.error) == (2, True)
+
+
+MISTAKES = {
+    "absent": ("mine.py", None, "expected an existing .py file"),
+    "other": ("mine.txt", "", "expected an existing .py file"),
+    "hidden": ("_mine.py", "", "expected a plain name"),
+    "spaced": ("my layer.py", "", "expected a plain name"),
+    "broken": ("mine.py", "1 / 0", "cannot be run (ZeroDivisionError: division by zero)"),
+    "syntax": ("mine.py", "def", "cannot be run (SyntaxError"),
+    "empty": ("mine.py", "x = 1", "holds no layer, model, task, data module"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_file_that_is_no_plugin_is_one_line(lrnnx, tmp_path: Path, name: str) -> None:
+    file, content, words = MISTAKES[name]
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    result = lrnnx("layers", "--plugin", tmp_path / file)
+    assert result.code == 2
+    assert len(result.error.splitlines()) == 1
+    assert words in result.error
+
+
+def test_a_file_takes_no_name_that_lrnnx_has(lrnnx, tmp_path: Path) -> None:
+    file = Path(shutil.copy(EXAMPLE / "lrnnx_example" / "leaky.py", tmp_path / "lru.py"))
+    result = lrnnx("layers", "--plugin", file)
+    assert (result.code, "lrnnx has a layer 'lru'; rename the file" in result.error) == (2, True)
+
+
+def test_the_doctor_tries_the_layer_of_a_file(file: Path, lrnnx, tmp_path: Path) -> None:
+    from lrnnx_app.layers._properties import PROPERTIES
+
+    report = json.loads(lrnnx("doctor", "--plugin", file, "--json").out)
+    assert {row["property"].replace(" ", "_") for row in report["layers"]} == PROPERTIES.keys()
+    assert [row for row in report["layers"] if not row["ok"]] == []
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(file.read_text().replace("return self.gain * h", "return 1.2 * self.gain * h"))
+    result = lrnnx("doctor", "--plugin", wrong, "--json")
+    failed = {row["property"]: row["first"] for row in json.loads(result.out)["layers"] if not row["ok"]}
+    assert failed.keys() == {"equals its definition"}
+    assert "'y': '0.2'" in failed["equals its definition"]
+    assert result.code == 1
