@@ -115,16 +115,16 @@ Gradients selective_scan_backward(
     shape.insert(shape.begin(), rows);
     return torch::stable::new_empty(u, shape, wide);
   };
-  const Tensor none = torch::stable::new_empty(u, {0}, wide);
+  const auto none = [&] { return torch::stable::new_empty(u, {0}, wide); };  // outputs share no memory
   const auto weights = [&](const Tensor& x) {  // for each batch element also where they are the same for all
     std::vector<int64_t> shape = sizes(x);
     shape[0] = p.batch;
     return sums(shape, p.tiles());
   };
-  Tensor du = fresh_like(given.u, wide), ddelta = fresh_like(given.u, wide), dz = z ? fresh_like(given.u, wide) : none;
+  Tensor du = fresh_like(given.u, wide), ddelta = fresh_like(given.u, wide), dz = z ? fresh_like(given.u, wide) : none();
   Tensor dA = sums(sizes(A), p.batch), dB = weights(B), dC = weights(C);
-  Tensor dD = D ? sums({p.channels}, p.batch) : none, dbias = bias ? sums({p.channels}, p.batch) : none;
-  Tensor ddt = dt ? sums({p.batch, p.time}, p.groups * p.tiles()) : none, dh0 = torch::stable::empty_like(grad_last);
+  Tensor dD = D ? sums({p.channels}, p.batch) : none(), dbias = bias ? sums({p.channels}, p.batch) : none();
+  Tensor ddt = dt ? sums({p.batch, p.time}, p.groups * p.tiles()) : none(), dh0 = torch::stable::empty_like(grad_last);
   p.grad = grad.data_ptr();
   p.grad_last = grad_last.data_ptr();
   p.du = du.data_ptr();

@@ -229,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
   p.d_state = d_state.data_ptr();
   run<true>(p, wide, width);
   Tensor sums = torch::stable::select(sum_first(d_taps), 0, 0);
-  const Tensor taps = torch::stable::transpose(torch::stable::narrow(sums, 0, 1, width), 0, 1);
+  const Tensor taps = torch::stable::transpose(torch::stable::clone(torch::stable::narrow(sums, 0, 1, width)), 0, 1);
   return {dense(dx, dtype), dense(taps, weight.scalar_type()), torch::stable::select(sums, 0, 0),
           d_state};
 }

@@ -196,14 +196,14 @@ Gradients selective_scan_backward(
   grad_last = dense(grad_last, wide);
   p.grad = problem.elements(grad);
   p.grad_last = static_cast<const float*>(grad_last.data_ptr());
-  const Tensor none = empty(u, {0}, wide);
+  const auto none = [&] { return empty(u, {0}, wide); };  // outputs share no memory
   const auto summed = [&](const Tensor& x, ScalarType type) {  // of no elements at all, a sum is 0
     return grad_last.numel() ? empty(u, sizes(x), type) : torch::stable::new_zeros(u, sizes(x), type);
   };
-  Tensor du = empty(u, sizes(u), dtype), ddelta = empty(u, sizes(u), dtype), dz = z ? empty(u, sizes(u), dtype) : none;
+  Tensor du = empty(u, sizes(u), dtype), ddelta = empty(u, sizes(u), dtype), dz = z ? empty(u, sizes(u), dtype) : none();
   Tensor dA = summed(A, wide), dB = summed(B, dtype), dC = summed(C, dtype);
-  Tensor dD = D ? summed(*D, wide) : none, dbias = bias ? summed(*bias, wide) : none;
-  Tensor ddt = dt ? empty(u, sizes(*dt), wide) : none, dfirst = empty(u, sizes(grad_last), wide);
+  Tensor dD = D ? summed(*D, wide) : none(), dbias = bias ? summed(*bias, wide) : none();
+  Tensor ddt = dt ? empty(u, sizes(*dt), wide) : none(), dfirst = empty(u, sizes(grad_last), wide);
   const auto data = [](const Tensor& x) { return x.numel() ? static_cast<float*>(x.data_ptr()) : nullptr; };
   p.du = du.data_ptr();
   p.ddelta = ddelta.data_ptr();

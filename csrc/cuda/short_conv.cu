@@ -315,7 +315,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
   p.part = part.data_ptr();
   run_conv<true>(dtype, p, width, given.aligned(p), stream);
   Tensor sums = *std::get<0>(sum_first(part, std::nullopt, stream));
-  const Tensor taps = torch::stable::transpose(torch::stable::narrow(sums, 0, 1, width), 0, 1);
+  const Tensor taps = torch::stable::transpose(torch::stable::clone(torch::stable::narrow(sums, 0, 1, width)), 0, 1);
   return {dx, dense(taps, weight.scalar_type()), torch::stable::select(sums, 0, 0), d_state};
 }
 

@@ -30,7 +30,7 @@ def ops_command(
     from lrnnx_app.bench import ops, report
 
     check_targets(json_file, plot)
-    rows = ops.rows(chosen_device(device, tuple(ops.CASES)))
+    rows = ops.rows(chosen_device(device, tuple(ops.TIMED)))
     say(*tables.table(rows).splitlines())
     if json_file is not None:
         report.write_json(rows, json_file)

@@ -1,250 +1,68 @@
 """Times the operators alone, as shares of the copy bandwidth of the same run over minimal bytes."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lrnnx_app import machine
 from lrnnx_app.bench import _timing
-from lrnnx_app.ops import _blocked, _extension, rglru_scan, selective_scan, short_conv  # noqa: F401 (define operators)
-from lrnnx_app.ops.discretized_scan import CODES
-from lrnnx_app.ops.linear_scan import linear_scan, reference
-from lrnnx_app.ops.step import CODES as CODES_OF_STEPS
+from lrnnx_app.ops import _extension
+from lrnnx_app.ops._compare import Recorded, outputs_of
+from lrnnx_app.ops._examples import Draw, Operands
+from lrnnx_app.ops._table import OPERATORS, Operator
+from lrnnx_app.ops._timed import TIMED, Timed
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan: `planes` 1 real or 2 complex; `constant` coefficients are the same at every step."""
-
-    batch: int
-    time: int
-    channels: int
-    planes: int = 1
-    constant: bool = False
-    dtype: str = "fp32"
-
-    def inputs(self, device: str) -> tuple[Tensor, Tensor]:
-        state = (self.channels,) if self.planes == 1 else (2, self.channels)
-        shape = (self.batch, self.time, *state)
-        a = torch.rand((1, 1, *state) if self.constant else shape, device=device) * (
-            0.99 if self.planes == 1 else 0.7
-        )
-        return a.to(DTYPES[self.dtype]), torch.randn(shape, device=device).to(DTYPES[self.dtype])
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+WITH_TORCH = ("linear_scan", "selective_scan")  # timed as torch code and step by step, on a CPU
 
 
-@dataclass(frozen=True)
-class Discretization:
-    """A scan that discretizes as it goes, complex; a gain of 1 (dirac) needs its input no more afterwards."""
+class Call(NamedTuple):
+    """An operator of torch.ops.lrnnx and its arguments."""
 
-    batch: int
-    time: int
-    channels: int
-    rule: str
-    dtype: str = "fp32"
+    operator: Any
+    args: tuple[Any, ...]
 
+    def __call__(self) -> Any:
+        return self.operator(*self.args)
 
-@dataclass(frozen=True)
-class Gates:
-    """The RG-LRU's scan from the logits of its gates."""
-
-    batch: int
-    time: int
-    channels: int
-    dtype: str = "fp32"
+    def by_torch(self) -> Any:
+        """The same by the code for machines without kernels."""
+        return self.operator._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *self.args)
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A short convolution of width 4 with SiLU, as before a selective scan."""
-
-    batch: int
-    time: int
-    channels: int
-    dtype: str = "fp32"
+class Calls(NamedTuple):
+    forward: Call
+    backward: Call
+    training: tuple[Call, ...]  # forward and backward, where the first keeps states for the second
 
 
-@dataclass(frozen=True)
-class Selective:
-    """A selective scan with 16 states a channel, softplus and bias inside, and the gate if asked for."""
-
-    batch: int
-    time: int
-    channels: int
-    rule: str = "euler"
-    planes: int = 1
-    dtype: str = "fp32"
-    gated: bool = False
-
-
-RULES = ("dirac", "zoh", "bilinear")
-SHAPES = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
-SELECTIVE = [
-    *(Selective(*shape, dtype=dtype, gated=True) for dtype in DTYPES for shape in (*SHAPES, (8, 2049, 2048))),
-    *(Selective(8, 2048, 2048, rule) for rule in RULES),
-    *(Selective(8, 2048, 2048, rule, 2) for rule in ("euler", *RULES)),
-]
-CASES = {
-    "cuda": [
-        *(Case(*shape, dtype=dtype) for dtype in DTYPES for shape in SHAPES),
-        *(Case(8, time, 2048) for time in (1000, 2049)),
-        Case(1, 65537, 1024),
-        Case(1, 65536, 64),
-        *(Case(8, 16384, 256, 2, constant, dtype) for constant in (False, True) for dtype in DTYPES),
-        *(Discretization(8, 16384, 256, rule, dtype) for rule in RULES for dtype in DTYPES),
-        *(kind(8, 2048, 2048, dtype=dtype) for kind in (Gates, Conv) for dtype in DTYPES),
-        *SELECTIVE,
-    ],
-    "cpu": [
-        *(
-            Case(4, 16000, 128, planes, constant, dtype)
-            for dtype in DTYPES
-            for planes in (1, 2)
-            for constant in (False, True)
-        ),
-        *(Discretization(4, 16000, 128, rule) for rule in RULES),
-        Gates(4, 16000, 128),
-        Conv(4, 16000, 128),
-        Selective(2, 4096, 256),
-        Selective(2, 4096, 256, "zoh"),
-        Selective(2, 4096, 256, "euler", 2),
-    ],
-}
-
-
-def rows(device: str, cases: list[Any] | None = None) -> list[dict[str, Any]]:
+def rows(device: str, cases: Sequence[Timed] | None = None) -> list[dict[str, Any]]:
     """One dictionary for each case: op, shape, dtype, ms and share of copy bandwidth forward and backward.
 
-    On a CPU, a linear scan also as multiples: of it, the torch code that runs without kernels, and one step
-    at a time. There the copy is timed again beside every case, since other programs take bandwidth too.
+    On a CPU, some also as multiples: of it, the torch code that runs without kernels, and one step at a time.
+    There the copy is timed again beside every case, since other programs take bandwidth too.
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
-    kinds = {Case: _linear, Discretization: _discretized, Gates: _gates, Conv: _conv, Selective: _selective}
     return [
-        kinds[type(case)](case, device, _timing.copy_bandwidth(device) if device == "cpu" else bandwidth)
-        for case in cases or CASES[device]
+        _row(case, device, _timing.copy_bandwidth(device) if device == "cpu" else bandwidth)
+        for case in cases or TIMED[device]
     ]
 
 
-def _linear(case: Case, device: str, bandwidth: float) -> dict[str, Any]:
-    a, b = case.inputs(device)
-    states, last = linear_scan(a, b)
-    args = (a, b, None, None, None, False)
-    back = (torch.randn_like(b), torch.zeros_like(last), a, states, None, None, None, False)
-    name = f"linear_scan {('real', 'complex')[case.planes - 1]}{' constant a' if case.constant else ''}"
-    sizes = (a.nbytes + 2 * b.nbytes, 2 * a.nbytes + 3 * b.nbytes)
-    row = _row(case, name, "linear_scan", args, back, sizes, device, bandwidth)
-    if device == "cpu":
-        row["torch × forward"] = (
-            machine.median_ms(lambda: _blocked.scan(*args), device, 3) / row["forward ms"]
-        )
-        row["torch × backward"] = (
-            machine.median_ms(lambda: _blocked.adjoint(*back), device, 3) / row["backward ms"]
-        )
-        row["steps × forward"] = machine.median_ms(lambda: reference(a, b), device, 1) / row["forward ms"]
-    return row
-
-
-def _discretized(case: Discretization, device: str, bandwidth: float) -> dict[str, Any]:
-    z = torch.rand(2, case.channels, device=device) * torch.tensor([[-0.5], [3.0]], device=device)
-    dt = torch.rand(case.batch, case.time, device=device)
-    v = torch.randn(case.batch, case.time, 2, case.channels, device=device).to(DTYPES[case.dtype])
-    rest = (None, None, None, False, CODES[case.rule])
-    states, last = torch.ops.lrnnx.discretized_scan(z, dt, v, *rest)
-    kept = v if CODES[case.rule] else None
-    back = (torch.randn_like(v), torch.zeros_like(last), z, dt, kept, states, *rest)
-    sizes = (2 * v.nbytes + dt.nbytes, (3 if kept is None else 4) * v.nbytes + 2 * dt.nbytes)
-    name = f"discretized_scan complex {case.rule}"
-    return _row(case, name, "discretized_scan", (z, dt, v, *rest), back, sizes, device, bandwidth)
-
-
-def _gates(case: Gates, device: str, bandwidth: float) -> dict[str, Any]:
-    inputs = torch.randn(3, case.batch, case.time, case.channels, device=device).to(DTYPES[case.dtype])
-    given, rest = (*inputs, torch.rand(case.channels, device=device), None, None), (None, None, None)
-    states, last = torch.ops.lrnnx.rglru_scan(*given, *rest)
-    back = (torch.randn_like(states), torch.zeros_like(last), *given, states, *rest)
-    sizes = (4 * states.nbytes, 8 * states.nbytes)
-    return _row(case, "rglru_scan", "rglru_scan", (*given, *rest), back, sizes, device, bandwidth)
-
-
-def _conv(case: Conv, device: str, bandwidth: float) -> dict[str, Any]:
-    shape = (case.batch, case.time, case.channels)
-    x = torch.randn(shape, device=device).to(DTYPES[case.dtype])
-    given = (x, torch.randn(case.channels, 4, device=device), torch.randn(case.channels, device=device))
-    rest = (None, None, None, True)
-    y, last = torch.ops.lrnnx.short_conv(*given, *rest)
-    back = (torch.randn_like(y), torch.zeros_like(last), *given, *rest)
-    return _row(
-        case,
-        "short_conv",
-        "short_conv",
-        (*given, *rest),
-        back,
-        (2 * x.nbytes, 3 * x.nbytes),
-        device,
-        bandwidth,
-    )
-
-
-def _selective(case: Selective, device: str, bandwidth: float) -> dict[str, Any]:
-    shape, number = (case.batch, case.time, case.channels), (16,) if case.planes == 1 else (2, 16)
-    u, delta = torch.randn(2, *shape, device=device).to(DTYPES[case.dtype])
-    A = torch.randn(case.channels, *number, device=device)
-    (A if case.planes == 1 else A[:, 0]).abs_().neg_()
-    B, C = torch.randn(2, *shape[:2], 1, *number, device=device).to(u.dtype)
-    bias = torch.full((case.channels,), -4.0, device=device)  # steps of about 0.02
-    z = torch.randn_like(u) if case.gated else None
-    args = (u, delta, A, B, C, bias, z, bias, None, None, None, None, True, CODES_OF_STEPS[case.rule])
-    y, last = torch.ops.lrnnx.selective_scan(*args)
-    grads = (torch.randn_like(y), torch.zeros_like(last))
-    sizes = (
-        (3 + case.gated) * u.nbytes + 2 * B.nbytes,
-        (5 + 2 * case.gated) * u.nbytes + 4 * B.nbytes,
-    )
-    name = (
-        f"selective_scan {('real', 'complex')[case.planes - 1]} {case.rule}{' gated' if case.gated else ''}"
-    )
-    row = _row(case, name, "selective_scan", args, (*grads, *args), sizes, device, bandwidth)
-    if device == "cuda":  # where the forward pass keeps states that the backward pass would else make again
-
-        def train() -> None:
-            *_, kept = torch.ops.lrnnx.selective_scan_kernel(*args, True)
-            torch.ops.lrnnx.selective_scan_kernel_backward(*grads, kept, *args)
-
-        row["training ms"] = machine.median_ms(train, device)
-    if device == "cpu":
-        times = {"torch": lambda: selective_scan.blocked(*args), "steps": lambda: _by_steps(case.rule, *args)}
-        for words, run in times.items():
-            row[f"{words} × forward"] = min(machine.once_ms(run) for _ in range(2)) / row["forward ms"]
-    return row
-
-
-def _by_steps(rule: str, u, delta, A, B, C, D, z, bias, *_: Any) -> object:
-    return selective_scan.reference(u, delta, A, B, C, D, z=z, bias=bias, softplus=True, rule=rule)
-
-
-def _row(
-    case: Any,
-    name: str,
-    op: str,
-    args: tuple[Any, ...],
-    back: tuple[Any, ...],
-    sizes: tuple[int, int],
-    device: str,
-    bandwidth: float,
-) -> dict[str, Any]:
-    """Times of an operator and its backward, which move at least `sizes` bytes."""
-    run, run_back = getattr(torch.ops.lrnnx, op), getattr(torch.ops.lrnnx, f"{op}_backward")
-    forward = machine.median_ms(lambda: run(*args), device)
-    backward = machine.median_ms(lambda: run_back(*back), device)
-    return {
-        "op": name,
-        "shape": f"({case.batch}, {case.time}, {case.channels})",
-        "dtype": case.dtype,
+def _row(case: Timed, device: str, bandwidth: float) -> dict[str, Any]:
+    operator = OPERATORS[case.operator]
+    drawn = operator.draw(Draw(0, device, fine=True), case.sizes, case.variant)
+    operands = operator.typed(operator.needed(drawn, case.keep), case.dtype)
+    calls = _calls(operator, operands, case)
+    sizes = [_moved(call, case.sizes.time) for call in calls[:2]]
+    forward, backward = (machine.median_ms(call, device) for call in calls[:2])
+    row = {
+        "op": f"{case.operator} {case.variant.words}".strip(),
+        "shape": str(tuple(case.sizes)),
+        "dtype": NAMES[case.dtype],
         "forward ms": forward,
         "backward ms": backward,
         "forward MB": sizes[0] / 1e6,
@@ -253,6 +71,55 @@ def _row(
         "backward / copy": sizes[1] / bandwidth / backward * 1e3,
         "copy GB/s": bandwidth / 1e9,
     }
+    if calls.training:
+        row["training ms"] = machine.median_ms(lambda: [call() for call in calls.training], device)
+    if device == "cpu" and case.operator in WITH_TORCH:
+        row |= _slower(operator, operands, case, calls, row)
+    return row
+
+
+def _calls(operator: Operator, operands: Operands, case: Timed) -> Calls:
+    """What the operator calls forward and backward, without and with gradients wanted."""
+    with torch.no_grad(), Recorded() as alone:
+        operator.run(**operands, **case.variant.options)
+    forward = Call(*alone.calls[0])
+    leaves = {k: x.requires_grad_() for k, x in operator.leaves(operands).items()}
+    with Recorded() as both:
+        outputs = outputs_of(operator.run(**(operands | leaves), **case.variant.options))
+        along = [torch.randn_like(outputs[0]), *map(torch.zeros_like, outputs[1:])]
+        torch.autograd.grad(outputs, list(leaves.values()), along)
+    recorded = tuple(Call(*each) for each in both.calls)
+    backward = recorded[-1]
+    for x in leaves.values():
+        x.requires_grad_(False)
+    if recorded[0].operator is forward.operator:
+        return Calls(forward, backward, ())
+    # Timed apart, the backward pass makes the states again: its third argument is those that were kept.
+    grads, rest = backward.args[:2], backward.args[3:]
+    again = getattr(torch.ops.lrnnx, f"{case.operator}_backward")
+    return Calls(forward, Call(again, (*grads, *rest)), recorded)
+
+
+def _moved(call: Call, time: int) -> int:
+    """Bytes that must be read or written: of all tensors along time."""
+    with torch.no_grad():
+        tensors = [x for x in (*call.args, *outputs_of(call())) if isinstance(x, Tensor)]
+    return sum(x.nbytes for x in tensors if x.ndim > 1 and x.shape[1] == time)
+
+
+def _slower(
+    operator: Operator, operands: Operands, case: Timed, calls: Calls, row: dict[str, Any]
+) -> dict[str, float]:
+    with torch.no_grad():
+        found = {
+            "torch × forward": machine.median_ms(calls.forward.by_torch, "cpu", 3) / row["forward ms"],
+            "torch × backward": machine.median_ms(calls.backward.by_torch, "cpu", 3) / row["backward ms"],
+        }
+
+        def by_steps() -> None:
+            operator.definition(**operands, **case.variant.options)
+
+        return found | {"steps × forward": machine.median_ms(by_steps, "cpu", 1) / row["forward ms"]}
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from lrnnx_app.layers._bank import BankLayer
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import frozen, own_memory
 from lrnnx_app.models._base import Model
+from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.streaming.session import _named
 
 CHUNKS = 5  # that a written program must run as the model does
-TOLERANCE = 1e-4  # ‖program − model‖ / ‖model‖
+TOLERANCE = 100 * ROUNDING[torch.float32]  # ‖program − model‖ / ‖model‖
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # (x, [dt,] *state) -> (y, *state)
 
 

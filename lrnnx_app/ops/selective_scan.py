@@ -199,8 +199,8 @@ def _adjoint(grad, grad_last, *arguments):
             create_graph=again,
             materialize_grads=True,
         )
-    each, none = iter(found), grad.new_empty(0, dtype=wide)
-    grads = [none if x is None else next(each) for x in tensors]
+    each = iter(found)
+    grads = [grad.new_empty(0, dtype=wide) if x is None else next(each) for x in tensors]
     return tuple(g if i in _NARROW else g.to(wide) for i, g in enumerate(grads))
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, what was built on it, and whether every operator is right here.
+"""What this machine has, what was built on it, and whether every operator of `ops/_table.py` is right here.
 
 `run` gathers a report; `text` shows it; `lrnnx doctor` exits with code 1 unless `report.ok`.
 """
@@ -6,20 +6,21 @@
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrnnx_app.console.tables import table
-from lrnnx_app.ops import _extension, linear_scan
+from lrnnx_app.ops import _extension
+from lrnnx_app.ops._compare import worst_errors
+from lrnnx_app.ops._examples import Sizes
+from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.reports.layer_checks import checked
 
-LENGTHS = (1, 2, 33, 127)
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+SIZES = (Sizes(2, 1, 3), Sizes(3, 33, 40), Sizes(2, 130, 5))
 
 
 @dataclass
@@ -50,9 +51,10 @@ def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
         _versions(), _devices(), _compilers(), {name: _extension.status(name) for name in ("cpu", "cuda")}
     )
     for device in present:
-        report.checks += _check_scan(device)
+        report.checks += _check(device)
+    wrong = [_cure(row) for row in report.checks if not row["ok"]]
     report.layers = checked(plugins)
-    report.advice = failures + list(_advice(present))
+    report.advice = failures + wrong + list(_advice(present))
     report.ok = not failures and all(row["ok"] for row in (*report.checks, *report.layers))
     return report
 
@@ -66,7 +68,10 @@ def text(report: Report) -> str:
         "kernels": report.kernels,
     }
     lines = [line for name, entries in groups.items() for line in (name, *_entries(entries))]
-    lines += ["operators against their references in float64", table(report.checks)]
+    lines += [
+        "operators against their definitions in float64: largest relative errors",
+        table(_by_operator(report.checks)),
+    ]
     lines += ["layers of plugins", table(report.layers)] if report.layers else []
     lines += ["advice", *(f"  {line}" for line in report.advice)] if report.advice else []
     return "\n".join([*lines, "all well" if report.ok else "something is wrong: see above"])
@@ -146,68 +151,46 @@ def _advice(present: list[str]) -> Iterator[str]:
         yield "cuda: no GPU that torch can use; everything runs on the CPU"
 
 
-def _check_scan(device: str) -> Iterator[dict[str, Any]]:
-    """A row for each kind of scan and dtype, with the worst error over odd lengths and both directions."""
-    for planes in (1, 2):
-        for constant in (False, True):
-            for dtype, tolerance in TOLERANCE.items():
-                errors = [
-                    _scan_errors(device, time, planes, constant, dtype, reverse)
-                    for time in LENGTHS
-                    for reverse in (False, True)
-                ]
-                outputs, gradients = (max(error[i] for error in errors) for i in range(2))
-                yield {
-                    "op": f"linear_scan {('real', 'complex')[planes - 1]}" + ", constant a" * constant,
-                    "device": device,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "output error": outputs,
-                    "gradient error": gradients,
-                    "allowed": tolerance,
-                    "ok": outputs <= tolerance and gradients <= tolerance,
-                }
+def _check(device: str) -> Iterator[dict[str, Any]]:
+    """A row for each operator and dtype, with the worst error over its variants and odd sizes."""
+    for name, operator in OPERATORS.items():
+        for dtype, worst in worst_errors(operator, device, SIZES).items():
+            allowed = operator.allowed(dtype)
+            yield {
+                "op": name,
+                "device": device,
+                "dtype": str(dtype).removeprefix("torch."),
+                "output error": worst.output,
+                "gradient error": worst.gradient,
+                "allowed": allowed,
+                "kernel": dtype in operator.kernels.get(device, ()) and _extension.load(device),
+                "ok": max(worst) <= allowed,
+            }
 
 
-def _scan_errors(
-    device: str, time: int, planes: int, constant: bool, dtype: torch.dtype, reverse: bool
-) -> tuple[float, float]:
-    """Largest relative error of outputs and of gradients of one scan, with lengths and resets forward."""
-    generator = torch.Generator().manual_seed(time)
-    state = (5,) if planes == 1 else (2, 5)
-    a = torch.rand(*((1, 1) if constant else (2, time)), *state, generator=generator) * 0.7
-    b = torch.randn(2, time, *state, generator=generator)
-    h0 = torch.randn(2, *state, generator=generator).to(linear_scan.state_dtype(dtype))
-    inputs = [a.to(dtype), b.to(dtype), h0]
-    mask = {
-        "lengths": torch.tensor([time, (time + 1) // 2]),
-        "reset": torch.rand(2, time, generator=generator) < 0.1,
-    }
-    mask = {} if reverse else mask
-    got = _differentiate(linear_scan.linear_scan, inputs, mask, reverse, device)
-    want = _differentiate(linear_scan.reference, [x.double() for x in inputs], mask, reverse, "cpu")
-    errors = [_relative(x, y) for x, y in zip(got, want, strict=True)]
-    return max(errors[:2]), max(errors[2:])
+def _by_operator(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each operator and device: its largest error as a share of what is allowed, by dtype."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for check in checks:
+        row = rows.setdefault((check["op"], check["device"]), {"op": check["op"], "device": check["device"]})
+        row["runs on"] = "kernels" if check["kernel"] or row.get("runs on") == "kernels" else "torch code"
+        error = max(check["output error"], check["gradient error"])
+        row[check["dtype"]] = error if check["ok"] else f"{error:.2g} > {check['allowed']:.0e}"
+    return list(rows.values())
 
 
-def _differentiate(
-    scan: Callable[..., tuple[Tensor, ...]],
-    inputs: list[Tensor],
-    mask: dict[str, Tensor],
-    reverse: bool,
-    device: str,
-) -> list[Tensor]:
-    """Outputs of a scan and the gradients of their sum of squares, halved."""
-    leaves = [x.to(device).requires_grad_() for x in inputs]
-    outputs = scan(*leaves, **{name: x.to(device) for name, x in mask.items()}, reverse=reverse)
-    total = sum((y.double() ** 2).sum() / 2 for y in outputs)
-    assert isinstance(total, Tensor)
-    return [x.detach().double().cpu() for x in (*outputs, *torch.autograd.grad(total, leaves))]
-
-
-def _relative(out: Tensor, ref: Tensor) -> float:
-    """‖out − ref‖ / ‖ref‖; infinite where out is not a number."""
-    error = (out - ref).norm() / ref.norm().clamp_min(1e-30)
-    return error.nan_to_num(float("inf")).item()
+def _cure(check: dict[str, Any]) -> str:
+    """What is wrong and what to do, of a check that failed."""
+    device, code = check["device"], "kernel" if check["kernel"] else "torch code"
+    where = "output" if check["output error"] > check["allowed"] else "gradient"
+    start = (
+        f"{device}: the {code} of {check['op']} is wrong in {check['dtype']}: {where} error "
+        f"{check[f'{where} error']:.2g}, and {check['allowed']:.0e} is allowed; "
+    )
+    if not check["kernel"]:
+        return start + f"reinstall torch {torch.__version__}, or try another version"
+    status = _extension.status(device).removeprefix("loaded from ")
+    return start + f"delete {status} to build it again, or set LRNNX_BUILD=off to run on torch code"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,32 @@
 """Benchmarks on sizes small enough for a test: rows, table, JSON and plot."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lrnnx_app.bench import layers, ops, report, scaling, soak, streaming
 from lrnnx_app.console import tables
+from lrnnx_app.ops._examples import Sizes
+from lrnnx_app.ops._timed import TIMED, Timed
+
+
+def small(row: Timed) -> Timed:
+    return replace(row, sizes=Sizes(1, 50, 8))
+
+
+@pytest.mark.parametrize("device", TIMED)
+def test_every_row_of_operators_can_be_timed(device, monkeypatch):
+    """On a CPU, those of a GPU too, at small sizes: names as in the tables of before, all figures there."""
+    monkeypatch.setattr(ops._timing, "copy_bandwidth", lambda device: 1e10)
+    found = ops.rows("cpu", [small(row) for row in TIMED[device]])
+    assert all(row["forward ms"] > 0 and row["backward / copy"] > 0 for row in found)
+    if device == "cpu":
+        assert len({(row["op"], row["dtype"]) for row in found}) == len(found)
 
 
 def test_rows_and_reports(tmp_path):
-    rows = ops.rows("cpu", [ops.Case(1, 50, 8), ops.Case(1, 50, 8, 2, True, "bf16")])
+    rows = ops.rows("cpu", [small(TIMED["cpu"][0]), small(TIMED["cpu"][7])])
     assert [row["op"] for row in rows] == ["linear_scan real", "linear_scan complex constant a"]
     assert all(row["forward ms"] > 0 and row["backward / copy"] > 0 for row in rows)
     assert rows[0]["forward MB"] == 3 * 50 * 8 * 4 / 1e6

@@ -15,16 +15,8 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.discretized_scan import discretized_scan
-from lrnnx_app.ops.fft_conv import fft_conv, irfft, rfft
-from lrnnx_app.ops.gru_scan import gru_scan
-from lrnnx_app.ops.linear_scan import linear_scan
-from lrnnx_app.ops.rglru_scan import rglru_scan
-from lrnnx_app.ops.row_linear import row_linear
-from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.short_conv import short_conv
-from lrnnx_app.ops.step import diagonal_step
+from lrnnx_app.ops._examples import Draw, Sizes
+from lrnnx_app.ops._table import OPERATORS
 from tests.helpers import relative
 from tests.layers.test_layers import D_MODEL, PLAIN, TIMED_PLAIN, _name
 
@@ -41,81 +33,27 @@ def _numbers(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
 
-def _stable(z: Tensor) -> Tensor:
-    """Planar numbers (…, 2, N) whose real part is negative."""
-    return torch.stack((-z[..., 0, :].exp(), z[..., 1, :]), -2)
+def _operator(name: str) -> tuple[Run, tuple[Tensor, ...]]:
+    """A run of an operator of the table from what it has derivatives in, and these."""
+    operator, _, number = name.partition(":")
+    entry = OPERATORS[operator]
+    variant = entry.variants[int(number)]
+    operands = entry.typed(entry.draw(Draw(), Sizes(B, T, D), variant), torch.float64)
+
+    def run(*given: Tensor) -> Any:
+        return entry.run(**operands | dict(zip(leaves, given, strict=True)), **variant.options)
+
+    leaves = {k: x for k, x in entry.leaves(operands).items() if x.numel()}
+    return run, tuple(leaves.values())
 
 
-def _gru(x, u, h, dt):
-    options = {"lengths": LENGTHS, "reset": RESET, "tolerance": 1e-12, "max_iterations": 50}
-    return gru_scan(x, u, h, dt=dt.exp(), **options)[:2]
-
-
-def _rglru(gate, other, u, rate, h, dt):
-    return rglru_scan(gate, other, u, rate.exp(), h, dt=dt.exp(), first=RESET, lengths=LENGTHS, reset=RESET)
-
-
-def _selective(rule, u, delta, A, B, C, skip, h, z, bias, dt):
-    made_by = {"z": z, "bias": bias, "softplus": True, "dt": dt.exp(), "rule": rule}
-    return selective_scan(u, delta, _stable(A), B, C, skip, h, lengths=LENGTHS, reset=RESET, **made_by)
-
-
-def _step(rule, v, h, a, gain, c, direct, step, dt, gate):
-    options = {"step": step, "dt": dt.exp(), "softplus": True, "rule": rule, "gate": gate}
-    return diagonal_step(v, h, _stable(a), gain, c, direct, **options)
-
-
-def _operators() -> dict[str, tuple[Run, tuple[tuple[int, ...], ...]]]:
-    """What to run, and the shapes that it takes; what must be positive or stable it makes so."""
-    masks = {"lengths": LENGTHS, "reset": RESET}
-    cases: dict[str, tuple[Run, tuple[tuple[int, ...], ...]]] = {
-        "linear_scan": (partial(linear_scan, **masks), ((B, T, N), (B, T, N), (B, N))),
-        "linear_scan, even": (linear_scan, ((1, 1, 2, N), (B, T, 2, N))),
-        "linear_scan, back": (
-            partial(linear_scan, **masks, reverse=True),
-            ((B, T, 2, N), (B, T, 2, N), (B, 2, N)),
-        ),
-        "rglru_scan": (_rglru, ((B, T, N), (B, T, N), (B, T, N), (N,), (B, N), (B, T))),
-        "short_conv": (
-            partial(short_conv, **masks, silu=True),
-            ((B, T, N), (N, 4), (N,), (B, 3, N)),
-        ),
-        "short_conv, wide": (partial(short_conv, **masks), ((B, T, N), (N, 6), (N,), (B, 5, N))),
-        "fft_conv": (fft_conv, ((B, T, N), (N, 4))),
-        "fft_conv, mixing": (fft_conv, ((B, T, N), (D, N, T))),
-        "rfft": (rfft, ((N, T),)),
-        "irfft": (partial(irfft, length=T), ((N, 2, T // 2 + 1),)),
-        "gru_scan": (_gru, ((B, T, 3, N), (3, N), (B, N), (B, T))),
-        "row_linear": (
-            lambda x, w, b, s, v, t: row_linear(
-                x, w, b, skip=s, via=v, times=t, activation="sigmoid", gelu=True
-            ),
-            ((B, N), (D, N), (D,), (D,), (B, D), (B, D)),
-        ),
-    }
-    for rule in RULES:
-        run = partial(discretized_scan, rule=rule, **masks)
-        shapes = ((2, N), (B, T), (B, T, 2, N), (B, 2, N))
-        cases[f"discretized_scan, {rule}"] = (
-            lambda z, dt, v, h, run=run: run(_stable(z), dt.exp(), v, h),
-            shapes,
-        )
-        planes = (2, N)
-        cases[f"selective_scan, {rule}"] = (
-            partial(_selective, rule),
-            (
-                *((B, T, D), (B, T, D), (D, *planes), (B, T, 1, *planes), (B, T, 1, *planes), (D,)),
-                *((B, D, *planes), (B, T, D), (D,), (B, T)),
-            ),
-        )
-        wide = (B, D, 2, N)
-        shapes = ((B, D), wide, (D, 2, N), (B, 1, 2, N), (B, 1, 2, N), (D,), (B, D, N), (B,), (B, D))
-        cases[f"diagonal_step, {rule}"] = (partial(_step, rule), shapes)
-    return cases
-
-
-OPERATORS = _operators()
-each_operator = pytest.mark.parametrize("name", OPERATORS)
+NAMES = [
+    f"{name}:{i}"
+    for name, entry in OPERATORS.items()
+    if name != "advance"
+    for i in range(len(entry.variants))
+]
+each_operator = pytest.mark.parametrize("name", NAMES)
 each_layer = pytest.mark.parametrize(("case", "timed"), TIMED_PLAIN, ids=_name)
 
 
@@ -132,7 +70,7 @@ def _shared(run: Run) -> Run:
 
     def made(*given: Tensor) -> Any:
         mix = torch.stack([x.mean() for x in given]).sum()
-        return run(*(x * (1 + mix / 4) for x in given))
+        return run(*(x * (1 + mix / 64) for x in given))
 
     return made
 
@@ -185,20 +123,19 @@ def _check_forward_mode(run: Run, given: tuple[Tensor, ...]) -> None:
 
 @each_operator
 def test_orders_of_an_operator(name):
-    run, shapes = OPERATORS[name]
-    _check_orders(_shared(run), _numbers(*shapes))
+    run, given = _operator(name)
+    _check_orders(_shared(run), given)
 
 
 @each_operator
 def test_forward_mode_of_an_operator(name):
-    run, shapes = OPERATORS[name]
-    _check_forward_mode(run, _numbers(*shapes))
+    _check_forward_mode(*_operator(name))
 
 
 @each_operator
 def test_operator_batched_and_transformed(name):
-    run, shapes = OPERATORS[name]
-    given = _numbers(*((3, *shape) for shape in shapes))
+    run, plain = _operator(name)
+    given = [torch.stack((x, x.flip(0), 2 * x / 3)) for x in plain]
     loss = partial(_scalar, run)
     each = [loss(*(x[i] for x in given)) for i in range(3)]
     assert relative(vmap(loss)(*given), torch.stack(each)) < 1e-12

@@ -47,9 +47,3 @@ def test_new_states_may_lie_otherwise_and_be_of_another_dtype(device):
     held, new = torch.zeros(3, 4, 5, device=device), torch.randn(3, 5, 4, device=device).mT
     advance([held], [new.double()], torch.ones(3, dtype=torch.bool, device=device))
     assert torch.equal(held, new)
-
-
-def test_opcheck(device):
-    active = torch.tensor([True, False], device=device)
-    held, new = [torch.zeros(2, 3, device=device)], [torch.ones(2, 3, device=device)]
-    torch.library.opcheck(torch.ops.lrnnx.advance.default, (held, new, active))

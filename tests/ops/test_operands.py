@@ -1,95 +1,58 @@
 """Every operator × operands that do not fit: refused before kernels or torch code read them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.ops._compare import Recorded, outputs_of, results
+from lrnnx_app.ops._examples import Draw, Operands, Sizes
+from lrnnx_app.ops._table import OPERATORS, Operator
 from lrnnx_app.ops.advance import advance
-from lrnnx_app.ops.discretized_scan import discretized_scan
-from lrnnx_app.ops.fft_conv import fft_conv
-from lrnnx_app.ops.gru_scan import gru_scan
-from lrnnx_app.ops.linear_scan import linear_scan
-from lrnnx_app.ops.rglru_scan import rglru_scan
-from lrnnx_app.ops.row_linear import row_linear
-from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.short_conv import short_conv
-from lrnnx_app.ops.step import diagonal_step
 from lrnnx_app.registry import LAYERS
 from tests.helpers import needs_kernels
 
-TIME, N = 6, 4
-KERNELS = ("linear_scan", "discretized_scan", "rglru_scan", "selective_scan", "short_conv", "diagonal_step")
+TIME = 6
+NAMES = [name for name in OPERATORS if name not in ("rfft", "irfft", "advance")]  # which take any, or a list
+KERNELS = [name for name, operator in OPERATORS.items() if operator.kernels.get("cpu")]
 
 
-class Call(NamedTuple):
-    """An operator, operands that fit, and the options that it takes besides."""
+class Call:
+    """An operator of the table on operands that fit, some of them changed."""
 
-    run: Callable[..., Any]
-    operands: dict[str, Tensor]
-    options: Mapping[str, Any] = MappingProxyType({})
+    def __init__(self, name: str, device: str = "cpu", batch: int = 3) -> None:
+        self.operator: Operator = OPERATORS[name]
+        self.variant = self.operator.variants[0]
+        drawn = self.operator.draw(Draw(), Sizes(batch, TIME, 4), self.variant)
+        self.operands: Operands = self.operator.typed(drawn, torch.float32, device)
 
-    def __call__(self, **change: Any) -> Any:
-        return self.run(**{**self.operands, **self.options, **change})
+    def __call__(self, **change: Tensor) -> Any:
+        return self.operator.run(**{**self.operands, **change}, **self.variant.options)
 
-
-def calls(batch: int = 3, device: str = "cpu") -> dict[str, Call]:
-    """Every public operator with all of its operands."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device)
-
-    def positive(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device) + 0.1
-
-    scan = (batch, TIME, N)
-    lengths = torch.tensor([TIME, 0, 3], device=device)[:batch]
-    reset = positive(batch, TIME) < 0.3
-    steps = {"lengths": lengths, "reset": reset}
-    dt = positive(batch, TIME)
-    planar = {"a": normal(batch, TIME, 2, N) / 4, "b": normal(batch, TIME, 2, N), "h0": normal(batch, 2, N)}
-    selective = {"u": normal(*scan), "delta": positive(*scan), "A": -positive(N, 2), "D": normal(N)}
-    projections = {"B": normal(batch, TIME, 2, 2), "C": normal(batch, TIME, 2, 2)}
-    rest = {"h0": normal(batch, N, 2), "z": normal(*scan), "bias": normal(N), "dt": dt}
-    step = {"v": normal(batch, 5), "h": normal(batch, 5, 2, N), "a": -positive(5, 2, N), "c": normal(5, 2, N)}
-    of_step = {"gain": normal(batch, 1, 2, N), "direct": normal(5), "gate": normal(batch, 5)}
-    of_time = {"step": positive(batch, 5, 1), "dt": positive(batch)}
-    heads = {"x": normal(batch, 2 * N), "weight": normal(4 * N, N), "bias": normal(4 * N)}
-    after = {"skip": normal(4 * N), "via": normal(batch, 4 * N), "times": normal(batch, 4 * N)}
-    iterations = {"tolerance": 1e-6, "max_iterations": 20}
-    gates = {"gate": normal(*scan), "input_gate": normal(*scan), "u": normal(*scan), "rate": positive(N)}
-    return {
-        "linear_scan": Call(linear_scan, planar | steps),
-        "discretized_scan": Call(
-            discretized_scan,
-            {"z": -positive(2, N), "dt": dt, "v": normal(batch, TIME, 2, N), "h0": normal(batch, 2, N)}
-            | steps,
-            {"rule": "zoh"},
-        ),
-        "rglru_scan": Call(rglru_scan, gates | {"h0": normal(batch, N), "dt": dt, "first": reset} | steps),
-        "selective_scan": Call(selective_scan, selective | projections | rest | steps, {"rule": "zoh"}),
-        "short_conv": Call(
-            short_conv,
-            {"x": normal(*scan), "weight": normal(N, 3), "bias": normal(N), "state": normal(batch, 2, N)}
-            | steps,
-        ),
-        "gru_scan": Call(
-            gru_scan,
-            {"inputs": normal(batch, TIME, 3, N), "recurrent": normal(3, N), "h0": normal(batch, N), "dt": dt}
-            | steps,
-            iterations,
-        ),
-        "fft_conv": Call(fft_conv, {"u": normal(*scan), "kernel": normal(2, N, TIME)}),
-        "diagonal_step": Call(diagonal_step, step | of_step | of_time, {"rule": "zoh"}),
-        "row_linear": Call(row_linear, heads | after, {"heads": 2}),
-    }
+    def reached(self) -> "tuple[Reached, Reached | None]":
+        """The operators of torch that are called forward, and backward where there is one for that."""
+        with Recorded() as calls:
+            results(self.operator, self.operator.run, self.operands, self.variant)
+        found = [Reached(op, tree_map_only(Tensor, Tensor.detach, args)) for op, args in calls.calls]
+        return found[0], found[-1] if len(found) > 1 else None
 
 
-NAMES = tuple(calls())
+class Reached(NamedTuple):
+    """An operator of torch and its arguments."""
+
+    operator: Any
+    args: tuple[Any, ...]
+
+    def names(self) -> list[str]:
+        return [argument.name for argument in self.operator._schema.arguments]
+
+    def __call__(self, run: Callable[..., Any] | None = None, **change: Any) -> Any:
+        args = [change.get(name, x) for name, x in zip(self.names(), self.args, strict=True)]
+        return run(self.operator, *args) if run else self.operator(*args)
 
 
 def misshapen(x: Tensor) -> Iterator[Tensor]:
@@ -111,12 +74,9 @@ def of_other_kinds(x: Tensor) -> Iterator[Tensor]:
         yield x.float()
 
 
-FREE = {("fft_conv", "kernel"): (-1, -3), ("fft_conv", "u"): (0, 1)}  # sizes that nothing else sets
-
-
-def hostile(name: str, call: Call) -> Iterator[tuple[str, Tensor]]:
+def hostile(call: Call) -> Iterator[tuple[str, Tensor]]:
     for operand, x in call.operands.items():
-        free = FREE.get((name, operand), ())
+        free = call.operator.free.get(operand, ())
         kept = [size for axis, size in enumerate(x.shape) if axis not in free and axis - x.ndim not in free]
         for other in misshapen(x):
             sizes = [
@@ -129,8 +89,8 @@ def hostile(name: str, call: Call) -> Iterator[tuple[str, Tensor]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operands_of_another_shape_are_refused(device, name):
-    call = calls(device=device)[name]
-    tried = list(hostile(name, call))
+    call = Call(name, device)
+    tried = list(hostile(call))
     assert len(tried) > 3 * len(call.operands)
     for operand, x in tried:
         with pytest.raises(ValueError, match=r"must|needs|does not broadcast"):
@@ -143,7 +103,7 @@ def raise_if_taken(operand: str, x: Tensor, result: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operands_of_another_kind_or_device_are_refused(device, name):
-    call = calls(device=device)[name]
+    call = Call(name, device)
     for operand, given in call.operands.items():
         for x in of_other_kinds(given):
             if operand == "first" and x.dtype == torch.float32 and x.device == given.device:
@@ -171,36 +131,9 @@ def test_states_to_be_written_must_fit():
 
 
 # ---- what is called without its Python function ----
-def raw(call: Call) -> tuple[Any, list[Any]]:
-    """The operator that a public one hands its operands to, and these in its order."""
-    operator = getattr(torch.ops.lrnnx, call.run.__name__).default
-    others = {"rule": 1, "reverse": False, "silu": True, "softplus": True, "h0": None, "dt": None}
-    given = others | call.operands
-    return operator, [given[argument.name] for argument in operator._schema.arguments]
-
-
-def raw_with(call: Call, **change: Tensor) -> list[Any]:
-    """The operator and its operands, some of them changed."""
-    operator, args = raw(call._replace(operands=call.operands | change))
-    return [operator, *args]
-
-
 def torch_code(operator: Any, *args: Any) -> Any:
     """An operator where no kernels are loaded."""
     return operator._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args)
-
-
-def backward(operator: Any, args: list[Any], outputs: Any, run: Callable[..., Any]) -> Any:
-    """The gradients of an operator by its own backward operator, on the same operands."""
-    name = operator._schema.name.split("::")[1]
-    back = getattr(torch.ops.lrnnx, f"{name}_backward").default
-    given = dict(zip((a.name for a in operator._schema.arguments), args, strict=True))
-    given |= {
-        "grad": torch.ones_like(outputs[0]),
-        "grad_last": torch.ones_like(outputs[1]),
-        "states": outputs[0],
-    }
-    return run(back, *(given[argument.name] for argument in back._schema.arguments))
 
 
 def direct(operator: Any, *args: Any) -> Any:
@@ -209,58 +142,37 @@ def direct(operator: Any, *args: Any) -> Any:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_refuse_what_they_would_read_beyond(device, name):
+    """Backward too, where gradients of outputs are operands as well."""
     needs_kernels(device)
-    call = calls(device=device)[name]
-    operator, _ = raw(call)
     if device == "cuda" and name == "selective_scan":
         pytest.skip("covered by the public operator, which hands it on")
-    for operand, x in hostile(name, call):
-        changed = call._replace(operands=call.operands | {operand: x})
-        with pytest.raises((RuntimeError, ValueError)):
-            raise_if_taken(operand, x, operator(*raw(changed)[1]))
-
-
-@pytest.mark.parametrize("name", [name for name in KERNELS if name != "diagonal_step"])
-def test_backward_kernels_refuse_what_they_would_read_beyond(device, name):
-    needs_kernels(device)
-    call = calls(device=device)[name]
-    operator, args = raw(call)
-    outputs = operator(*args)
-    taken = getattr(torch.ops.lrnnx, f"{name}_backward").default._schema.arguments
-    for operand, x in hostile(name, call):
-        if operand not in {argument.name for argument in taken}:
-            continue
-        changed = call._replace(operands=call.operands | {operand: x})
-        with pytest.raises((RuntimeError, ValueError)):
-            raise_if_taken(operand, x, backward(operator, raw(changed)[1], outputs, direct))
-    for i in (0, 1):
-        for x in misshapen(outputs[i]):
-            wrong = [x, outputs[1]] if i == 0 else [outputs[0], x]
-            with pytest.raises((RuntimeError, ValueError)):
-                raise_if_taken("gradient", x, backward(operator, args, wrong, direct))
+    call = Call(name, device)
+    for reached in filter(None, call.reached()):
+        operands = dict(zip(reached.names(), reached.args, strict=True))
+        gradients = [(k, x) for k in ("grad", "grad_last") if k in operands for x in misshapen(operands[k])]
+        for operand, x in (*hostile(call), *gradients):
+            if operand in operands:
+                with pytest.raises((RuntimeError, ValueError)):
+                    raise_if_taken(operand, x, reached(**{operand: x}))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.complex64], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_refuse_other_numbers(name, dtype):
     needs_kernels("cpu")
-    call = calls()[name]
-    main = {"linear_scan": "b", "discretized_scan": "v", "short_conv": "x", "diagonal_step": "v"}.get(
-        name, "u"
-    )
-    changed = call._replace(operands=call.operands | {main: call.operands[main].to(dtype)})
-    operator, args = raw(changed)
+    call = Call(name)
+    reached, main = call.reached()[0], call.operator.narrow[0]
     with pytest.raises(RuntimeError):
-        raise_if_taken(main, changed.operands[main], operator(*args))
+        raise_if_taken(main, call.operands[main], reached(**{main: call.operands[main].to(dtype)}))
 
 
 # ---- lengths ----
-WITH_LENGTHS = [name for name, call in calls().items() if "lengths" in call.operands]
+WITH_LENGTHS = [name for name in NAMES if "lengths" in Call(name).operands]
 
 
 @pytest.mark.parametrize("name", WITH_LENGTHS)
 def test_a_length_is_from_0_to_the_last_step(device, name):
-    call = calls(device=device)[name]
+    call = Call(name, device)
     wrong = torch.tensor([TIME + 2, -5, 10**9], device=device)
     if device == "cpu":
         with pytest.raises(ValueError, match=f"lengths must be from 0 to {TIME}, not -5 to 1000000000"):
@@ -271,36 +183,34 @@ def test_a_length_is_from_0_to_the_last_step(device, name):
 
 
 @pytest.mark.parametrize("run", [direct, torch_code])
-@pytest.mark.parametrize("name", [name for name in KERNELS if name != "diagonal_step"])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name in WITH_LENGTHS])
 def test_below_the_check_lengths_are_held_to_that(device, name, run):
     needs_kernels(device)
-    call = calls(device=device)[name]
     wrong = torch.tensor([TIME + 2, -5, 10**9], device=device)
-    results = []
-    if device == "cpu" and run is torch_code and name in ("discretized_scan", "rglru_scan"):
-        with pytest.raises(ValueError, match="lengths must be"):  # by the linear scan that it consists of
-            torch_code(*raw_with(call, lengths=wrong))
-        return
-    for lengths in (wrong, wrong.clamp(0, TIME)):
-        operator, *args = raw_with(call, lengths=lengths)
-        outputs = run(operator, *args)
-        results.append([*outputs, *backward(operator, args, outputs, run)])
-    for x, y in zip(*results, strict=True):
-        assert x.isfinite().all()
-        assert torch.equal(x, y)
+    for reached in filter(None, Call(name, device).reached()):
+        if (
+            device == "cpu"
+            and run is torch_code
+            and name in ("discretized_scan", "rglru_scan")
+            and reached.names()[0] != "grad"
+        ):
+            with pytest.raises(ValueError, match="lengths must be"):  # by the linear scan that it consists of
+                reached(run, lengths=wrong)
+            continue
+        for x, y in zip(*(reached(run, lengths=z) for z in (wrong, wrong.clamp(0, TIME))), strict=True):
+            assert x.isfinite().all()
+            assert torch.equal(x, y)
 
 
 # ---- a batch of none ----
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_none(device, name):
-    call, full = calls(0, device)[name], calls(2, device)[name]
-    leaves = {k: x.requires_grad_() if x.is_floating_point() else x for k, x in call.operands.items()}
-    outputs, wanted = call._replace(operands=leaves)(), full()
-    outputs, wanted = ((x,) if isinstance(x, Tensor) else x[:2] for x in (outputs, wanted))
+    call, full = Call(name, device, 0), Call(name, device, 2)
+    leaves = {k: x.requires_grad_() for k, x in call.operator.leaves(call.operands).items()}
+    outputs, wanted = (outputs_of(x) for x in (call(**leaves), full()))
     for x, y in zip(outputs, wanted, strict=True):
         assert (x.shape, x.dtype) == ((0, *y.shape[1:]), y.dtype)
-    given = [x for x in leaves.values() if x.requires_grad]
-    grads = torch.autograd.grad([x.sum() for x in outputs], given, materialize_grads=True)
+    grads = torch.autograd.grad([x.sum() for x in outputs], list(leaves.values()), materialize_grads=True)
     assert not any(g.any() for g in grads)
 
 
@@ -308,17 +218,16 @@ def test_a_batch_of_none(device, name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_batch_of_none_without_the_check(device, name, run):
     needs_kernels(device)
-    operator, args = raw(calls(0, device)[name])
-    outputs = run(operator, *args)
+    forward, backward = Call(name, device, 0).reached()
+    outputs = forward(run)
     assert outputs[0].shape[0] == outputs[1].shape[0] == 0
-    if name != "diagonal_step":
-        assert not any(g.any() for g in backward(operator, args, outputs, run))
+    if backward and backward.names()[0] == "grad":
+        assert not any(g.any() for g in backward(run))
 
 
 def test_projections_alike_for_a_batch_of_none(device):
-    call = calls(0, device)["selective_scan"]
-    alike = {name: torch.randn(1, 1, 2, 2, device=device) for name in ("B", "C")}
-    assert call(**alike)[0].shape == (0, TIME, N)
+    alike = {name: torch.randn(1, 1, 2, 3, device=device) for name in ("B", "C")}
+    assert Call("selective_scan", device, 0)(**alike)[0].shape == (0, TIME, 4)
 
 
 # ---- what is made of operators ----

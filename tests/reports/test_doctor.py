@@ -6,33 +6,45 @@ import json
 import pytest
 import torch
 
-from lrnnx_app.ops import linear_scan
+from lrnnx_app.ops._examples import Sizes
+from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.reports import doctor
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(doctor, "LENGTHS", (1, 5))
+    monkeypatch.setattr(doctor, "SIZES", (Sizes(1, 5, 3),))
 
 
-@pytest.mark.usefixtures("short")
 def test_healthy_machine():
     report = doctor.run()
     assert report.ok, doctor.text(report)
-    assert {row["dtype"] for row in report.checks} == {"float64", "float32", "float16", "bfloat16"}
+    found = {(row["op"], row["dtype"]) for row in report.checks if row["device"] == "cpu"}
+    assert found == {
+        (name, str(dtype).removeprefix("torch.")) for name, op in OPERATORS.items() for dtype in op.dtypes
+    }
     assert doctor.text(report).endswith("all well")
     assert json.loads(json.dumps(dataclasses.asdict(report)))["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.usefixtures("short")
-def test_wrong_kernel(monkeypatch):
-    right = linear_scan.linear_scan
+@pytest.mark.parametrize("name", OPERATORS)
+def test_wrong_operator_is_named_with_its_error_and_a_cure(monkeypatch, name):
+    """Whatever operator is wrong by a thousandth, in float64 alone."""
+    right = OPERATORS[name]
 
-    def wrong(a, b, h0, **options):
-        states, last = right(a, b, h0, **options)
-        return states + 0.1, last
+    def wrong(**operands):
+        outputs = right.run(**operands)
+        double = any(x.dtype == torch.float64 for x in operands.values() if isinstance(x, torch.Tensor))
+        off = 1.001 if double else 1
+        return outputs * off if isinstance(outputs, torch.Tensor) else tuple(y * off for y in outputs)
 
-    monkeypatch.setattr(doctor.linear_scan, "linear_scan", wrong)
+    monkeypatch.setitem(OPERATORS, name, dataclasses.replace(right, run=wrong))
+    for other in set(OPERATORS) - {name}:
+        monkeypatch.delitem(OPERATORS, other)
     report = doctor.run()
     assert not report.ok
+    assert [row["dtype"] for row in report.checks if not row["ok"]] == ["float64"] * len(report.devices)
+    (said,) = [line for line in report.advice if name in line and line.startswith("cpu")]
+    assert f"of {name} is wrong in float64: output error 0.001, and " in said
+    assert "LRNNX_BUILD=off" in said or "reinstall torch" in said
     assert "something is wrong" in doctor.text(report)

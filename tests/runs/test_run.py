@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 
 from lrnnx_app import recipe
-from lrnnx_app.bench import ops
 from lrnnx_app.export.safetensors import load
+from lrnnx_app.ops._examples import Sizes
+from lrnnx_app.ops._table import TOLERANCE
+from lrnnx_app.ops._timed import TIMED
 from lrnnx_app.registry import shipped
 from lrnnx_app.reports import doctor, show
 from lrnnx_app.runs import metrics
@@ -271,11 +274,11 @@ def test_mistakes_are_one_line_and_code_2(lrnnx, denoiser: Path, classifier: Pat
 
 def test_doctor_says_whether_all_is_well(lrnnx, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRNNX_BUILD", "off")
-    monkeypatch.setattr(doctor, "LENGTHS", (1, 5))
+    monkeypatch.setattr(doctor, "SIZES", (Sizes(1, 5, 3),))
     result = lrnnx("doctor", "--json")
     assert result.code == 0, result
     assert json.loads(result.out)["ok"]
-    monkeypatch.setattr(doctor, "TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
     result = lrnnx("doctor")
     assert result.code == 1
     assert "something is wrong" in result.out
@@ -283,7 +286,7 @@ def test_doctor_says_whether_all_is_well(lrnnx, monkeypatch: pytest.MonkeyPatch)
 
 def test_bench_ops_prints_and_writes(lrnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRNNX_BUILD", "off")
-    monkeypatch.setitem(ops.CASES, "cpu", [ops.Case(1, 50, 8)])
+    monkeypatch.setitem(TIMED, "cpu", [replace(TIMED["cpu"][0], sizes=Sizes(1, 50, 8))])
     rows, plot = tmp_path / "rows.json", tmp_path / "rows.png"
     result = lrnnx("bench", "ops", "--device", "cpu", "--json", rows, "--plot", plot)
     assert result.code == 0, result.error

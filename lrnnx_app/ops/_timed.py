@@ -1,0 +1,72 @@
+"""What `lrnnx bench ops` times: variants of operators and sizes, for each device."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from lrnnx_app.ops._examples import Sizes
+from lrnnx_app.ops._table import BRAIN, FLOAT, PLAIN, Variant, options, real_and_complex
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A row of the benchmark: a variant at a size, with the operands that cannot be left out and `keep`."""
+
+    operator: str
+    variant: Variant
+    sizes: Sizes
+    dtype: torch.dtype = FLOAT
+    keep: tuple[str, ...] = ()
+
+
+def _rows(
+    operator: str,
+    variants: Iterable[Variant],
+    *shapes: tuple[int, int, int],
+    dtypes: tuple[torch.dtype, ...] = (FLOAT,),
+    keep: tuple[str, ...] = (),
+) -> tuple[Timed, ...]:
+    choices = product(dtypes, variants, shapes)
+    return tuple(Timed(operator, variant, Sizes(*shape), dtype, keep) for dtype, variant, shape in choices)
+
+
+def _selective(planes: int, rule: str, words: str = "") -> Variant:
+    """As in Mamba: 16 states a channel, one group."""
+    name = f"{('real', 'complex')[planes - 1]} {rule} {words}".strip()
+    return Variant(name, {"planes": planes, "n": 16, "groups": 1}, {"rule": rule, "softplus": True})
+
+
+BOTH = (FLOAT, BRAIN)
+AUDIO, EVENTS, MAMBA = (4, 16000, 128), (8, 16384, 256), (2, 4096, 256)
+LONG = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
+CONV, CONV_KEEPS = (Variant(options={"silu": True}),), ("bias",)
+REAL, COMPLEX = (
+    real_and_complex((PLAIN, Variant("constant a", {"a": "constant"})))[k : k + 2] for k in (0, 2)
+)
+RULES = ("dirac", "zoh", "bilinear")
+DISCRETIZED = real_and_complex(options(rule=RULES))[3:]
+RULED = [*(_selective(1, rule) for rule in RULES), *(_selective(2, rule) for rule in ("euler", *RULES))]
+GATED = (_selective(1, "euler", "gated"),)
+
+TIMED: dict[str, tuple[Timed, ...]] = {
+    "cuda": (
+        *_rows("linear_scan", REAL[:1], *LONG, dtypes=BOTH),
+        *_rows("linear_scan", REAL[:1], (8, 1000, 2048), (8, 2049, 2048), (1, 65537, 1024), (1, 65536, 64)),
+        *_rows("linear_scan", COMPLEX, EVENTS, dtypes=BOTH),
+        *_rows("discretized_scan", DISCRETIZED, EVENTS, dtypes=BOTH),
+        *_rows("rglru_scan", (PLAIN,), LONG[0], dtypes=BOTH),
+        *_rows("short_conv", CONV, LONG[0], dtypes=BOTH, keep=CONV_KEEPS),
+        *_rows("selective_scan", GATED, *LONG, (8, 2049, 2048), dtypes=BOTH, keep=("D", "bias", "z")),
+        *_rows("selective_scan", RULED, LONG[0], keep=("D", "bias")),
+    ),
+    "cpu": (
+        *_rows("linear_scan", (*REAL, *COMPLEX), AUDIO, dtypes=BOTH),
+        *_rows("discretized_scan", DISCRETIZED, AUDIO),
+        *_rows("rglru_scan", (PLAIN,), AUDIO),
+        *_rows("short_conv", CONV, AUDIO, keep=CONV_KEEPS),
+        *_rows("selective_scan", (_selective(1, "euler"), _selective(1, "zoh")), MAMBA, keep=("D", "bias")),
+        *_rows("selective_scan", (_selective(2, "euler"),), MAMBA, keep=("D", "bias")),
+    ),
+}
