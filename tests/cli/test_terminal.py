@@ -133,14 +133,18 @@ def test_closed_streams_are_said_or_lead_nowhere(monkeypatch: pytest.MonkeyPatch
         stream.close()
 
 
-def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def leave(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
     monkeypatch.setattr(cli, "app", leave)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        print("to nobody", file=out, flush=True)
     assert stop.value.code == 0
+    assert not (tmp_path / "out").read_bytes()
 
 
 def test_the_version_and_help_alone(lrnnx) -> None:
