@@ -122,8 +122,11 @@ def candidates(folder: Path) -> list[Path]:
     steps = [path for path in folder.glob("step_*.ckpt") if STEP.fullmatch(path.name)]
     steps.sort(key=step_of, reverse=True)
     last = folder / LAST
-    if last.is_file() and not (steps and steps[0].samefile(last)):
-        steps.insert(0, last)
+    if last.is_file() and not any(path.samefile(last) for path in steps):
+        newer = (
+            steps and steps[0].stat().st_mtime_ns > last.stat().st_mtime_ns
+        )  # killed before it became `last`
+        steps.insert(1 if newer else 0, last)
     return steps
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_killed_before_the_end_was_named_last(lrnnx, tmp_path: Path) -> None:
         result = lrnnx("train", "--resume", run)
         assert result.code == 0, result.error
         assert read_checkpoint(last)["global_step"] == 8
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_killed_before_the_newest_was_named_last(lrnnx, stopped: Path, copied: bool) -> None:
+    last, older = (stopped / "checkpoints" / name for name in ("last.ckpt", "step_00000006.ckpt"))
+    last.unlink()
+    if copied:
+        shutil.copy2(older, last)
+    else:
+        last.hardlink_to(older)
+    result = lrnnx("train", "--resume", stopped)
+    assert result.code == 0, result.error
+    assert "resuming from step 7" in result.error
 
 
 def test_every_file_damaged_is_an_error(lrnnx, stopped: Path) -> None:
