@@ -13,6 +13,7 @@ struct Operands {
 
 template <class S, int P, int RULE>
 struct Discretized {
+  static_assert(kRules == 5, "a rule of rules.def is missing below");
   using Value = S;
   using Sum = S;
   static constexpr int PLANES = P;
@@ -117,18 +118,19 @@ struct Discretized {
   void finish() { sum.store(dz, N, width); }
 };
 
+template <class S, int P, bool BACKWARD>
+void run(const Job& job, const Operands& operands, int64_t rule) {
+  by_rule(rule, [&](auto kind) {
+    constexpr int RULE = decltype(kind)::value;
+    STD_TORCH_CHECK(RULE != kAsynchronous, "dirac scans what asynchronous leaves to a scan");
+    if constexpr (RULE != kAsynchronous) spread<Discretized<S, P, RULE>, BACKWARD>(job, operands);
+  });
+}
+
 template <bool BACKWARD>
 void run(const Job& job, const Operands& operands, const Extent& x, ScalarType dtype, int64_t rule) {
   by_wide_dtype(dtype, [&](auto s) {
-    by_planes(x, [&](auto planes) {
-      using S = decltype(s);
-      constexpr int P = decltype(planes)::value;
-      if (rule == kDirac) return spread<Discretized<S, P, kDirac>, BACKWARD>(job, operands);
-      if (rule == kZoh) return spread<Discretized<S, P, kZoh>, BACKWARD>(job, operands);
-      if (rule == kBilinear) return spread<Discretized<S, P, kBilinear>, BACKWARD>(job, operands);
-      if (rule == kEuler) return spread<Discretized<S, P, kEuler>, BACKWARD>(job, operands);
-      STD_TORCH_CHECK(false, "discretized_scan knows rules 0 to 3");
-    });
+    by_planes(x, [&](auto planes) { run<decltype(s), decltype(planes)::value, BACKWARD>(job, operands, rule); });
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 
+#include "../rule.h"
 #include "lanes.h"
 
 namespace lrnnx::cpu {
@@ -53,10 +54,9 @@ struct Grown {
   }
 };
 
-enum Rule { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3, kAsynchronous = 4 };
-
 template <class S, int P, int RULE, bool DISTANT = false>
 struct Made {
+  static_assert(kRules == 5, "a rule of rules.def is missing below");
   Number<S, P> a, gain;
 
   struct Pulled {

@@ -22,12 +22,7 @@ void run_selective(const Selective& p, int64_t planes, int64_t rule, bool backwa
   const auto with = [&](auto kind) {
     planes == 1 ? spread(kind, std::integral_constant<int, 1>{}) : spread(kind, std::integral_constant<int, 2>{});
   };
-  if (rule == kDirac) return with(std::integral_constant<int, kDirac>{});
-  if (rule == kZoh) return with(std::integral_constant<int, kZoh>{});
-  if (rule == kBilinear) return with(std::integral_constant<int, kBilinear>{});
-  if (rule == kEuler) return with(std::integral_constant<int, kEuler>{});
-  if (rule == kAsynchronous) return with(std::integral_constant<int, kAsynchronous>{});
-  STD_TORCH_CHECK(false, "selective_scan knows rules 0 to 4");
+  by_rule(rule, with);
 }
 
 // The same for every batch element and step. A single step of a single element counts as one that varies.

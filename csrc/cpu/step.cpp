@@ -5,7 +5,6 @@
 namespace lrnnx::cpu {
 namespace {
 
-constexpr int64_t kGiven = -1;  // as step.py numbers rules
 constexpr int kLanes = 32;
 
 enum Axes { kAll, kNoPlanes, kGroups };  // (B, G, P, n), (B, G, n) or (B, G), of which the first may be missing
@@ -143,14 +142,9 @@ void spread(const Step& p) {
 }
 
 template <class S, int P>
-void by_rule(const Step& p, int64_t rule) {
+void spread(const Step& p, int64_t rule) {
   if (rule == kGiven) return spread<S, P, kGiven>(p);
-  if (rule == kDirac) return spread<S, P, kDirac>(p);
-  if (rule == kZoh) return spread<S, P, kZoh>(p);
-  if (rule == kBilinear) return spread<S, P, kBilinear>(p);
-  if (rule == kEuler) return spread<S, P, kEuler>(p);
-  if (rule == kAsynchronous) return spread<S, P, kAsynchronous>(p);
-  STD_TORCH_CHECK(false, "diagonal_step knows rules -1 to 4");
+  by_rule(rule, [&](auto kind) { spread<S, P, decltype(kind)::value>(p); });
 }
 
 Tensor as(const Tensor& x, ScalarType dtype) { return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype); }
@@ -191,7 +185,7 @@ std::tuple<Tensor, Tensor> diagonal_step(
   by_wide_dtype(wide, [&](auto s) {
     using S = decltype(s);
     if (h.numel() == 0) return;
-    planes == 1 ? by_rule<S, 1>(p, rule) : by_rule<S, 2>(p, rule);
+    planes == 1 ? spread<S, 1>(p, rule) : spread<S, 2>(p, rule);
   });
   return {as(w, dtype), after};
 }

@@ -1,10 +1,9 @@
 // Coefficients made from a rate z for each channel and the time dt before each step, as `discretized_scan` defines.
 #pragma once
+#include "../rule.h"
 #include "source.cuh"
 
 namespace lrnnx::cuda {
-
-enum Rule : int { kDirac = 0, kZoh = 1, kBilinear = 2, kEuler = 3 };
 
 constexpr float kDistant = 1 << 20;  // half turns beyond which a float has too few bits to count quarters in
 
@@ -123,6 +122,7 @@ struct Impulse {  // a gain of 1
 // Any rule. Backward z is conjugated, and with it everything made from it.
 template <class S, int PL, int V, bool BWD>
 struct Ruled {
+  static_assert(kRules == 5, "a rule of rules.def is missing below");
   static constexpr int EXTRA = BWD, OUT = 0;
   static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false;
   static constexpr int TERMS = sizeof(S) == 8 ? 14 : 7;

@@ -11,7 +11,8 @@ void expect_rates(const Tensor& like, const Extent& x, const Tensor& z, const Te
   expect.shaped("dt", dt, {x.batch, x.time});
   expect.shaped("h0", h0, state_sizes(like));
   expect.steps(lengths, reset);
-  STD_TORCH_CHECK(rule >= 0 && rule <= 3, "discretized_scan knows rules 0 to 3");
+  STD_TORCH_CHECK(rule >= 0 && rule < kRules, "there are no kernels for rule ", rule);
+  STD_TORCH_CHECK(rule != kAsynchronous, "dirac scans what asynchronous leaves to a scan");
 }
 
 }  // namespace
@@ -51,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   expect.shaped("v", v, sizes(states));
   expect.shaped("grad", grad, sizes(states));
   expect.shaped("grad_last", grad_last, state_sizes(states));
-  STD_TORCH_CHECK(v || rule == 0, "this rule's gradients need v");
+  STD_TORCH_CHECK(v || rule == kDirac, "this rule's gradients need v");
   Tensor dv = empty(states, sizes(states), dtype), dh0 = empty(states, state_sizes(states), wide);
   if (states.numel() == 0)
     return {torch::stable::new_zeros(z, sizes(z)), torch::stable::new_zeros(dt, sizes(dt)), dv, dh0};

@@ -28,15 +28,4 @@ void start(Kernel kernel, dim3 grid, int threads, int64_t bytes, cudaStream_t st
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// run(rule as a type)
-template <class F>
-void by_rule(int rule, const F& run) {
-  if (rule == 0) return run(std::integral_constant<int, 0>{});
-  if (rule == 1) return run(std::integral_constant<int, 1>{});
-  if (rule == 2) return run(std::integral_constant<int, 2>{});
-  if (rule == 3) return run(std::integral_constant<int, 3>{});
-  if (rule == 4) return run(std::integral_constant<int, 4>{});
-  STD_TORCH_CHECK(false, "selective_scan knows rules 0 to 4");
-}
-
 }  // namespace lrnnx::cuda

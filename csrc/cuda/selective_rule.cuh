@@ -5,8 +5,6 @@
 
 namespace lrnnx::cuda {
 
-constexpr int kAsynchronousRule = 4;  // besides those of discretize.cuh, as step.py numbers them
-
 // Re Σ a conj(b)
 template <class S, int PL, int V>
 DEVICE S dot(const Val<S, PL, V>& a, const Val<S, PL, V>& b, S sum = 0) {
@@ -18,8 +16,9 @@ DEVICE S dot(const Val<S, PL, V>& a, const Val<S, PL, V>& b, S sum = 0) {
 // hardware errs to one side by some 1e-8, and a memory of n steps adds n of them up.
 template <int PL, int RULE>
 struct Rates {
+  static_assert(kRules == 5, "a rule of rules.def is missing below");
   static constexpr int V = kHeld / PL;
-  static constexpr bool BILINEAR = RULE == kBilinear, SPLIT = RULE == kAsynchronousRule;
+  static constexpr bool BILINEAR = RULE == kBilinear, SPLIT = RULE == kAsynchronous;
   static constexpr bool SHAPED = RULE == kZoh || BILINEAR || SPLIT;  // the gain differs from state to state
   static constexpr bool POWERS = !BILINEAR && PL == 1;               // decays of many steps are those of their sum
   static constexpr bool TURNS = !BILINEAR && PL == 2;

@@ -150,7 +150,7 @@ struct Problem {
     if (dtype == ScalarType::BFloat16) return by_planes(__nv_bfloat16{});
     STD_TORCH_CHECK(false, "selective_scan's kernels take float32, bfloat16 and float16");
   }
-  int rule(int64_t given) const { return given == 4 && !p.dt ? 1 : static_cast<int>(given); }
+  int rule(int64_t given) const { return given == kAsynchronous && !p.dt ? kZoh : static_cast<int>(given); }
 };
 
 }  // namespace

@@ -5,7 +5,6 @@
 namespace lrnnx::cuda {
 namespace {
 
-constexpr int kGiven = -1, kAsynchronous = 4;  // rules besides those of discretize.cuh, as step.py numbers them
 constexpr int kStepThreads = 128;
 constexpr int64_t kHeldThreads = 1 << 17;  // about half of what a large GPU runs at once
 
@@ -197,6 +196,7 @@ std::tuple<Tensor, Tensor> diagonal_step(
   p.rule = static_cast<int>(rule);
   p.softplus = softplus;
   STD_TORCH_CHECK(h.numel() < (int64_t(1) << 31), "state too large");
+  STD_TORCH_CHECK(rule >= kGiven && rule < kRules, "there are no kernels for rule ", rule);
   if (h.numel() == 0) return {w, after};
   const cudaStream_t stream = current_stream(v);
   const int64_t planes = h.size(2);

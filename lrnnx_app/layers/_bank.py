@@ -14,11 +14,10 @@ from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._constants import constant, constant_of
-from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import free, recomputed
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+from lrnnx_app.ops.rules import Rule
 from lrnnx_app.ops.step import diagonal_step_unchecked
 
 PATHS = ("auto", "scan", "chunk")
@@ -64,7 +63,7 @@ class BankLayer(DiagonalLayer):
     def even(self) -> tuple[Tensor, Tensor]:
         """a and gain (2, S) of evenly sampled rows."""
         lam, delta, _ = self.system
-        return RULES[self.rule_name](lam, delta, None)
+        return self.rule(lam, delta)
 
     @constant_of
     def chunks(self, size: int) -> _chunks.Chunks:
@@ -90,7 +89,7 @@ class BankLayer(DiagonalLayer):
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         lam, delta, c = self.system
         even = self.even if dt is None else None
-        made = Bank(lam, delta, c, self.direct(), even, dt, self.rule_name, self.groups, self.dense)
+        made = Bank(lam, delta, c, self.direct(), even, dt, self.rule, self.groups, self.dense)
         return made, self.inputs(x)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -163,8 +162,7 @@ class BankLayer(DiagonalLayer):
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""
         lam, step, c = self.system
-        a, gain = RULES[self.rule_name](lam, step, None)
-        return planar.log(a) if self.rule_name == "bilinear" else lam * step, gain.expand_as(a), c
+        return self.rule.log_a(lam, step), self.even[1].expand_as(lam), c
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, path={self.path}"
@@ -182,14 +180,14 @@ class Bank(NamedTuple):
     direct: Tensor | None  # (groups,)
     even: tuple[Tensor, Tensor] | None  # a and gain (2, S) of evenly sampled rows
     dt: Tensor | None  # (B, T), where they are not
-    rule: str
+    rule: Rule
     groups: int
     dense: bool  # c is 1, and every group one state
 
     def scan(
         self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        a, gain = self.even or RULES[self.rule](self.lam, self.delta, self.dt)
+        a, gain = self.even or self.rule(self.lam, self.delta, self.dt)
         a = a if a.ndim == 4 else a[None, None]
         driven = b[..., None].expand(-1, -1, -1, self.c.shape[-1] // self.groups).flatten(2)
         h, last = linear_scan(a, gain * driven.unsqueeze(-2), h0, lengths=lengths, reset=reset)

@@ -24,10 +24,11 @@ class Layer(nn.Module):
 
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
-    learning rate of their own and no weight decay. `rule_name` tells how time is discretized, "none" where
-    the class has a formula of its own; a layer to which elapsed time means nothing sets `uses_dt` to False,
-    one whose passes no CUDA graph can replay `capturable`. `paper`, `varying` (the recurrence depends on the
-    input) and `cost` (the order of multiplications per step) are for the table of `lrnnx layers`.
+    learning rate of their own and no weight decay. `rule` is the discretization, None where the class has a
+    formula of its own; `taps` is 1 where an option `rule` names it, and 0 where there is no choice. A layer
+    to which elapsed time means nothing sets `uses_dt` to False, one whose passes no CUDA graph can replay
+    `capturable`. `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of
+    multiplications per step) are for the table of `lrnnx layers`.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
@@ -38,7 +39,8 @@ class Layer(nn.Module):
     cost: ClassVar[str] = ""
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     causal: bool = True
-    rule_name: str = "none"
+    rule: Any = None  # a Rule
+    taps: ClassVar[int] = 0
     kept: dict[Any, Any] | None = None  # in a copy made by `frozen`: its constants, see `_constants`
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -108,6 +110,11 @@ class Layer(nn.Module):
         """The rule, the number of states, and the floats that one stream carries between calls."""
         kept = f"states={self.n_states}, state_size={self.state_size}"
         return f"d_model={self.d_model}, rule={self.rule_name}, {kept}"
+
+    @property
+    def rule_name(self) -> str:
+        """The name of the rule, or `none`."""
+        return self.rule.name if self.rule else "none"
 
     @property
     def n_states(self) -> str:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.discretized_scan import CODES, NAMES, discretized_scan
+from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.ops.rules import Rule
 from lrnnx_app.ops.step import diagonal_step_unchecked
 
 
@@ -62,12 +62,12 @@ class Given(NamedTuple):
 class Discretized(NamedTuple):
     """h = a∘h + gain∘b, both made by a rule from a rate λΔ, the same at all steps, and from elapsed time δ.
 
-    The kernels make them in registers. The part of a rule's gain without δ belongs to b: see `constant_gain`.
+    The kernels make them in registers. The part of a rule's gain without δ belongs to b: see `Rule.constant`.
     """
 
     z: Tensor  # (2, N) planar rate λΔ
     dt: Tensor  # (B, T) elapsed time δ before each sample
-    rule: str
+    rule: Rule
 
     def scan(
         self,
@@ -82,7 +82,7 @@ class Discretized(NamedTuple):
         return discretized_scan(self.z, self.dt, b, h0, **options)
 
     def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return _each_state(b, h, self.z, dt=self.dt[:, 0], rule=NAMES[CODES[self.rule]])
+        return _each_state(b, h, self.z, dt=self.dt[:, 0], rule=self.rule.scanned)
 
 
 class Varying(NamedTuple):
@@ -91,11 +91,11 @@ class Varying(NamedTuple):
     lam: Tensor  # (2, N) planar eigenvalue λ
     logits: Tensor  # (B, T, N)
     dt: Tensor | None  # (B, T) elapsed time δ; None is 1
-    rule: str
+    rule: Rule
 
-    def coefficients(self) -> tuple[Tensor, Tensor]:
+    def coefficients(self) -> tuple[Tensor, ...]:
         """a and gain, each broadcastable to (B, T, 2, N)."""
-        return RULES[self.rule](self.lam, F.softplus(self.logits), self.dt)
+        return self.rule(self.lam, F.softplus(self.logits), self.dt)
 
     def scan(
         self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
@@ -117,7 +117,7 @@ def _each_state(
     step: Tensor | None = None,
     softplus: bool = False,
     dt: Tensor | None = None,
-    rule: str | None = None,
+    rule: Rule | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diagonal_step` of states (B, N), or planar (B, 2, N), each of which is a group of its own."""
     complex_ = h.ndim == 3

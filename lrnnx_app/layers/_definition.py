@@ -2,7 +2,7 @@
 
 A layer file ends with `definition(layer, x, dt=None)`: the paper's equations as a loop over time, in float64
 and complex128. It reads the layer's parameters and options and uses none of its methods or ops, so that an
-error in those cannot be in both.
+error in those cannot be in both; a rule of discretization is taken from `ops.rules`, where it is defined.
 """
 
 import sys
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lrnnx_app.ops.rules import RULES
 
 Definition = Callable[..., Tensor]
 
@@ -90,28 +92,19 @@ def softplus(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(x))
 
 
-def discretized(rule: str, lam: Tensor, step: Tensor, elapsed: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Coefficient a and gain of h = a∘h + gain∘v by the formula of each discretization.
+def discretized(rule: str, lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, ...]:
+    """Coefficient a and gain of h = a∘h + gain∘v, of real or complex numbers.
 
     Args:
-        rule: its name.
-        lam: eigenvalue λ.
-        step: timescale Δ.
-        elapsed: time δ since the previous sample.
+        rule: name of the discretization, whose formula has a test of its own.
+        lam: eigenvalue λ (…).
+        step: timescale Δ, broadcastable to (B, …).
+        dt: (B,) time since the previous sample; None is 1.
     """
-    span = step * elapsed
-    grown = torch.exp(lam * span)
-    if rule == "zoh":
-        return grown, (grown - 1) / lam
-    if rule == "bilinear":
-        return (1 + lam * span / 2) / (1 - lam * span / 2), span / (1 - lam * span / 2)
-    if rule == "dirac":
-        return grown, torch.ones_like(grown)
-    if rule == "euler":
-        return grown, span + 0 * lam
-    if rule == "asynchronous":
-        return grown, (torch.exp(lam * step) - 1) / lam
-    raise NotImplementedError(f"discretization '{rule}': write its formula into {__file__}")
+    planes = torch.stack((lam.real, lam.imag), -2) if lam.is_complex() else lam.unsqueeze(-2)
+    dt = None if dt is None else dt.reshape(-1, *[1] * (lam.ndim - 1))
+    made = RULES[rule](planes, step, dt)
+    return tuple(number(z, -2) if lam.is_complex() else z.squeeze(-2) for z in made)
 
 
 def diagonal_states(rule: str, lam: Tensor, step: Tensor, driven: Tensor, dt: Tensor | None = None) -> Tensor:
@@ -128,8 +121,7 @@ def diagonal_states(rule: str, lam: Tensor, step: Tensor, driven: Tensor, dt: Te
     step, driven = step.expand(torch.broadcast_shapes(step.shape, shape)), driven.expand(shape)
     h, states = torch.zeros((), dtype=lam.dtype), []
     for t in range(shape[1]):
-        elapsed = 1.0 if dt is None else dt[:, t].reshape(-1, *[1] * lam.ndim)
-        a, gain = discretized(rule, lam, step[:, t], elapsed)
+        a, gain = discretized(rule, lam, step[:, t], None if dt is None else dt[:, t])
         h = a * h + gain * driven[:, t]
         states.append(h)
     return torch.stack(states, 1)

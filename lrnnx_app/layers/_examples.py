@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.rules import RULES
 from lrnnx_app.registry import LAYERS
 
 D_MODEL = 4
@@ -29,16 +28,9 @@ class Case(NamedTuple):
     def by_each_rule(self) -> "Iterator[Case]":
         """This case, and the same by each other discretization that its layer lets one choose."""
         yield self
-        kind = LAYERS[self.name].Config
-        if "rule" not in kind.__dataclass_fields__:
-            return
-        for rule in RULES:
-            try:
-                config = kind(**{**self.options, "rule": rule})
-                build_layer(self.name, D_MODEL, config)
-            except RecipeError:
-                continue
-            if config.rule != kind(**self.options).rule:
+        entry = LAYERS[self.name]
+        for rule in RULES if entry.taps else ():
+            if rule != entry.Config(**self.options).rule:
                 yield Case(self.name, {**self.options, "rule": rule}, self.bidirectional)
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ class GLU(Layer):
         except RecipeError as error:
             raise RecipeError(f"options.{error}") from error
         self.output_linear = Linear(d_model, 2 * d_model)
-        self.causal, self.rule_name = self.layer.causal, self.layer.rule_name
+        self.causal, self.rule = self.layer.causal, self.layer.rule
         self.uses_dt, self.capturable = self.layer.uses_dt, self.layer.capturable
 
     def init_state(self, batch: int) -> Any:

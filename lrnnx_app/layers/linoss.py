@@ -43,19 +43,23 @@ class LinOSS(DiagonalLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         n = config.d_state
-        self.rule_name, self.state_shape = one_of("rule", config.rule, ("im", "imex")), (2, n)
-        self.uses_dt = self.rule_name == "im"
+        self.scheme, self.state_shape = one_of("rule", config.rule, ("im", "imex")), (2, n)
+        self.uses_dt = self.scheme == "im"
         self.A, self.steps = nn.Parameter(torch.rand(n)), nn.Parameter(torch.rand(n))
         self.B = nn.Parameter((2 * torch.rand(n, d_model) - 1) / math.sqrt(d_model))
         self.C = nn.Parameter((2 * torch.rand(d_model, n) - 1) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
+
+    @property
+    def rule_name(self) -> str:
+        return self.scheme
 
     @constant
     def oscillators(self) -> tuple[Tensor, Tensor]:
         """q (2, N), planar, and Δ (N,)."""
         A, steps = wide(self.A, self.steps)
         A, delta = A.clamp_min(SLOWEST), torch.sigmoid(steps)
-        if self.rule_name == "im":
+        if self.scheme == "im":
             return torch.stack((torch.zeros_like(A), torch.sqrt(A))), delta
         half = torch.minimum(A, FASTEST / delta**2) * delta / 2
         return torch.stack((-half, torch.sqrt(2 * half / delta - half**2))), delta
@@ -69,7 +73,7 @@ class LinOSS(DiagonalLayer):
     def _discrete(self, q: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
         """λ and λΔδ, planar, from q (2, N) and Δδ (…, N)."""
         span = span.unsqueeze(-2)
-        if self.rule_name == "imex":
+        if self.scheme == "imex":
             a = planar.one(q) + q * span
         else:
             lower = planar.one(q) - q * span
@@ -101,13 +105,13 @@ def definition(layer: LinOSS, x: Tensor, dt: Tensor | None = None) -> Tensor:
     y on the right is y[t] in im, and y[t − 1] in imex.
     """
     A, delta = layer.A.clamp_min(1e-6), torch.sigmoid(layer.steps)
-    if layer.rule_name == "imex":
+    if layer.scheme == "imex":
         A = torch.minimum(A, 3.96 / delta**2)
     z, y, outputs = torch.zeros_like(A), torch.zeros_like(A), []
     for t in range(x.shape[1]):
         step = delta if dt is None else delta * dt[:, t, None]
         force = x[:, t] @ layer.B.T
-        if layer.rule_name == "im":  # both equations solved for z[t]
+        if layer.scheme == "im":  # both equations solved for z[t]
             z = (z - step * A * y + step * force) / (1 + step**2 * A)
         else:
             z = z + step * (force - A * y)

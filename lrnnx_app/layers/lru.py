@@ -11,6 +11,7 @@ from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import number
 from lrnnx_app.ops import planar
+from lrnnx_app.ops.rules import RULES
 
 
 class LRU(DiagonalLayer):
@@ -19,7 +20,7 @@ class LRU(DiagonalLayer):
     There is no timescale: data time δ enters as λ^δ.
     """
 
-    rule_name = "dirac"
+    rule = RULES["dirac"]
     recurrent = ("nu_log", "theta_log", "gamma_log")
     paper = "Orvieto et al. 2023, arXiv 2303.06349"
     cost = "N·D"
@@ -48,7 +49,7 @@ class LRU(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         log_lambda, a, B = self.system
-        made = Given(a) if dt is None else Discretized(log_lambda, dt, self.rule_name)
+        made = Given(a) if dt is None else Discretized(log_lambda, dt, self.rule)
         return made, drive(x, B)
 
     @constant

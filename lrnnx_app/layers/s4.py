@@ -16,6 +16,7 @@ from lrnnx_app.ops._blocked import cast, unpadded
 from lrnnx_app.ops._transforms import recomputed, refuse_free
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.rules import RULES
 
 FFT_FROM = 32  # steps from which a convolution by FFT pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
@@ -33,7 +34,7 @@ class S4(Layer):
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
     capturable = False  # not seen to be so
-    rule_name = "bilinear"
+    rule = RULES["bilinear"]
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
     examples = (

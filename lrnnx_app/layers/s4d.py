@@ -12,7 +12,7 @@ from lrnnx_app.layers._base import wide
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.rules import find
 
 
 class S4D(BankLayer):
@@ -20,6 +20,7 @@ class S4D(BankLayer):
 
     recurrent = ("log_A_real", "A_imag", "log_dt")
     paper = "Gu et al. 2022, arXiv 2206.11893"
+    taps = 1
     cost = "n·D"
     examples = (
         {"d_state": 4, "path": "chunk"},
@@ -31,7 +32,7 @@ class S4D(BankLayer):
     class Config:
         d_state: int = 64  # N per channel; one of each conjugate pair is kept
         init: str = "lin"  # lin | inv | legs: how A starts
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
+        rule: str = "zoh"  # discretization, any name that `lrnnx layers` lists
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1  # see dt_min
         path: str = "auto"  # auto | scan | chunk: how a whole sequence is computed
@@ -39,7 +40,7 @@ class S4D(BankLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.groups, self.modes = d_model, config.d_state // 2
-        self.rule_name, self.path = one_of("rule", config.rule, RULES), one_of("path", config.path, PATHS)
+        self.rule, self.path = find(config.rule), one_of("path", config.path, PATHS)
         lam = initial_modes(config.init, config.d_state).float()
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))

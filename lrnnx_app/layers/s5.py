@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, one_of
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import (
     DiagonalLayer,
     DiagonalState,
@@ -22,8 +22,8 @@ from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
-from lrnnx_app.ops.discretize import RULES, constant_gain
 from lrnnx_app.ops.discretized_scan import evenly
+from lrnnx_app.ops.rules import find
 
 
 class S5(DiagonalLayer):
@@ -36,6 +36,7 @@ class S5(DiagonalLayer):
 
     recurrent = ("Lambda_re", "Lambda_im", "B", "log_step")
     paper = "Smith et al. 2023, arXiv 2208.04933"
+    taps = 1
     cost = "N·D"
     examples = (
         {"d_state": 4},
@@ -48,7 +49,7 @@ class S5(DiagonalLayer):
     class Config:
         d_state: int = 64  # P, states before conjugate symmetry halves them
         blocks: int = 1  # J, blocks of A at the start, a divisor of d_state
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
+        rule: str = "zoh"  # discretization, any name that `lrnnx layers` lists
         dt_min: float = 1e-3  # the learned step starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1  # see dt_min
         conj_sym: bool = True  # keep one state of each conjugate pair
@@ -59,7 +60,7 @@ class S5(DiagonalLayer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config = config
-        self.rule_name, self.causal = one_of("rule", config.rule, RULES), not config.both_directions
+        self.rule, self.causal = find(config.rule), not config.both_directions
         size, odd = divmod(config.d_state, config.blocks)
         if odd or (config.conj_sym and size % 2):
             kind = "an even number of" if config.conj_sym else "equally many"
@@ -90,21 +91,21 @@ class S5(DiagonalLayer):
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         z, B = self.even if dt is None else self.timed
-        made = Given(z) if dt is None else Discretized(z, dt, self.rule_name)
+        made = Given(z) if dt is None else Discretized(z, dt, self.rule)
         return made if self.causal else BothWays(made, dt), drive(x, B)
 
     @constant
     def even(self) -> tuple[Tensor, Tensor]:
         """ā (2, N) and gain∘B (2, N, H) of evenly sampled rows."""
         lam, delta, B = self._system()
-        a, gain = evenly(self.rule_name, lam, delta)
+        a, gain = evenly(self.rule, lam, delta)
         return a, scaled(B, gain.expand_as(lam))
 
     @constant
     def timed(self) -> tuple[Tensor, Tensor]:
         """λΔ (2, N), and B (2, N, H) with the part of the gain that is free of elapsed time."""
         lam, delta, B = self._system()
-        return lam * delta, scaled(B, constant_gain(self.rule_name, lam, delta).expand_as(lam))
+        return lam * delta, scaled(B, self.rule.constant(lam, delta).expand_as(lam))
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:
         log_step, B = wide(self.log_step, self.B)

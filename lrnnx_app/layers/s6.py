@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrnnx_app.errors import one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
 from lrnnx_app.ops._blocked import unpadded
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.rules import find
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.step import diagonal_step_unchecked
 
@@ -38,6 +37,7 @@ class S6(Layer):
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias")
     paper = "Gu & Dao 2023, arXiv 2312.00752"
     varying = True
+    taps = 1
     cost = "D² + n·D"
     examples = (
         {"d_state": 4},
@@ -52,7 +52,7 @@ class S6(Layer):
         d_conv: int = 4  # width of the convolution, in steps
         expand: int = 2  # channels D = expand · d_model
         dt_rank: int | None = None  # width of r, from which Δ is made; None: d_model / 16, rounded up
-        rule: str = "euler"  # euler | zoh | bilinear | dirac | asynchronous: how time becomes discrete
+        rule: str = "euler"  # discretization, any name that `lrnnx layers` lists
         complex: bool = False  # A starts as S4D-Lin instead of −1 … −N
         bias: bool = False  # in_proj and out_proj have a bias
         conv_bias: bool = True  # the convolution has a bias
@@ -61,11 +61,11 @@ class S6(Layer):
         dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
-            one_of("rule", self.rule, RULES)
+            find(self.rule)
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        self.config, self.rule_name = config, config.rule
+        self.config, self.rule = config, find(config.rule)
         inner, n = config.expand * d_model, config.d_state
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         planes = 2 if config.complex else 1
@@ -144,7 +144,7 @@ class S6(Layer):
         self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One step of the recurrence and the gate: u, logits of Δ, z (B, D), B and C (B, 1, P, N)."""
-        made_by = {"rule": self.config.rule, "dt": dt, "step": logits[..., None], "softplus": True}
+        made_by = {"rule": self.rule, "dt": dt, "step": logits[..., None], "softplus": True}
         return diagonal_step_unchecked(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
 
     def _planar(self) -> Tensor:
@@ -155,7 +155,7 @@ class S6(Layer):
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The recurrence and the gate, on all steps."""
         A = self.eigenvalues
-        return selective_scan(u, logits, A, B, C, self.D, rule=self.config.rule, softplus=True, **options)
+        return selective_scan(u, logits, A, B, C, self.D, rule=self.rule, softplus=True, **options)
 
     @property
     def n_states(self) -> str:

@@ -15,7 +15,7 @@ from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, biased, linear
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.rules import find
 
 SELECTIVE = ("step", "b", "c")
 
@@ -34,6 +34,7 @@ class S7(DiagonalLayer):
     recurrent = ("w", "Lambda_im", "step_bias")
     paper = "Soydan et al. 2024, arXiv 2410.03464"
     varying = True
+    taps = 1
     cost = "D² + N·D"
     examples = ({"d_state": 4}, {"d_state": 4, "selective": ["step", "b", "c"]})
 
@@ -42,18 +43,18 @@ class S7(DiagonalLayer):
         d_state: int = 64  # complex states, one of each conjugate pair
         blocks: int | None = None  # J, a divisor of d_state; None: the largest one up to 16
         selective: list[str] = field(default_factory=lambda: ["step"])  # by the input; any of step, b, c
-        rule: str = "zoh"  # zoh | bilinear | dirac | euler | asynchronous: how time becomes discrete
+        rule: str = "zoh"  # discretization, any name that `lrnnx layers` lists
         dt_min: float = 1e-3  # Δ starts log-uniform in [dt_min, dt_max]
         dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
-            one_of("rule", self.rule, RULES)
+            find(self.rule)
             for part in self.selective:
                 one_of("selective", part, SELECTIVE)
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        self.config, self.rule_name = config, config.rule
+        self.config, self.rule = config, find(config.rule)
         n = config.d_state
         self.state_shape = (2, n)
         blocks = config.blocks or max(k for k in range(1, 17) if n % k == 0)
@@ -84,7 +85,7 @@ class S7(DiagonalLayer):
         b = drive(x, self.B)
         if "b" in self.select:
             b = b * (1 + self._selected("b", x)).unsqueeze(-2)
-        return Varying(self.eigenvalues, logits, dt, self.rule_name), b
+        return Varying(self.eigenvalues, logits, dt, self.rule), b
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         if "c" in self.select:

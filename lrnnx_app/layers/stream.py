@@ -21,6 +21,7 @@ class Stream(S6):
     elapsed time δ (1 if not given) and a learned rate b per channel alone, what enters on the input.
     """
 
+    taps = 0
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias", "b")
     paper = "Schöne et al. 2024, arXiv 2411.12603"
     examples = ({"d_state": 4}, {"d_state": 4, "complex": True})
@@ -47,7 +48,7 @@ class Stream(S6):
         logits = logits if bias is None else logits + bias
         rate = self.rate.expand_as(logits)
         driven = F.softplus(logits) * u
-        y, h = selective_scan(driven, rate, A, B, C, rule=self.config.rule, **options)
+        y, h = selective_scan(driven, rate, A, B, C, rule=self.rule, **options)
         y = torch.addcmul(y, self.D, cast(u, y.dtype)) * F.silu(z)
         return cast(y, u.dtype), h
 
@@ -55,7 +56,7 @@ class Stream(S6):
         self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, h: Tensor, dt: Tensor | None, z: Tensor
     ) -> tuple[Tensor, Tensor]:
         delta = F.softplus(cast(logits, h.dtype))[..., None, None]
-        made_by = {"rule": self.config.rule, "dt": dt, "step": self.rate[:, None]}
+        made_by = {"rule": self.rule, "dt": dt, "step": self.rate[:, None]}
         return diagonal_step_unchecked(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
 
 

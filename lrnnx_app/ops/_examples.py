@@ -13,10 +13,10 @@ from lrnnx_app.ops import advance as advance_op
 from lrnnx_app.ops import gru_scan as gru_op
 from lrnnx_app.ops import planar, row_linear
 from lrnnx_app.ops import step as step_op
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.fft_conv import irfft
 from lrnnx_app.ops.linear_scan import reference as linear_definition
 from lrnnx_app.ops.rglru_scan import coefficients
+from lrnnx_app.ops.rules import RULES
 
 Operands = dict[str, Tensor]
 
@@ -216,8 +216,8 @@ def step_example(draw: Draw, sizes: Sizes, planes: int = 2, n: int = 6, contract
 def step_definition(
     v, h, a, gain=None, c=None, direct=None, *, step=None, dt=None, gate=None, rule=None, softplus=False
 ) -> tuple[Tensor, Tensor]:
-    code = step_op.GIVEN if rule is None else step_op.CODES[rule]
-    return step_op.reference(v, h, a, gain, c, direct, step, dt, gate, code, softplus)
+    kind = None if rule is None else RULES[rule]
+    return step_op.reference(v, h, a, gain, c, direct, step, dt, gate, kind, softplus)
 
 
 def rows_example(draw: Draw, sizes: Sizes, heads: int = 1) -> Operands:

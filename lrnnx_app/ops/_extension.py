@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import mmap
 import os
 import platform
 import shutil
@@ -29,6 +30,7 @@ import torch
 from lrnnx_app.disk import atomic
 from lrnnx_app.disk.cache import made, root
 from lrnnx_app.errors import CacheError
+from lrnnx_app.ops import rules
 
 log = logging.getLogger("lrnnx")
 _lock = threading.RLock()
@@ -43,6 +45,7 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+MARK = b"lrnnx rules: "  # before what csrc/rule.h lists
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
@@ -65,6 +68,7 @@ def load(device: str) -> bool:
         if device not in _loaded and device not in _failures:
             try:
                 library = build(device)
+                check_rules(library)
                 torch.ops.load_library(library)
                 _loaded[device] = library
             except (BuildError, OSError) as error:
@@ -75,6 +79,22 @@ def load(device: str) -> bool:
                     error,
                 )
     return device in _loaded
+
+
+def check_rules(library: Path) -> None:
+    """Refuse kernels that number the rules of discretization in another way, before they are loaded.
+
+    Raises:
+        BuildError: the library lists other rules than `rules.RULES`.
+    """
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        start = text.find(MARK) + len(MARK)
+        built = text[start : text.find(b"\0", start)].decode().strip(", ") if start >= len(MARK) else "none"
+    if built != rules.kernels():
+        raise BuildError(
+            f"its rules are {built}, those of lrnnx_app/ops/rules.py {rules.kernels()}; "
+            "make csrc/rules.def list the same"
+        )
 
 
 def wanted() -> tuple[str, ...]:
@@ -262,7 +282,8 @@ def source_root() -> Path:
 
 def _sources(device: str) -> list[Path]:
     root = source_root()
-    return sorted(path for path in (*root.glob("*.h"), *(root / device).rglob("*")) if path.is_file())
+    shared = (path for path in root.iterdir() if path.suffix in (".h", ".def"))
+    return sorted(path for path in (*shared, *(root / device).rglob("*")) if path.is_file())
 
 
 def _key(device: str, commands: tuple[str, str]) -> str:

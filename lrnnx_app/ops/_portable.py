@@ -23,12 +23,12 @@ from lrnnx_app.ops import (  # noqa: F401  (each defines its operator)
 )
 from lrnnx_app.ops._blocked import composed
 from lrnnx_app.ops.linear_scan import state_dtype
+from lrnnx_app.ops.rules import numbered
 
 
 def _discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule):
     dtype = state_dtype(v.dtype)
-    name = discretized_scan.NAMES[rule]
-    a, gain = discretized_scan.coefficients(z.to(dtype), dt.to(dtype), name)
+    a, gain = numbered(rule).from_rates(z.to(dtype), dt.to(dtype))
     real = v.shape[2] == 1
     numbers = (a, planar.mul(gain.expand_as(v), v.to(dtype)), h0)
     flat: Any = [x if x is None or not real else x.squeeze(-2) for x in numbers]

@@ -6,9 +6,8 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._transforms import recomputed
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
-from lrnnx_app.ops.step import NAMES
+from lrnnx_app.ops.rules import Rule, find, numbered
 
 SHORTEST = 16  # steps of a chunk at least
 ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
@@ -19,7 +18,7 @@ KEPT = 2**23  # states of a sequence that are kept for the backward pass rather 
 def blocked(
     u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
 ) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, chunk by chunk of time or in one; differentiable."""
+    """The operator by torch calls, chunk by chunk of time or in one; differentiable. A rule or its number."""
     batch, time, _ = u.shape
     dtype = state_dtype(u.dtype)
     real = A.ndim == 2
@@ -51,7 +50,7 @@ def blocked(
         inputs = (u[:, cut].to(dtype), step[:, cut], A, B[:, cut], C[:, cut], h)
         masks = (
             None if dt is None else dt[:, cut].to(dtype),
-            NAMES[rule],
+            numbered(rule),
             None if lengths is None else (lengths - start).clamp(0, inputs[0].shape[1]),
             None if reset is None else reset[:, cut],
         )
@@ -75,14 +74,14 @@ def _chunk(
     C: Tensor,
     h0: Tensor,
     dt: Tensor | None,
-    rule: str,
+    rule: Rule,
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Everything with planes: A (D, P, N), B and C (B, T, G, P, N), h0 (B, D, P, N)."""
     channels, planes, n = A.shape
     shape = (*u.shape, planes, n)
-    a, gain = RULES[rule](A, delta[..., None], None if dt is None else dt[..., None])
+    a, gain = rule(A, delta[..., None], None if dt is None else dt[..., None])
     drive = planar.mul(gain * u[..., None, None], _per_channel(B, channels))
     states, last = linear_scan(
         _flat(a.expand(shape)), _flat(drive.expand(shape)), _flat(h0), lengths=lengths, reset=reset
@@ -120,7 +119,7 @@ def reference(
     bias: Tensor | None = None,
     softplus: bool = False,
     dt: Tensor | None = None,
-    rule: str = "euler",
+    rule: Rule | str = "euler",
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -142,7 +141,7 @@ def reference(
     outputs = []
     for t in range(time):
         elapsed = None if dt is None else dt[:, t, None]
-        pair = RULES[rule](A.unsqueeze(-2) if real else A, delta[:, t, :, None], elapsed)
+        pair = find(rule)(A.unsqueeze(-2) if real else A, delta[:, t, :, None], elapsed)
         a, gain = (coefficient(x) for x in pair)
         Bt, Ct = (number(x[:, t]).repeat_interleave(share, 1) for x in (B, C))
         before = h if reset is None else torch.where(reset[:, t, None, None], 0, h)

@@ -13,8 +13,7 @@ import torch
 
 from lrnnx_app.ops import _examples as of
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
-from lrnnx_app.ops.discretize import RULES
-from lrnnx_app.ops.discretized_scan import NAMES, discretized_scan
+from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.fft_conv import fft_conv, rfft
 from lrnnx_app.ops.fft_conv import reference as fft_definition
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
@@ -22,6 +21,7 @@ from lrnnx_app.ops.linear_scan import reference as linear_definition
 from lrnnx_app.ops.rglru_scan import rglru_scan
 from lrnnx_app.ops.row_linear import CODES as ACTIVATIONS
 from lrnnx_app.ops.row_linear import row_linear
+from lrnnx_app.ops.rules import KERNELS, SCANNED
 from lrnnx_app.ops.selective_scan import reference as selective_definition
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.short_conv import reference as conv_definition
@@ -143,7 +143,7 @@ OPERATORS: dict[str, Operator] = {
         _backward("discretized_scan"),
         ("v",),
         MASKS,
-        variants=real_and_complex(options(rule=NAMES, reverse=(False, True))),
+        variants=real_and_complex(options(rule=tuple(SCANNED), reverse=(False, True))),
         kernels=EVERYWHERE,
     ),
     "rglru_scan": Operator(
@@ -162,7 +162,7 @@ OPERATORS: dict[str, Operator] = {
         _backward("selective_scan", "selective_scan_kernel"),
         ("u", "delta", "B", "C", "z"),
         (*MASKS, "D", "z", "bias", "dt"),
-        variants=real_and_complex(options(rule=tuple(RULES), softplus=(True,))),
+        variants=real_and_complex(options(rule=tuple(KERNELS), softplus=(True,))),
         kernels={"cpu": DTYPES, "cuda": (FLOAT, HALF, BRAIN)},
     ),
     "short_conv": Operator(
@@ -214,7 +214,7 @@ OPERATORS: dict[str, Operator] = {
         ("v", "gate"),
         ("gain", "c", "direct", "step", "dt", "gate"),
         variants=(
-            *real_and_complex(options(rule=tuple(RULES), softplus=(True,)))[::-1],
+            *real_and_complex(options(rule=tuple(KERNELS), softplus=(True,)))[::-1],
             *real_and_complex((Variant("alone", {"contracted": False}, {"rule": "zoh"}),), n=1),
         ),
         kernels=EVERYWHERE,

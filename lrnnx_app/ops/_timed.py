@@ -8,6 +8,7 @@ import torch
 
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import BRAIN, FLOAT, PLAIN, Variant, options, real_and_complex
+from lrnnx_app.ops.rules import KERNELS, SCANNED
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ CONV, CONV_KEEPS = (Variant(options={"silu": True}),), ("bias",)
 REAL, COMPLEX = (
     real_and_complex((PLAIN, Variant("constant a", {"a": "constant"})))[k : k + 2] for k in (0, 2)
 )
-RULES = ("dirac", "zoh", "bilinear")
-DISCRETIZED = real_and_complex(options(rule=RULES))[3:]
-RULED = [*(_selective(1, rule) for rule in RULES), *(_selective(2, rule) for rule in ("euler", *RULES))]
+DISCRETIZED = real_and_complex(options(rule=tuple(SCANNED)))[len(SCANNED) :]
+RULED = [_selective(planes, rule) for planes in (1, 2) for rule in KERNELS]
 GATED = (_selective(1, "euler", "gated"),)
 
 TIMED: dict[str, tuple[Timed, ...]] = {

@@ -1,13 +1,9 @@
 """The scan that discretizes as it goes, by a rule: h[t] = a(z, δ[t])∘h[t−1] + g(z, δ[t])∘v[t].
 
-Kernels make a and g in registers, forward and backward, so that (B, T, P, N) of them never reach memory:
-long, irregular sequences such as the Event-SSM's (arXiv 2404.18508). Elsewhere torch makes them. With w = z·δ
-
-    rule                 a                      g
-    dirac, asynchronous  exp(w)                 1        (a gain without δ belongs to the weights that make v)
-    zoh                  exp(w)                 δ·φ(w),  φ(w) = (exp(w) − 1)/w
-    bilinear             (1 + w/2)/(1 − w/2)    δ/(1 − w/2)
-    euler                exp(w)                 δ
+a and g are those of the rule for eigenvalue z, timescale 1 and elapsed time δ. The factor of a gain that is
+free of δ belongs to the weights that make v, see `Rule.constant`. Kernels make a and g in registers, forward
+and backward, so that (B, T, P, N) of them never reach memory: long, irregular sequences such as the
+Event-SSM's (arXiv 2404.18508). Elsewhere, and by rules without kernels, torch makes them.
 """
 
 from functools import partial
@@ -20,16 +16,8 @@ from lrnnx_app.ops import _blocked, _extension, planar
 from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
-
-CODES = {"dirac": 0, "asynchronous": 0, "zoh": 1, "bilinear": 2, "euler": 3}  # as csrc/ numbers them
-NAMES = ("dirac", "zoh", "bilinear", "euler")
-
-
-def coefficients(z: Tensor, dt: Tensor, rule: str) -> tuple[Tensor, Tensor]:
-    """a and g, each broadcastable to (B, T, P, N), of rates z (P, N) and elapsed time dt (B, T)."""
-    return RULES[NAMES[CODES[rule]]](z, z.new_ones(1), dt)
+from lrnnx_app.ops.rules import RULES, Rule, find, numbered
 
 
 def discretized_scan(
@@ -38,7 +26,7 @@ def discretized_scan(
     v: Tensor,
     h0: Tensor | None = None,
     *,
-    rule: str,
+    rule: Rule | str,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
@@ -50,7 +38,7 @@ def discretized_scan(
         dt: (B, T) time δ that passed before each sample, in units of 1/|z|.
         v: inputs (B, T, P, N).
         h0: state before the first step (B, P, N); zero if None.
-        rule: a name of `discretize.RULES`.
+        rule: one of `rules.RULES`, or its name.
         lengths, reset, reverse: as of `linear_scan`.
 
     Returns:
@@ -58,7 +46,7 @@ def discretized_scan(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        KeyError: there is no such rule.
+        RecipeError: there is no such rule.
     """
     sizes = principal("v", v, "BTPN")
     if sizes[2] > 2:
@@ -66,23 +54,24 @@ def discretized_scan(
     check("z", z, sizes[2:], v)
     check("h0", h0, sizes[:1] + sizes[2:], v)
     check_steps(v, lengths=lengths, reset=reset, dt=dt)
-    if transformed():
+    rule = find(rule).scanned
+    if transformed() or rule.code is None:
         return reference(z, dt, v, h0, rule=rule, lengths=lengths, reset=reset, reverse=reverse)
-    return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, CODES[rule])
+    return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule.code)
 
 
-def evenly(rule: str, lam: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """`RULES[rule](lam, step, None)` for lam (P, N), on a GPU by one launch instead of a hundred small ones.
+def evenly(rule: Rule, lam: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+    """`rule(lam, step)` for lam (P, N), on a GPU by one launch instead of a hundred small ones.
 
     A step from state 1 without input leaves a, and one from state 0 with input 1 leaves the gain.
     """
-    if not lam.is_cuda:
-        return RULES[rule](lam, step, None)
-    rule = "zoh" if rule == "asynchronous" else rule  # the same where every δ is 1
+    rule = rule.evenly or rule
+    if not lam.is_cuda or rule.code is None:
+        return rule(lam, step)
     h0 = torch.stack((planar.one(lam).expand_as(lam), torch.zeros_like(lam)))
     states, _ = discretized_scan(lam * step, step.new_ones(2, 1), h0.flip(0)[:, None], h0, rule=rule)
     a, gain = states[:, 0]
-    return a, gain if rule == "dirac" else step * gain
+    return a, gain if rule.sample == "integral" else step * gain
 
 
 def reference(
@@ -91,14 +80,14 @@ def reference(
     v: Tensor,
     h0: Tensor | None = None,
     *,
-    rule: str,
+    rule: Rule,
     lengths: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, Tensor]:
     """The definition, with everything in memory; arguments and results as in `discretized_scan`."""
     dtype = state_dtype(v.dtype)
     dt, v = unpadded(dt, lengths), unpadded(v, lengths)
-    a, gain = coefficients(z.to(dtype), dt.to(dtype), rule)
+    a, gain = rule.from_rates(z.to(dtype), dt.to(dtype))
     driven = planar.mul(gain.expand(v.shape), v.to(dtype))
     flat: Any = _flat(a.expand(v.shape), driven, h0)
     states, last = linear_scan(*flat, lengths=lengths, **options)
@@ -121,7 +110,7 @@ _library.define(
 def _forward_anywhere(z, dt, v, h0, lengths, reset, reverse, rule):
     if _extension.first_use(v.device.type):
         return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule)
-    return reference(z, dt, v, h0, rule=NAMES[rule], lengths=lengths, reset=reset, reverse=reverse)
+    return reference(z, dt, v, h0, rule=numbered(rule), lengths=lengths, reset=reset, reverse=reverse)
 
 
 @torch.library.impl(_library, "discretized_scan_backward", "CompositeExplicitAutograd")
@@ -136,8 +125,9 @@ def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rul
     dtype = state_dtype(states.dtype)
     dt, v = unpadded(dt, lengths), unpadded(v, lengths)
     rate, span = z.to(dtype), dt.to(dtype)[..., None, None]
-    a, gain = coefficients(rate, dt.to(dtype), NAMES[rule])
-    by_w, gain_by_z, gain_by_dt = _slopes(rate, span, a, gain, rule)
+    kind = numbered(rule)
+    a, gain = kind.from_rates(rate, dt.to(dtype))
+    by_w, gain_by_z, gain_by_dt = kind.slopes(rate, span, a)
     numbers = _flat(grad.to(dtype), grad_last, a.expand(states.shape), states.to(dtype), h0)
     da, c, dh0 = run(*numbers, lengths, reset, reverse)
     da, c, dh0 = da.reshape(states.shape), c.reshape(states.shape), dh0.reshape(grad_last.shape)
@@ -149,18 +139,6 @@ def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rul
         ddt = ddt + gain_by_dt * r
         c = planar.mul(planar.conj(gain).expand(c.shape), c)
     return dz.sum((0, 1)).to(z.dtype), ddt.sum((2, 3)).to(dt.dtype), c.to(states.dtype), dh0
-
-
-def _slopes(z: Tensor, span: Tensor, a: Tensor, gain: Tensor, rule: int) -> tuple[Tensor, Tensor, Tensor]:
-    """da/dw, dg/dz and dg/dδ; a product with the latter's planes summed is Re(conj(dg/dδ)·…)."""
-    w = z * span
-    if NAMES[rule] == "zoh":
-        return a, span * span * planar.expm1_over_slope(w), a
-    if NAMES[rule] == "bilinear":
-        over = planar.div(planar.one(w).expand_as(w), planar.one(w) - w / 2)
-        square = planar.mul(over, over)
-        return square, span * span * square / 2, square
-    return a, torch.zeros_like(z), planar.one(z) * (NAMES[rule] == "euler")
 
 
 def _flat(*numbers: Tensor | None) -> list[Tensor | None]:
@@ -185,7 +163,8 @@ def _(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule):
 
 def _setup(ctx, inputs, output):
     z, dt, v, h0, lengths, reset, ctx.reverse, ctx.rule = inputs
-    ctx.save_for_backward(z, dt, v if ctx.rule else None, h0, lengths, reset, output[0])
+    gained = ctx.rule != RULES["dirac"].code
+    ctx.save_for_backward(z, dt, v if gained else None, h0, lengths, reset, output[0])
 
 
 def _backward(ctx, *grads):

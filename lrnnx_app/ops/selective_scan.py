@@ -19,7 +19,7 @@ from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._selective import blocked, reference
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import leaf, state_dtype, wants_gradient
-from lrnnx_app.ops.step import CODES
+from lrnnx_app.ops.rules import Rule, find
 
 __all__ = ["blocked", "reference", "selective_scan"]
 
@@ -41,7 +41,7 @@ def selective_scan(
     bias: Tensor | None = None,
     softplus: bool = False,
     dt: Tensor | None = None,
-    rule: str = "euler",
+    rule: Rule | str = "euler",
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def selective_scan(
         bias: (D,) added to delta; or None.
         softplus: take the softplus of delta, after the bias.
         dt: elapsed time δ (B, T); None is 1.
-        rule: name of a discretization.
+        rule: discretization, or its name.
         lengths: (B,) integers; steps at and beyond a row's length are not read and hold the state; their
             output is 0.
         reset: (B, T) bool; true where a packed sequence starts.
@@ -70,14 +70,16 @@ def selective_scan(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        KeyError: there is no such rule.
+        RecipeError: there is no such rule.
     """
     _check(u, delta, A, B, C, D, h0, z, bias)
     check_steps(u, lengths=lengths, reset=reset, dt=dt)
     B, C = (_whole(w, u) for w in (B, C))
-    given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, CODES[rule])
-    if transformed():
-        return blocked(*given)
+    rule = find(rule)
+    given = (u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus)
+    if transformed() or rule.code is None:
+        return blocked(*given, rule, whole=torch.compiler.is_exporting())
+    given = (*given, rule.code)
     needed = wants_gradient(u, delta, A, B, C, D, z, bias, dt, h0)
     if needed and _taken(u, A) and 4 * math.prod(_kept(u, A, B)) <= KEPT_BYTES:
         y, last, _ = torch.ops.lrnnx.selective_scan_kernel(*given, True)

@@ -6,18 +6,18 @@ for G groups of n states in P planes (1 real, 2 complex). Coefficients are given
 eigenvalue, a learned step and elapsed time. What is alike for batch elements, groups or states broadcasts.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _extension, planar
 from lrnnx_app.ops._operands import NUMBER, check, check_broadcast, principal
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.linear_scan import wants_gradient
+from lrnnx_app.ops.rules import Rule, find, numbered
 
-CODES = {"dirac": 0, "zoh": 1, "bilinear": 2, "euler": 3, "asynchronous": 4}  # as csrc/ numbers them
-NAMES = {code: name for name, code in CODES.items()}
-GIVEN = -1  # a is the coefficient itself
+GIVEN = -1  # in the place of a rule's number: a is the coefficient itself
 
 
 def diagonal_step(
@@ -30,7 +30,7 @@ def diagonal_step(
     *,
     step: Tensor | None = None,
     dt: Tensor | None = None,
-    rule: str | None = None,
+    rule: Rule | str | None = None,
     softplus: bool = False,
     gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def diagonal_step(
         direct: (G,) what of v (B, G) reaches the output; None is 0.
         step: learned step Δ of the rule, broadcasts to (B, G, n), None is 1; with `softplus`, that of it.
         dt: (B,) elapsed time δ of the rule; None is 1.
-        rule: name of a discretization; None for coefficients that are given.
+        rule: discretization, or its name; None for coefficients that are given.
         gate: (B, G) logits by whose SiLU the output is multiplied.
 
     Returns:
@@ -53,8 +53,9 @@ def diagonal_step(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        KeyError: there is no such rule.
+        RecipeError: there is no such rule.
     """
+    rule = rule if rule is None else find(rule)
     _check(v, h, a, gain, c, direct, step, dt, gate)
     return diagonal_step_unchecked(
         v, h, a, gain, c, direct, step=step, dt=dt, rule=rule, softplus=softplus, gate=gate
@@ -71,16 +72,17 @@ def diagonal_step_unchecked(
     *,
     step: Tensor | None = None,
     dt: Tensor | None = None,
-    rule: str | None = None,
+    rule: Rule | None = None,
     softplus: bool = False,
     gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diagonal_step` of what a layer made, which fits."""
-    code = GIVEN if rule is None else CODES[rule]
+    code = GIVEN if rule is None else rule.code
     operands = (v, h, a, gain, c, direct, step, dt, gate)
     traced = torch.compiler.is_compiling()  # by export as well
-    run = reference if traced or wants_gradient(*operands) else torch.ops.lrnnx.diagonal_step
-    return run(*operands, code, softplus)
+    if code is None or traced or wants_gradient(*operands):
+        return reference(*operands, rule, softplus)
+    return torch.ops.lrnnx.diagonal_step(*operands, code, softplus)
 
 
 def _check(
@@ -119,18 +121,18 @@ def reference(
     step: Tensor | None,
     dt: Tensor | None,
     gate: Tensor | None,
-    rule: int,
+    rule: Rule | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The definition by torch calls; arguments of the operator, results as of `diagonal_step`."""
+    """The definition by torch calls; arguments and results as of `diagonal_step`."""
     dtype = h.dtype
     a, x = a.to(dtype), v.to(dtype)
     drive = x if v.ndim == 4 else x[..., None, None] * planar.one(h)
-    if rule != GIVEN:
+    if rule is not None:
         step = h.new_ones(1) if step is None else step.to(dtype)
         step = F.softplus(step) if softplus else step
         elapsed = None if dt is None else dt.to(dtype)[:, None]
-        a, of_rule = RULES[NAMES[rule]](a, step, elapsed)
+        a, of_rule = rule(a, step, elapsed)
         drive = planar.mul(of_rule.to(dtype).expand_as(h), drive)
     if gain is not None:
         drive = planar.mul(gain.to(dtype).expand_as(h), drive)
@@ -154,7 +156,9 @@ _library.define(
 def _anywhere(v, h, *rest):
     if _extension.first_use(v.device.type):
         return torch.ops.lrnnx.diagonal_step(v, h, *rest)
-    w, after = reference(v, h, *rest)
+    *operands, rule, softplus = rest
+    run: Any = reference
+    w, after = run(v, h, *operands, None if rule == GIVEN else numbered(rule), softplus)
     return w, torch.empty_like(h).copy_(after)
 
 

@@ -5,8 +5,8 @@ import torch
 
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.ops import step
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import discretized_scan
+from lrnnx_app.ops.rules import RULES
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 from lrnnx_app.registry import LAYERS
 from tests.helpers import relative
@@ -57,10 +57,11 @@ def test_in_a_single_step(device, rule):
     a = torch.randn(5, 2, 3)
     a[:, 0].abs_().neg_().mul_(1e-9)
     v, h, dt = torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 3), torch.tensor([1.0, 3e8])
-    code = step.CODES[rule]
     given = (v, h, a, None, None, None, None, dt, None)
-    _, got = torch.ops.lrnnx.diagonal_step(*(x if x is None else x.to(device) for x in given), code, False)
-    _, wanted = step.reference(*(x if x is None else x.double() for x in given), code, False)
+    _, got = torch.ops.lrnnx.diagonal_step(
+        *(x if x is None else x.to(device) for x in given), RULES[rule].code, False
+    )
+    _, wanted = step.reference(*(x if x is None else x.double() for x in given), RULES[rule], False)
     assert relative(got.double().cpu(), wanted) < 1e-5
 
 

@@ -13,12 +13,11 @@ import torch
 from lrnnx_app.ops import _blocked, planar
 from lrnnx_app.ops._selective import blocked as chunks
 from lrnnx_app.ops._table import TOLERANCE
-from lrnnx_app.ops.discretize import RULES
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rglru_scan import coefficients, rglru_scan
+from lrnnx_app.ops.rules import RULES
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.step import CODES
 from tests.helpers import relative as error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
@@ -27,7 +26,7 @@ LENGTHS = (1, 2, 3, 31, 33, 127, 500, 1000, 2049, 16384, 65537)
 REAL, COMPLEX = {torch.float32: (2, 10)}, {torch.float32: (10, 100)}
 OTHERS = {torch.float64: (1000, 1000), torch.float16: (3, 3), torch.bfloat16: (2.5, 2.5)}
 SELECTIVE = {torch.float32: 20, torch.float16: 4, torch.bfloat16: 2.5}
-KINDS = tuple(rule for rule in RULES if rule != "asynchronous")
+KINDS = tuple(name for name, rule in RULES.items() if rule.scanned is rule)
 BATCH, CHANNELS = 2, 24
 LARGEST, SLOWEST = 0.9995, 0.01  # memories up to 2,000 steps: float32's own rounding of a costs memory · 6e-8
 
@@ -177,7 +176,7 @@ def test_selective_scan(planes, rule, time):
         return selective_scan(u, delta, A, B, C, D, h0, z=z, bias=bias, dt=dt, rule=rule, softplus=True)
 
     def definition(u, delta, z, B, C, A, D, bias, dt, h0):
-        return chunks(u, delta, A, B, C, D, z, bias, dt, h0, None, None, True, CODES[rule])
+        return chunks(u, delta, A, B, C, D, z, bias, dt, h0, None, None, True, RULES[rule])
 
     for dtype, times in SELECTIVE.items():
         narrow, limit = [x.to(dtype) for x in (*elements, *weights)], times * TOLERANCE[dtype]

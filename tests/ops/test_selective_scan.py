@@ -9,7 +9,7 @@ from lrnnx_app.ops import _selective as module
 from lrnnx_app.ops._compare import compared
 from lrnnx_app.ops._examples import Draw, Sizes
 from lrnnx_app.ops._table import OPERATORS, Variant
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.rules import RULES
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 from tests.helpers import needs_kernels
 

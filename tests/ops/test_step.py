@@ -10,7 +10,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops._compare import compared
 from lrnnx_app.ops._examples import Draw, Sizes
 from lrnnx_app.ops._table import OPERATORS, Variant
-from lrnnx_app.ops.discretize import RULES
+from lrnnx_app.ops.rules import RULES
 from lrnnx_app.ops.step import diagonal_step
 
 STEP = OPERATORS["diagonal_step"]
