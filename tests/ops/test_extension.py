@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from lrnnx_app.ops import _extension
+from lrnnx_app.ops import _extension, rules
 from tests.helpers import compiles
 
 PROGRAM = """
 import torch
-from lrnnx_app.ops import _extension
+from lrnnx_app.ops import _extension, rules
 from lrnnx_app.ops.linear_scan import linear_scan
 states, _ = linear_scan(torch.full((1, 3, 2), 0.5), torch.ones(1, 3, 2))
 assert states[0, :, 0].tolist() == [1.0, 1.5, 1.75]
@@ -73,7 +74,7 @@ def quick(tmp_path, monkeypatch):
         compiler.chmod(0o755)
 
     make()
-    (tmp_path / "empty.cpp").write_text("")
+    (tmp_path / "empty.cpp").write_text(f'extern "C" const char listed[] = "lrnnx rules: {rules.kernels()}";')
     monkeypatch.setenv("CXX", str(tmp_path / "cxx"))
     monkeypatch.setenv("LRNNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LRNNX_BUILD", "cpu")
@@ -178,6 +179,21 @@ def test_switched_off(tmp_path):
 
 def test_sources_are_found():
     assert (_extension.source_root() / "cpu" / "linear_scan.cpp").is_file()
+
+
+@needs_compiler
+@pytest.mark.parametrize("listed", ["", "lrnnx rules: 0 zoh, 1 dirac, "])
+def test_kernels_that_number_other_rules_are_refused(listed, quick, tmp_path, monkeypatch, caplog):
+    (tmp_path / "empty.cpp").write_text(f'extern "C" const char listed[] = "{listed}";')
+    for name in ("_loaded", "_failures"):
+        monkeypatch.setattr(_extension, name, {})
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: pytest.fail("it was loaded"))
+    assert not _extension.load("cpu")
+    (line,) = caplog.messages
+    assert "\n" not in line
+    assert (
+        f"its rules are {listed[13:-2] or 'none'}, those of lrnnx_app/ops/rules.py {rules.kernels()}" in line
+    )
 
 
 def test_architectures_can_be_named(monkeypatch):

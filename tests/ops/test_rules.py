@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import PATHS
-from lrnnx_app.layers._base import frozen
+from lrnnx_app.layers._constants import frozen
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._extension import source_root
 from lrnnx_app.ops.rules import RULES, Rule, find, kernels
