@@ -83,14 +83,14 @@ class Audio(DataModule):
         """Only the classes of a user's folders need the data."""
         c = self.config
         if c.layout in ("mixtures", "pairs", "continued"):
-            return DataSpec(d_input=1, d_output=1, sample_rate=c.sample_rate)
+            return DataSpec(d_input=1, d_output=1, sample_rate=c.sample_rate, target="step")
         if c.layout == "speech_commands":
             classes = CLASSES[c.classes]
         elif c.layout == "voices":
             classes = tuple(sorted({speaker for _, speaker in prompts()}))
         else:
             classes = classes_of(c.root)
-        return DataSpec(d_input=1, d_output=len(classes), classes=classes, sample_rate=c.sample_rate)
+        return DataSpec(1, len(classes), classes=classes, sample_rate=c.sample_rate, target="class")
 
     def source(self, split: str) -> Source:
         c, train = self.config, split == "train"

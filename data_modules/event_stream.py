@@ -71,7 +71,7 @@ class EventStream(DataModule):
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
         """Only the classes of a user's folders need the data."""
         classes = self.layout.classes or layouts.folder_classes(Path(self.config.root))
-        return DataSpec(self.sensor.tokens, len(classes), tokens=self.tokens, classes=classes)
+        return DataSpec(self.sensor.tokens, len(classes), tokens=self.tokens, classes=classes, target="class")
 
     def source(self, split: str) -> Source:
         store, rows = self.layout.stored(Path(self.config.root), split)

@@ -99,7 +99,7 @@ class ImageSequence(DataModule):
         known = SETS.get(self.config.images)
         classes = known.classes if known else classes_of(self.config.root)
         features = self.reading.pixels * (3 if self.config.colour else 1)
-        return DataSpec(d_input=features, d_output=len(classes), classes=classes)
+        return DataSpec(d_input=features, d_output=len(classes), classes=classes, target="class")
 
     def source(self, split: str) -> Source:
         c, root = self.config, Path(self.config.root)

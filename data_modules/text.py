@@ -42,7 +42,7 @@ class Text(DataModule):
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)
-        self.spec = DataSpec(d_input=BYTES, d_output=BYTES, tokens=True)
+        self.spec = DataSpec(d_input=BYTES, d_output=BYTES, tokens=True, target="step")
 
     def source(self, split: str) -> Source:
         c, root = self.config, Path(self.config.root)

@@ -77,8 +77,7 @@ def train(
         if len(cells) > 1 or seeds is not None:
             return _train_grid(base, cells, out, resume)
         folder, summary = fit.train(configs[0], out, resume)
-        show.summary(folder, summary)
-        say(f"Next: {_next_command(configs[0], folder)}")
+        show.summary(configs[0].task.name, folder, summary)
 
 
 def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) -> None:
@@ -89,12 +88,6 @@ def _train_grid(recipe: str, cells: Any, out: Path | None, resume: Path | None) 
     failed = {folder: reason for folder, reason in outcomes if reason}
     show.outcome(parent, failed)
     raise typer.Exit(1 if failed else 0)
-
-
-def _next_command(config: Any, folder: Path) -> str:
-    if config.task.name == "denoise":
-        return f"lrnnx infer {folder} NOISY.wav -o CLEAN.wav"
-    return f"lrnnx evaluate {folder}"
 
 
 @app.command()
@@ -190,16 +183,17 @@ def infer(
 ) -> None:
     """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
     continue a text."""
-    from lrnnx_app.infer import files as inference
-    from lrnnx_app.infer import text as sample
+    from lrnnx_app.infer import text
+    from lrnnx_app.infer.job import Options
+    from lrnnx_app.infer.start import infer as start
     from lrnnx_app.runs.run import Run
 
     if prompt is not None:
-        how = sample.Sampling(length, temperature, top, seed)
-        return sample.continue_text(Run(run), sample.prompt_bytes(prompt), how)
+        how = text.Sampling(length, temperature, top, seed)
+        return text.continue_text(Run(run), text.prompt_bytes(prompt), how)
     if not inputs:
         raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
-    chosen = inference.Options(
+    chosen = Options(
         output,
         chunk_ms,
         steps,
@@ -215,12 +209,7 @@ def infer(
         to_json,
         threads,
     )
-    opened = Run(run)
-    if opened.recipe.task.name == "predict":
-        if chosen != inference.Options(as_json=to_json):
-            raise UserError("a run of the task predict is judged by whole files; expected --json or --prompt")
-        return sample.score_files(opened, inputs, to_json)
-    raise typer.Exit(inference.infer(opened, inputs, chosen))
+    raise typer.Exit(start(Run(run), inputs, chosen))
 
 
 @app.command()

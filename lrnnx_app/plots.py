@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -87,13 +87,15 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int) -> Figure:
     return figure
 
 
-def probabilities(times: list[float], shares: Tensor, names: Sequence[str], unit: str) -> Figure:
-    """The likeliest classes of a stream over its time; shares (T, classes)."""
+def curves(times: list[float], values: Mapping[str, Sequence[float]], unit: str, what: str) -> Figure:
+    """Values of a stream over its time by name, such as probabilities; those that reach highest."""
     figure = _figure(8, 3.5)
     axes = figure.subplots()
-    for index in shares.amax(0).topk(min(CURVES, shares.shape[1])).indices.tolist():
-        axes.plot(times, shares[:, index].numpy(), label=label(names[index]))
-    axes.set(xlabel=f"time ({unit})", ylabel="probability", ylim=(0, 1))
+    for name in sorted(values, key=lambda name: -max(values[name]))[:CURVES]:
+        axes.plot(times, values[name], label=label(name))
+    axes.set(xlabel=f"time ({unit})", ylabel=what)
+    if what == "probability":
+        axes.set(ylim=(0, 1))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     return figure

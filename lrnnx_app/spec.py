@@ -6,12 +6,24 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
+TARGETS = {  # kinds of y
+    "class": "the index of a class",
+    "step": "numbers (T, d_output), or tokens (T,), for every step",
+    "vector": "numbers (d_output,) for the whole example",
+}
 
 
 class Batch(NamedTuple):
-    """x (B, T, d_input) float or (B, T) tokens; y (B,) classes or (B, T, d_output); lengths (B,) or None
-    if all rows are full; dt (B, T) time since the previous sample or None; names of the rows' sources; reset
-    (B, T) true where an example starts in rows that hold several, y then has one entry for each of them."""
+    """Several examples, right-padded.
+
+    Attributes:
+        x: (B, T, d_input) float or (B, T) tokens.
+        y: as `DataSpec.target` says, with the batch first.
+        lengths: (B,), or None if all rows are full.
+        dt: (B, T) time since the previous sample, or None.
+        names: of the rows' sources.
+        reset: (B, T) true where an example starts in rows that hold several; y has one entry for each then.
+    """
 
     x: Tensor
     y: Tensor
@@ -22,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One row of a batch: x (T, d_input) or (T,) tokens, y a class or (T, d_output), dt (T,) or None."""
+    """One row of a batch: x (T, d_input) or (T,) tokens, y as `DataSpec.target` says, dt (T,) or None."""
 
     x: Tensor
     y: Tensor
@@ -39,6 +51,7 @@ class DataSpec:
     tokens: bool = False  # x holds integers below d_input
     classes: tuple[str, ...] = ()
     sample_rate: int = 0  # of audio, in Hz
+    target: str = ""  # one of TARGETS; "" in checkpoints from before there was a choice
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "DataSpec":
@@ -51,6 +64,8 @@ class DataSpec:
         numbers = (spec.d_input, spec.d_output, spec.sample_rate)
         if any(type(number) is not int for number in numbers) or min(numbers[:2]) < 1 or spec.sample_rate < 0:
             raise ValueError(f"inputs, outputs and a rate of {numbers}; expected positive whole numbers")
+        if spec.target not in ("", *TARGETS):
+            raise ValueError(f"a target of kind {spec.target!r}; expected one of {', '.join(TARGETS)}")
         if any(type(name) is not str for name in spec.classes) or type(spec.tokens) is not bool:
             raise TypeError("classes that are no names")
         return spec

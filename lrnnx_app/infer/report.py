@@ -11,6 +11,7 @@ from lrnnx_app.machine import peaks
 from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.slots import Timing
+from lrnnx_app.tasks._base import Meaning
 
 DRAWN_SECONDS = 60
 DRAWN_POINTS = 5000
@@ -96,31 +97,33 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
 class Recorder:
     """What a plot needs of the first minute; nothing where none is wanted."""
 
-    def __init__(self, rate: int, names: tuple[str, ...], wanted: bool) -> None:
-        self.rate, self.names, self.wanted = rate, names, wanted
+    def __init__(self, rate: int, wanted: bool) -> None:
+        self.rate, self.wanted = rate, wanted
         self._waves: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._shares: tuple[list[float], list[Tensor]] = ([], [])
+        self._times: list[float] = []
+        self._meanings: list[Meaning] = []
 
     def waves(self, x: Tensor, y: Tensor) -> None:
         if self.wanted and len(self._waves[0]) * len(x) < DRAWN_SECONDS * self.rate:
             self._waves[0].append(x.clone())
             self._waves[1].append(y.clone())
 
-    def shares(self, time: float, shares: Tensor) -> None:
-        if self.wanted and len(self._shares[0]) < DRAWN_POINTS:
-            self._shares[0].append(time)
-            self._shares[1].append(shares)
+    def meaning(self, time: float, meaning: Meaning) -> None:
+        if self.wanted and len(self._times) < DRAWN_POINTS:
+            self._times.append(time)
+            self._meanings.append(meaning)
 
     def draw(self, path: Path | None) -> None:
-        """Spectrograms of input and output, or probabilities over time."""
+        """Spectrograms of input and output, or the values of an output over time."""
         from lrnnx_app import plots
-        from lrnnx_app.plots import save
 
         if path is None:
             return
         if self._waves[0]:
             pair = {name: torch.cat(w) for name, w in zip(("input", "output"), self._waves, strict=True)}
-            save(plots.spectrograms(pair, self.rate), path)
-        elif self._shares[0]:
+            plots.save(plots.spectrograms(pair, self.rate), path)
+        elif self._times:
             unit = "s" if self.rate else "steps or the data's unit"
-            save(plots.probabilities(self._shares[0], torch.stack(self._shares[1]), self.names, unit), path)
+            first = self._meanings[0]
+            curves = {name: [m.values[name] for m in self._meanings] for name in sorted(first.values)}
+            plots.save(plots.curves(self._times, curves, unit, first.column), path)

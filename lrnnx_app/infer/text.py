@@ -20,7 +20,7 @@ from lrnnx_app.runs.run import Run, build_data
 from lrnnx_app.spec import Batch
 from lrnnx_app.streaming.slots import Timing
 from lrnnx_app.streaming.threads import threads
-from lrnnx_app.tasks.predict import Predict
+from lrnnx_app.tasks._base import Task
 
 PIECE = 4096  # steps that go through a model at once
 
@@ -52,7 +52,7 @@ def continued(run: Run, prompt: bytes, how: Sampling) -> Iterator[int]:
         UserError: the prompt is empty.
     """
     task = run.task()
-    if run.recipe.task.name != "predict" or not task.spec.tokens:
+    if task.inference != "errors" or not task.spec.tokens:
         raise RunError(
             f"{run.path}: is no model of text; --prompt continues runs of the task predict on text"
         )
@@ -86,14 +86,13 @@ def _drawn(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def score_files(run: Run, inputs: Sequence[Path], to_json: bool) -> None:
+def score_files(run: Run, task: Task, inputs: Sequence[Path], to_json: bool) -> None:
     """Print for each file how well the run predicts it: bits per byte of text, squared error of a signal.
 
     Raises:
         DataError: a file is not what the run's data module reads.
     """
-    task, data = run.task(), build_data(run.recipe)
-    assert isinstance(task, Predict)
+    data = build_data(run.recipe)
     for path in inputs:
         x, y, dt, _ = data.read(path)
         if not task.spec.tokens:
@@ -104,7 +103,7 @@ def score_files(run: Run, inputs: Sequence[Path], to_json: bool) -> None:
         )
 
 
-def _mean_error(task: Predict, x: Tensor, y: Tensor, dt: Tensor | None) -> float:
+def _mean_error(task: Task, x: Tensor, y: Tensor, dt: Tensor | None) -> float:
     """Bits or squared error of a step, over a file that goes through the model in pieces with its state."""
     total, state = 0.0, None
     for part in _pieces(task.model, len(x)):

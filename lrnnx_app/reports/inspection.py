@@ -79,7 +79,7 @@ def _split(data: DataModule, name: str, source: Source) -> Split:
     return Split(
         examples=len(source),
         read=len(examples),
-        shape=_shape(examples[0]) if examples else "",
+        shape=_shape(examples[0], data.spec.target) if examples else "",
         classes={names[label]: count for label, count in sorted(labels.items())},
         lengths=[int(x) for x in np.quantile(steps, QUANTILES)] if len(steps) else [],
         dt=None if dt is None or not dt.size else [float(f(dt)) for f in (np.min, np.median, np.max)],
@@ -103,11 +103,13 @@ def padding(data: DataModule, split: str) -> float:
     return 1 - filled / total if total else 0.0
 
 
-def _shape(example: Example) -> str:
+def _shape(example: Example, target: str) -> str:
     def shape(tensor: Any) -> str:
-        return "×".join(["T", *map(str, tensor.shape[1:])]) if tensor.ndim else "class"
+        return "×".join(["T", *map(str, tensor.shape[1:])])
 
-    return f"{shape(example.x)} → {shape(example.y)}"
+    if example.y.ndim == 0:
+        return f"{shape(example.x)} → class"
+    return f"{shape(example.x)} → {len(example.y) if target == 'vector' else shape(example.y)}"
 
 
 def picture(data: DataModule, count: int = 4) -> Any:

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.module import DataModule
-from lrnnx_app.registry import DATA
+from lrnnx_app.registry import DATA, TASKS
 from lrnnx_app.reports import compare, inspection
 from lrnnx_app.reports.inspection import Split
 from lrnnx_app.runs.folder import COMPARED, COMPARISON, SUMMARY, write_whole
@@ -109,8 +109,8 @@ def _cells(content: Split) -> tuple[str, ...]:
     )
 
 
-def summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Print what a training came to."""
+def summary(task: str, folder: Path, summary: dict[str, Any]) -> None:
+    """Print what a training came to, and the command that comes next for runs of this task."""
     rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
     rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
     rows += [
@@ -120,6 +120,7 @@ def summary(folder: Path, summary: dict[str, Any]) -> None:
     if "peak_gpu_mib" in summary:
         rows.append(("GPU memory", f"{summary['peak_gpu_mib']:,.0f} MiB at most"))
     table(("", ""), [*rows, ("run", str(folder))], header=False)
+    say(f"Next: {TASKS[task].next_words.format(run=folder)}")
 
 
 def dry_run(config: DictConfig, loss: float, rows: Sequence[tuple[str, str, int]]) -> None:

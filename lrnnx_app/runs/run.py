@@ -42,6 +42,17 @@ def build_data(recipe: recipes.Recipe) -> "DataModule":
         return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
 
 
+def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
+    """The data module of a recipe, and a task that learns from its data; no data are read.
+
+    Raises:
+        RecipeError: they cannot be built from these settings, or the task learns another kind of target.
+    """
+    data = build_data(recipe)
+    TASKS.find(recipe.task.name, "task.name").check(data.spec)
+    return data, build_task(recipe, data.spec)
+
+
 @contextmanager
 def _built(key: str) -> Iterator[None]:
     """What a library says of settings that cannot be, such as a list in a list, names the recipe's part."""

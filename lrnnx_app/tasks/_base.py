@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -13,20 +13,49 @@ from torch.optim.lr_scheduler import LambdaLR
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import MODELS
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import TARGETS, Batch, DataSpec
+
+
+class Meaning(NamedTuple):
+    """What one output of a model says to a user.
+
+    Attributes:
+        values: by name, in the order in which they are shown.
+        column: what the values are, such as "probability".
+        key: under which --json writes them.
+        headline: the values in a few words, one line.
+    """
+
+    values: dict[str, float]
+    column: str
+    key: str
+    headline: str
 
 
 class Task(LightningModule):
     """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
 
-    A subclass has a nested dataclass `Config(Task.Config)` and sets `monitor`, the validation metric that
-    decides which checkpoint is best, and `mode`, "max" or "min"; and `score`, the test metric that runs are
-    compared by, if that is another one.
+    A subclass has a nested dataclass `Config(Task.Config)` and says what it is by these attributes.
+
+    Attributes:
+        monitor: the validation metric that decides which checkpoint is best.
+        mode: "max" or "min", of `monitor`.
+        score: the test metric that runs are compared by, if it is another one.
+        targets: the kinds of `DataSpec.target` that it learns from.
+        inference: what `lrnnx infer` does with a run. "audio": files or a stream of audio become audio.
+            "meaning": the output of each file or chunk is shown as `meaning` says. "errors": it prints how
+            well each file is predicted, by `errors_from`. "": nothing; the command refuses.
+        unit: of these errors, such as "bits_per_byte".
+        next_words: the command that a user types after training, {run} being the run folder.
     """
 
     monitor: ClassVar[str]
     mode: ClassVar[str]
     score: ClassVar[str] = ""
+    targets: ClassVar[tuple[str, ...]] = tuple(TARGETS)
+    inference: ClassVar[str] = ""
+    unit: str = "error"
+    next_words: ClassVar[str] = "lrnnx evaluate {run}"
 
     @dataclass
     class Config:
@@ -72,6 +101,26 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["spec"] = asdict(self.spec)
+
+    @classmethod
+    def check(cls, spec: DataSpec) -> None:
+        """Raises:
+        RecipeError: the data give another kind of target than this task learns from.
+        """
+        if spec.target and spec.target not in cls.targets:
+            learns = " or ".join(f"{TARGETS[kind]} ({kind})" for kind in cls.targets)
+            raise RecipeError(
+                f"task.name: {cls.__name__.lower()} learns {learns}; "
+                f"these data give {TARGETS[spec.target]} ({spec.target})"
+            )
+
+    def meaning(self, output: Tensor) -> Meaning:
+        """What an output (d_output,) says; for tasks whose `inference` is "meaning"."""
+        raise NotImplementedError
+
+    def errors_from(self, output: Tensor, batch: Batch) -> Tensor:
+        """The error (B, T) of each step of an output (B, T, d_output); for `inference` "errors"."""
+        raise NotImplementedError
 
     def figures(self) -> Iterator[tuple[str, Any]]:
         """Names and matplotlib figures of what the last test saw."""

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.spec import Batch, DataSpec, Example
-from lrnnx_app.tasks._base import Task
+from lrnnx_app.tasks._base import Meaning, Task
 from lrnnx_app.tasks._reliability import Reliability, calibration_error
 
 EXAMPLES = 8  # of the sequences that a test got right, and of those that it got wrong, kept for a picture
@@ -25,6 +25,8 @@ class Classify(Task):
     monitor = "valid/loss"  # the accuracy of a small validation set ties early
     mode = "min"
     score = "accuracy"
+    targets = ("class",)
+    inference = "meaning"
 
     @dataclass
     class Config(Task.Config):
@@ -95,9 +97,20 @@ class Classify(Task):
             sync_dist=True,  # equal in every process
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes; their numbers where they have no names."""
+        return self.spec.classes or tuple(map(str, range(self.spec.d_output)))
+
+    def meaning(self, output: Tensor) -> Meaning:
+        """Probabilities of the classes, the likeliest first."""
+        shares = zip(self.names, output.float().softmax(-1).tolist(), strict=True)
+        ranked = dict(sorted(shares, key=lambda pair: -pair[1]))
+        best = next(iter(ranked))
+        return Meaning(ranked, "probability", "classes", f"{best}  {ranked[best]:.4f}")
+
     def details(self) -> dict[str, Any]:
-        names = self.spec.classes or tuple(map(str, range(len(self.counts))))
-        shares = zip(names, self._class_accuracy().tolist(), self.counts.sum(1).tolist(), strict=True)
+        shares = zip(self.names, self._class_accuracy().tolist(), self.counts.sum(1).tolist(), strict=True)
         return {"accuracy_by_class": {name: round(share, 5) for name, share, rows in shares if rows}}
 
     def figures(self) -> Iterator[tuple[str, Any]]:
@@ -121,7 +134,7 @@ class Classify(Task):
             kept += [(example_of(batch, row), int(guess[row]), float(confidence[row])) for row in rows]
 
     def _title(self, example: Example, guess: int, confidence: float) -> str:
-        true, told = (self.spec.classes[i] if self.spec.classes else str(i) for i in (int(example.y), guess))
+        true, told = self.names[int(example.y)], self.names[guess]
         return f"{told} ({confidence:.0%})" if true == told else f"{told} ({confidence:.0%}), is {true}"
 
 

@@ -31,6 +31,9 @@ class Denoise(Task):
 
     monitor = "valid/si_snr_improvement"
     mode = "max"
+    targets = ("step",)
+    inference = "audio"
+    next_words = "lrnnx infer {run} NOISY.wav -o CLEAN.wav"
 
     window: Tensor
 

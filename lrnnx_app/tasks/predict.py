@@ -25,6 +25,8 @@ class Predict(Task):
 
     monitor = "valid/loss"
     mode = "min"
+    targets = ("step",)
+    inference = "errors"
 
     @dataclass
     class Config(Task.Config):

@@ -22,7 +22,7 @@ from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE
-from lrnnx_app.runs.run import Run, build_data, build_task, load_weights
+from lrnnx_app.runs.run import Run, build, build_data, load_weights
 from lrnnx_app.spec import SPLITS
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import artifacts, processes, progress, trainers
@@ -65,7 +65,7 @@ def train(
     with outputs.lasting(), ExitStack() as stack:
         recipe = typed(config)
         checkpoint, content = _start(config, out, resume, stack)
-        data, task = _build(recipe)
+        data, task = _opened(recipe)
         if checkpoint is not None:
             load_weights(task, content["state_dict"], checkpoint)
             data.position = content["position"]
@@ -127,12 +127,16 @@ def _start(
     return None, {}
 
 
-def _build(recipe: Recipe) -> tuple[DataModule, Task]:
-    """Data and task; what is wrong with the data is said before anything is written."""
+def _built(recipe: Recipe) -> tuple[DataModule, Task]:
+    """Data and a task that learns from them; nothing is read yet."""
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
-    data = build_data(recipe)
-    task = build_task(recipe, data.spec)
+    return build(recipe)
+
+
+def _opened(recipe: Recipe) -> tuple[DataModule, Task]:
+    """The same; what is wrong with the files is said before anything is written."""
+    data, task = _built(recipe)
     for split in SPLITS:
         data.source(split)
     return data, task
@@ -204,10 +208,7 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
 def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
     """One batch forward and backward; returns its loss and (module, type, parameters) rows."""
     recipe = typed(config)
-    trainers.quiet()
-    seed_everything(recipe.seed, workers=True, verbose=False)
-    data = build_data(recipe)
-    task = build_task(recipe, data.spec)
+    data, task = _built(recipe)
     trainer = trainers.passing(recipe, [], fast_dev_run=True, enable_progress_bar=False)
     with workers.told():
         trainer.fit(task, Loaders(data))

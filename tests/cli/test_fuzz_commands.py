@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from lrnnx_app import cli, export, plots, recipe
 from lrnnx_app.bench import layers, ops, scaling, soak, streaming
 from lrnnx_app.console import terminal
-from lrnnx_app.infer import files as inference
+from lrnnx_app.infer import start
 from lrnnx_app.infer import text as sample
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
 from lrnnx_app.reports import catalog, doctor, inspection, show
@@ -76,7 +76,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (inspection, "splits", lambda _: ()),
         (inspection, "picture", lambda _: None),
         (plots, "save", lambda *_: None),
-        (inference, "infer", lambda run, inputs, options: inference._check(inputs, options) or 0),
+        (start, "infer", lambda run, inputs, options: options.check(inputs) or 0),
         (sample, "continue_text", lambda *_: None),
         (sample, "score_files", lambda *_: None),
         (export, "find", written),

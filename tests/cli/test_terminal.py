@@ -18,7 +18,7 @@ from lrnnx_app.console import terminal
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import UserError
 from lrnnx_app.export._output import Options, refuse
-from lrnnx_app.infer import files as inference
+from lrnnx_app.infer import meaning
 from lrnnx_app.registry import LAYERS, shipped
 from lrnnx_app.spec import SPLITS
 from lrnnx_app.streaming.sinks import AudioFile
@@ -182,10 +182,10 @@ def test_audio_of_a_name_that_is_no_utf8_is_written_and_read(tmp_path: Path) -> 
 def test_a_result_that_does_not_come_leaves_what_stood_there(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), inference._kept(path) as file:
+    with pytest.raises(ZeroDivisionError), meaning._kept(path) as file:
         file.write("half" * (1 // 0))
     assert path.read_text() == "before"
-    with inference._kept(path) as file:
+    with meaning._kept(path) as file:
         file.write("after")
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]

@@ -83,7 +83,7 @@ def test_tensorboard_has_sounds_and_pictures(denoiser: Path) -> None:
 
 def test_brackets_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
     summary = {"metrics": {}, "not_computed": {"pesq": "install 'x[audio-metrics]'"}, "parameters": 1}
-    show.summary(Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
+    show.summary("denoise", Path("run[red]"), {**summary, "seconds": 1.0, "samples_per_second": 1.0})
     shown = capfd.readouterr().out
     assert "run[red]" in shown
     assert "x[audio-metrics]" in shown
