@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,6 +78,10 @@ class Audio(DataModule):
                 raise RecipeError(
                     f"classes: expected one of {', '.join(map(str, CLASSES))}, not {self.classes}"
                 )
+
+    @classmethod
+    def small(cls, folder: Path) -> dict[str, Any]:
+        return {"seconds": 0.1, "examples_per_epoch": 8, "mixtures": 1}
 
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)

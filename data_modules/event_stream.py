@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,10 @@ class EventStream(DataModule):
                 raise RecipeError(
                     f"root: the {self.layout} are embedded; expected a layout of files with a root"
                 )
+
+    @classmethod
+    def small(cls, folder: Path) -> dict[str, Any]:
+        return {"events": 32}
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)

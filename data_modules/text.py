@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ class Text(DataModule):
         def __post_init__(self) -> None:
             if min(self.length, self.examples_per_epoch) < 1:
                 raise RecipeError("length and examples_per_epoch: expected positive integers")
+
+    @classmethod
+    def small(cls, folder: Path) -> dict[str, Any]:
+        return {"length": 32}
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__(config, seed)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lrnnx_app import __version__, plugins
+from lrnnx_app import export as formats
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.console import options, outputs, terminal
 from lrnnx_app.console.options import Device, Json, Overrides, Plugins, RunFolder
@@ -218,7 +219,7 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.")],
     format: Annotated[
         str | None,
-        typer.Option(help="safetensors, torch, onnx or huggingface; by the name's ending if left out."),
+        typer.Option(help=f"{', '.join(formats.own())}; by the name's ending if left out."),
     ] = None,
     chunk: Annotated[
         int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Samples of a call (torch, onnx).")
@@ -228,7 +229,6 @@ def export(
     plugin: Plugins = None,
 ) -> None:
     """Write the best checkpoint's model in a format that others read, and check what was written."""
-    from lrnnx_app import export as formats
     from lrnnx_app.runs.run import Run
 
     write = formats.find(format, output)

@@ -204,6 +204,14 @@ class DataModule:
 
     spec: DataSpec
 
+    @classmethod
+    def small(cls, folder: Path) -> dict[str, Any]:
+        """Options of a small instance, which tests run.
+
+        A module without embedded data writes some files into `folder` and returns it as `root`.
+        """
+        return {}
+
     def __init__(self, config: Any, seed: int = 0) -> None:
         if config.batch_size < 1:
             raise RecipeError(f"data.batch_size: expected at least 1, not {config.batch_size}")

@@ -1,16 +1,20 @@
-"""Formats that other programs read: one file per format, found by its name; plugins may add to them."""
+"""Formats that other programs read: one file per format, found by its name; plugins may add to them.
+
+A format's file holds `export(run, path, options)`, which writes one and says so in lines. lrnnx's own hold
+two things more: `ENDING` of the names of their files, None for a folder; and `outputs(path, x)`, what the
+written model makes of a signal.
+"""
 
 import importlib
 import pkgutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lrnnx_app import plugins
 from lrnnx_app.errors import UserError, nearest
 from lrnnx_app.export._output import Options as Options
-
-ENDINGS = {".safetensors": "safetensors", ".pt2": "torch", ".onnx": "onnx"}
 
 
 def own() -> list[str]:
@@ -24,20 +28,34 @@ def names() -> list[str]:
     return sorted({*own(), *plugins.installed("formats"), *files})
 
 
+def module(name: str) -> Any:
+    """The file of one of lrnnx's own formats.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
+    return importlib.import_module(f"{__name__}.{name}")
+
+
 def find(name: str | None, output: Path) -> Callable[..., list[str]]:
     """The function that writes a format, called `name` or else known by the output's ending.
 
     Raises:
-        UserError: there is no such format.
+        UserError: there is no such format, or it needs a package that is not installed.
     """
-    if name is None and output.suffix not in ENDINGS:
-        raise UserError(f"{output}: no format is known by that ending; add --format {'|'.join(names())}")
-    name = name or ENDINGS[output.suffix]
+    name = name or _by_ending(output)
     if name not in names():
         raise UserError(f"format: unknown '{name}'; {nearest(name, names())}")
     if name in own():
-        module: Any = importlib.import_module(f"{__name__}.{name}")
-        return module.export
+        return module(name).export
     if name in plugins.installed("formats"):
         return plugins.imported(plugins.installed("formats")[name])
     return plugins.files()[name].export
+
+
+def _by_ending(output: Path) -> str:
+    for name in own() if output.suffix else ():
+        with suppress(UserError):  # a format that is not installed is chosen by its name
+            if output.suffix == module(name).ENDING:
+                return name
+    raise UserError(f"{output}: no format is known by that ending; add --format {'|'.join(names())}")

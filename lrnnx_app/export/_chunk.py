@@ -138,6 +138,19 @@ def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
     return float((y - expected).norm() / expected.norm())
 
 
+def streamed(run: Run, description: str, x: Tensor) -> Tensor:
+    """What a written program makes of x (1, T, …) by its own description; T is a multiple of its chunk."""
+    about, ys = json.loads(description), []
+    state = [
+        torch.tensor(z["initial"], dtype=getattr(torch, z["dtype"])).expand(1, *z["shape"]).contiguous()
+        for z in about["states"]
+    ]
+    for part in x.split(about["chunk"], 1):
+        y, *state = run([part.contiguous(), *state])
+        ys.append(y)
+    return ys[-1] if ys[0].ndim == 2 else torch.cat(ys, 1)
+
+
 def _brief(leaf: Tensor) -> Any:
     """One number if all of the tensor is that, else nested lists."""
     value = leaf.flatten()[0].item() if leaf.numel() else 0.0

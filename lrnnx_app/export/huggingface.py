@@ -26,6 +26,7 @@ try:
 except ImportError as missing:
     raise needs("huggingface", missing) from missing
 
+ENDING = None  # a folder
 MARKS = r"[\\`*\[\]{}#|~$]|(?<![^\W_])_|_(?![^\W_])"  # that Markdown takes for more than text
 CARD_STEPS = 1000  # of the example of a model that takes whole sequences
 CARD = """---
@@ -112,6 +113,12 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         found = _difference(made, loaded, task.spec)
         accept(path, found, 0.0)
     return [f"{path}: read back, its output equals the run's"]
+
+
+@torch.inference_mode()
+def outputs(path: Path, x: Tensor) -> Tensor:
+    """What the written model makes of a signal x (1, T, …)."""
+    return HubModel.from_pretrained(str(path), local_files_only=True).eval()(x)[0]
 
 
 def card(run: Run, made: HubModel, recipe: str) -> str:

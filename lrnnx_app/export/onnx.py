@@ -12,10 +12,11 @@ from torch.export import ExportedProgram
 
 from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
-from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, traced
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, streamed, traced
 from lrnnx_app.export._output import Options, accept, needs, whole
 from lrnnx_app.runs.run import Run as RunFolder
 
+ENDING = ".onnx"
 OPSET = 20
 INT8_TOLERANCE = 0.1
 LEAST = 1024  # elements of a matrix that is worth 8 bits
@@ -35,8 +36,8 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
         import onnxscript  # noqa: F401  (used by torch.onnx)
     except ImportError as error:
         raise needs("onnx", error) from error
-    if path.suffix != ".onnx":
-        raise RunError(f"{path}: expected a name ending in .onnx")
+    if path.suffix != ENDING:
+        raise RunError(f"{path}: expected a name ending in {ENDING}")
     chunk = Chunk(run.task().model, options.chunk, options.timed)
     script = _example.beside(path)
     with whole(script) as script_part, whole(path) as part:
@@ -50,6 +51,14 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
     kind = "int8 weights; " if options.int8 else ""
     told = f"opset {OPSET}, chunks of {chunk.chunk} samples, any batch; {kind}differs from the model by"
     return [f"{path}: {told} {found:.1g}", f"{script} runs it with onnxruntime alone"]
+
+
+def outputs(path: Path, x: Tensor) -> Tensor:
+    """What the written program makes of a signal x (1, T, …), chunk by chunk."""
+    import onnx
+
+    about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return streamed(session(path), about["lrnnx"], x)
 
 
 def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:

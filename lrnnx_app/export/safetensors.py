@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.disk.overrides import dotlist
@@ -17,6 +18,7 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec
 
+ENDING = ".safetensors"
 STEPS = 4096  # length of the signal that the comparison runs
 
 
@@ -55,6 +57,12 @@ def load(path: Path) -> Model:
     model = build_task(recipes.typed(config), spec).model
     model.load_state_dict(weights)
     return model.eval()
+
+
+@torch.inference_mode()
+def outputs(path: Path, x: Tensor) -> Tensor:
+    """What the written model makes of a signal x (1, T, …)."""
+    return load(path)(x)[0]
 
 
 @torch.inference_mode()

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
-from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, streamed, traced
 from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.runs.run import Run
+
+ENDING = ".pt2"
+ABOUT = "lrnnx.json"
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:
@@ -18,12 +22,12 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         RunError: no checkpoint, or no place to write to.
         StreamError: the model cannot stream, or an option does not fit it.
     """
-    if path.suffix != ".pt2":
-        raise RunError(f"{path}: expected a name ending in .pt2")
+    if path.suffix != ENDING:
+        raise RunError(f"{path}: expected a name ending in {ENDING}")
     chunk = Chunk(run.task().model, options.chunk, options.timed)
     script = _example.beside(path)
     with whole(script) as script_part, whole(path) as part:
-        torch.export.save(traced(chunk), part, extra_files={"lrnnx.json": chunk.description()})
+        torch.export.save(traced(chunk), part, extra_files={ABOUT: chunk.description()})
         loaded = torch.export.load(part).module()
         with torch.no_grad():
             found = difference(chunk, lambda inputs: loaded(*inputs))
@@ -31,3 +35,11 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         _example.write(script_part, path, "torch", chunk)
     told = f"chunks of {chunk.chunk} samples, any batch; differs from the model by {found:.1g}"
     return [f"{path}: {told}", f"{script} runs it with torch alone"]
+
+
+@torch.no_grad()
+def outputs(path: Path, x: Tensor) -> Tensor:
+    """What the written program makes of a signal x (1, T, …), chunk by chunk."""
+    about = {ABOUT: ""}
+    program = torch.export.load(path, extra_files=about).module()
+    return streamed(lambda inputs: program(*inputs), about[ABOUT], x)

@@ -1,8 +1,8 @@
 """What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class Model(nn.Module):
         lookahead: samples beyond t that the output at t depends on (below hop).
     """
 
+    small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1}  # options of a small instance
     hop: int = 1
     lookahead: int = 0
 

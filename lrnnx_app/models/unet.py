@@ -1,8 +1,9 @@
 """A causal U-Net around any layer: strided down and up, skips, any length, a stated look-ahead."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class UNet(Model):
     depends on the input up to the end of t's frame of `hop` = ∏ strides samples: the look-ahead is
     hop − 1 samples, whatever the layer.
     """
+
+    small: ClassVar[Mapping[str, Any]] = {"channels": [8, 8], "strides": [16, 4]}
 
     @dataclass
     class Config:
