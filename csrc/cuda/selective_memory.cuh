@@ -8,7 +8,7 @@ constexpr int kBackThreads = 256;
 
 template <class E, int RULE>
 struct alignas(16) BackShared {
-  static constexpr bool STEP = RULE == kAsynchronousRule;
+  static constexpr bool STEP = RULE == kAsynchronous;
   static constexpr int C = kBlockOf, T = kStepsKept, SUM = T * C + 8;
   float B[T * kSlice], C_[T * kSlice];
   float2 x[T * C];                                // span, drive
@@ -34,6 +34,6 @@ struct alignas(16) BackShared {
   } sinks[kBackThreads];                          // of sums of C and B
 };
 
-static_assert(sizeof(BackShared<float, kAsynchronousRule>) <= 99 << 10, "every GPU has as much");
+static_assert(sizeof(BackShared<float, kAsynchronous>) <= 99 << 10, "every GPU has as much");
 
 }  // namespace lrnnx::cuda
