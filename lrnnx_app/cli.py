@@ -246,7 +246,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, show one resolved, or explain its keys."""
     from lrnnx_app import recipe
-    from lrnnx_app.reports import listing, show
+    from lrnnx_app.reports import listing
 
     if matrix and (explain or name is not None):
         raise UserError("--matrix is a table of its own; expected neither NAME nor --explain with it")
@@ -254,7 +254,7 @@ def recipes(
         from omegaconf import OmegaConf
 
         config = recipe.load(name)
-        return print(as_json(OmegaConf.to_container(config))) if to_json else say(*show.yaml(config))
+        return print(as_json(OmegaConf.to_container(config))) if to_json else say(*listing.yaml(config))
     columns, rows = listing.keys(name) if explain else listing.matrix() if matrix else listing.recipes()
     if to_json:
         return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))

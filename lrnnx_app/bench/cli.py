@@ -115,10 +115,11 @@ def streaming_command(
 ) -> None:
     """Time a live stream: latency and throughput over voices and chunks, with and without a CUDA graph."""
     from lrnnx_app.bench import report, streaming
+    from lrnnx_app.runs.run import audio_model
     from lrnnx_app.streaming.threads import threads
 
     check_targets(json_file, plot)
-    model, device = streaming.load(run), chosen_device(device)
+    model, device = audio_model(run), chosen_device(device)
     with threads(cpu_threads):
         rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
         say(*tables.table(rows).splitlines(), report.place())
@@ -148,13 +149,14 @@ def soak_command(
     cpu_threads: Threads = 1,
 ) -> None:
     """Stream for hours: memory, speed and error to float64 must stay where they are; exit code 1 if not."""
-    from lrnnx_app.bench import report, soak, streaming
+    from lrnnx_app.bench import report, soak
+    from lrnnx_app.runs.run import audio_model
     from lrnnx_app.streaming.threads import threads
 
     check_targets(json_file, plot)
     rows = []
     with threads(cpu_threads):
-        for row in soak.rows(streaming.load(run), chosen_device(device), seconds):
+        for row in soak.rows(audio_model(run), chosen_device(device), seconds):
             rows.append(row)
             print(f"\r{tables.line(row)}", end="", file=sys.stderr, flush=True)
         ok, words = soak.verdict(rows)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrnnx_app import recipe as recipes
 from lrnnx_app.bench.report import place
-from lrnnx_app.errors import LrnnxError, StreamError
+from lrnnx_app.errors import LrnnxError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._constants import frozen
@@ -21,12 +20,9 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.runs.run import Run, build_task
-from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.graph import CaptureError, capture
 from lrnnx_app.streaming.session import StreamingSession
 
-RECIPE = "denoise_attenuate"
 VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}
 MODES = {"cuda": (("cuda graph", True), ("cuda", False)), "cpu": (("cpu", False),)}
 PUSHES = (20, 2000)  # least and most that are timed
@@ -35,22 +31,6 @@ STEP_WIDTH, STEP_BATCHES, STEP_STATES = 512, (1, 64), {"lru": 256, "s5": 256, "s
 REPLAYS = 20
 MATMULS = ((512, 2048), (1024, 512), (512, 512), (1024, 64), (32, 1024))  # inputs and outputs
 CHAIN = 20  # matmuls in a row
-
-
-def load(run: Path | None) -> Model:
-    """A run's model, or the denoiser with fresh weights.
-
-    Raises:
-        StreamError: the model's samples have no rate.
-    """
-    if run is None:
-        recipe = recipes.typed(recipes.load(RECIPE))
-        spec = DataSpec(1, 1, sample_rate=recipe.data.sample_rate)
-        return build_task(recipe, spec).model.eval()
-    model = Run(run).task().model
-    if not model.spec.sample_rate:
-        raise StreamError(f"{run}: its steps have no rate to keep up with; expected a model of audio")
-    return model
 
 
 def rows(

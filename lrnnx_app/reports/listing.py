@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from lrnnx_app import recipe, registry
 from lrnnx_app.console.terminal import as_json
 from lrnnx_app.errors import RecipeError
@@ -47,3 +49,8 @@ def text(cell: Cell) -> str:
     if isinstance(cell, list):
         return ", ".join(map(text, cell))
     return cell if isinstance(cell, str) else as_json(cell)
+
+
+def yaml(config: DictConfig) -> list[str]:
+    """The lines of a resolved recipe."""
+    return OmegaConf.to_yaml(config).splitlines()

@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.module import DataModule
 from lrnnx_app.registry import DATA, TASKS
-from lrnnx_app.reports import compare, inspection
+from lrnnx_app.reports import compare, inspection, listing
 from lrnnx_app.reports.inspection import Split
 from lrnnx_app.runs.folder import COMPARED, COMPARISON, SUMMARY, write_whole
 
@@ -125,15 +125,10 @@ def summary(task: str, folder: Path, summary: dict[str, Any]) -> None:
 
 def dry_run(config: DictConfig, loss: float, rows: Sequence[tuple[str, str, int]]) -> None:
     """Print a recipe, its modules (name, type, parameters), and the loss of one batch."""
-    say(*yaml(config), "")
+    say(*listing.yaml(config), "")
     total = sum(row[2] for row in rows)
     table(
         ("module", "type", "parameters"),
         [(name, kind, f"{count:,}") for name, kind, count in [*rows, ("total", "", total)]],
     )
     say(f"one batch forward and backward: loss {loss:.4g}")
-
-
-def yaml(config: DictConfig) -> list[str]:
-    """The lines of a resolved recipe."""
-    return OmegaConf.to_yaml(config).splitlines()

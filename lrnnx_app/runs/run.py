@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lrnnx_app import recipe as recipes
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.disk.plain_yaml import unsafe
-from lrnnx_app.errors import RecipeError, RunError
+from lrnnx_app.errors import RecipeError, RunError, StreamError
 from lrnnx_app.registry import DATA, TASKS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY
@@ -19,7 +19,10 @@ from lrnnx_app.spec import DataSpec
 
 if TYPE_CHECKING:
     from lrnnx_app.data.module import DataModule
+    from lrnnx_app.models._base import Model
     from lrnnx_app.tasks._base import Task
+
+DENOISER = "denoise_attenuate"  # the recipe
 
 
 def build_task(recipe: recipes.Recipe, spec: DataSpec) -> "Task":
@@ -159,3 +162,20 @@ def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
             f"expected {own.get(name, 'no such parameter')} by {RECIPE}"
         )
     task.load_state_dict(weights)
+
+
+def audio_model(run: Path | None) -> "Model":
+    """The model of a run on audio; the shipped denoiser's, with fresh weights, if none is named.
+
+    Raises:
+        RunError, RecipeError: as of `Run`.
+        StreamError: the model's samples have no rate.
+    """
+    if run is None:
+        recipe = recipes.typed(recipes.load(DENOISER))
+        spec = DataSpec(1, 1, sample_rate=recipe.data.sample_rate)
+        return build_task(recipe, spec).model.eval()
+    model = Run(run).task().model
+    if not model.spec.sample_rate:
+        raise StreamError(f"{run}: its steps have no rate to keep up with; expected a model of audio")
+    return model

@@ -9,6 +9,7 @@ from lrnnx_app.bench import layers, ops, report, scaling, soak, streaming
 from lrnnx_app.console import tables
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._timed import TIMED, Timed
+from lrnnx_app.runs.run import audio_model
 
 
 def small(row: Timed) -> Timed:
@@ -44,7 +45,7 @@ def test_layers():
 
 
 def test_streaming(tmp_path):
-    model = streaming.load(None)
+    model = audio_model(None)
     rows = streaming.rows(model, "cpu", [1, 2], [1, 2], seconds=0.05)
     assert [(row["voices"], row["chunk ms"]) for row in rows] == [(1, 16), (1, 32), (2, 16), (2, 32)]
     assert all(row["p99 ms"] >= row["p50 ms"] > 0 for row in rows)
@@ -63,7 +64,7 @@ def test_largest_number_of_voices_is_within_an_eighth(monkeypatch):
             "push_times",
             lambda _, voices, *rest, limit=limit: ([15.0 if voices <= limit else 17.0], ""),
         )
-        found = streaming.largest(streaming.load(None), "cpu")
+        found = streaming.largest(audio_model(None), "cpu")
         assert 7 / 8 * limit - 1 < found <= limit
 
 
@@ -81,8 +82,8 @@ def test_scaling_compares_the_losses_of_two_processes_with_those_of_one(
 
 def test_soak(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "SEGMENTS", 16)
-    list(soak.rows(streaming.load(None), "cpu", 16 * 1.024))  # what a first run allocates for good
-    rows = list(soak.rows(streaming.load(None), "cpu", 16 * 1.024))
+    list(soak.rows(audio_model(None), "cpu", 16 * 1.024))  # what a first run allocates for good
+    rows = list(soak.rows(audio_model(None), "cpu", 16 * 1.024))
     ok, words = soak.verdict(rows)
     assert ok, words
     assert rows[-1]["stream s"] == 16 * 1.024

@@ -28,6 +28,7 @@ from lrnnx_app.infer import start
 from lrnnx_app.infer import text as sample
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
 from lrnnx_app.reports import catalog, doctor, inspection, show
+from lrnnx_app.runs import run
 from lrnnx_app.runs.run import build_data, build_task
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.train import fit, grid
@@ -86,7 +87,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (ops, "rows", lambda *_: [row]),
         (layers, "rows", lambda device, names, d_state: [row for name in names or () if LAYERS.find(name)]),
         (scaling, "rows", lambda *_: [row]),
-        (streaming, "load", lambda run: None),
+        (run, "audio_model", lambda run: None),
         (streaming, "rows", lambda *_: [row]),
         (streaming, "largest", lambda *_: 1),
         (streaming, "step_rows", lambda *_: [row]),
