@@ -171,6 +171,8 @@ class DiagonalLayer(Layer):
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
         self.check_dt(dt)
+        if not self.causal:
+            self.init_state(1)  # refuses: there is none
         x = autocast(x.unsqueeze(1))
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
         h, after = a.step(b.squeeze(1), state.h)

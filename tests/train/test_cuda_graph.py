@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.recipe import load, shipped, typed
+from lrnnx_app.recipe import load, typed
+from lrnnx_app.registry import shipped
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import build_data, build_task
 from lrnnx_app.train import cuda_graph, fit

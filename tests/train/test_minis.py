@@ -7,9 +7,10 @@ import re
 import pytest
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.registry import shipped
 from tests.helpers import trained
 
-MINIS = sorted(name for name in recipes.shipped() if name.endswith("_mini"))
+MINIS = sorted(name for name in shipped() if name.endswith("_mini"))
 METRICS = {"%": "test/accuracy", "bits per byte": "test/bits_per_byte", "squared error": "test/mse"}
 FIGURE = re.compile(r"# Own figure, on the test set: ([\d.e-]+) ± ([\d.e-]+) (%|bits per byte|squared error)")
 
