@@ -42,7 +42,7 @@ class GLU(Layer):
         except RecipeError as error:
             raise RecipeError(f"options.{error}") from error
         self.output_linear = Linear(d_model, 2 * d_model)
-        self.causal, self.rule = self.layer.causal, self.layer.rule
+        self.causal = self.layer.causal
         self.uses_dt, self.capturable = self.layer.uses_dt, self.layer.capturable
 
     def init_state(self, batch: int) -> Any:
@@ -69,6 +69,10 @@ class GLU(Layer):
 
     def _gated(self, y: Tensor) -> Tensor:
         return F.glu(linear(self.output_linear, y, gelu=True))
+
+    @property
+    def rule_name(self) -> str:
+        return self.layer.rule_name
 
     @property
     def n_states(self) -> str:

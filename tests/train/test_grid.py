@@ -8,7 +8,7 @@ import pytest
 from lrnnx_app import recipe
 from lrnnx_app.errors import RecipeError, RunError
 from lrnnx_app.reports import compare, show
-from lrnnx_app.runs.run import Run
+from lrnnx_app.runs.run import Run, build
 from lrnnx_app.train import fit, grid
 
 TINY = [
@@ -141,7 +141,7 @@ def test_what_a_process_says_last_is_why_it_failed(capfd: pytest.CaptureFixture[
 )
 def test_state_and_latency_are_those_of_a_stream(name: str, overrides: list[str], state: int) -> None:
     opened = recipe.typed(recipe.load(name, overrides))
-    task = fit.build_task(opened, fit.build_data(opened).spec)
+    _, task = build(opened)
     size, latency, streams = compare._step(task.model.eval(), task.spec)
     assert size == state
     assert latency > 0
