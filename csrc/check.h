@@ -107,12 +107,14 @@ inline std::vector<int64_t> state_sizes(const Tensor& x) {
   return shape;
 }
 
-// Coefficients that broadcast along batch and time: strides of 0 there, states contiguous.
+// Coefficients that broadcast along batch and time: strides of 0 there, states contiguous. Where they may be `shared`,
+// each of real ones may serve a group of neighbouring channels, all groups of one size.
 struct Coefficient {
   Tensor tensor;
-  int64_t batch_stride, time_stride;
+  int64_t batch_stride, time_stride, width;
 
-  Coefficient(const Tensor& a, ScalarType dtype, const Extent& x) : tensor(a), batch_stride(0), time_stride(0) {
+  Coefficient(const Tensor& a, ScalarType dtype, const Extent& x, bool shared = false)
+      : tensor(a), batch_stride(0), time_stride(0), width(1) {
     STD_TORCH_CHECK(a.dim() >= 3 && (a.size(0) == 1 || a.size(0) == x.batch) && (a.size(1) == 1 || a.size(1) == x.time),
                     "a does not broadcast along batch and time to b");
     bool packed = a.scalar_type() == dtype;
@@ -121,7 +123,9 @@ struct Coefficient {
       packed &= a.size(d) == 1 || a.stride(d) == expected;
       expected *= a.size(d);
     }
-    STD_TORCH_CHECK(expected == x.row(), "a and b have different states");
+    const bool fits = shared && x.planes == 1 && a.dim() == 3 && expected > 0 && x.channels % expected == 0;
+    STD_TORCH_CHECK(expected == x.row() || fits, "a and b have different states");
+    width = expected;
     if (!packed) tensor = dense(a, dtype);
     batch_stride = tensor.size(0) == 1 ? 0 : tensor.stride(0);
     time_stride = tensor.size(1) == 1 && x.time > 1 ? 0 : tensor.stride(1);

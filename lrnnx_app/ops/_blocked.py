@@ -26,7 +26,9 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 def scan(
     a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Arguments and results of `linear_scan`."""
+    """Arguments and results of the operator `linear_scan`."""
+    if _grouped(a, b):
+        return _by_group(scan, a, b, h0, lengths, reset, reverse)
     batch, time, *state = b.shape
     dtype = state_dtype(b.dtype)
     cuts = _cuts(_starts(lengths, reset, reverse), reverse)
@@ -45,6 +47,8 @@ def composed(
 
     By doubling: after k rounds, every step has taken in the 2^k steps up to it.
     """
+    if _grouped(a, b):
+        return _by_group(composed, a, b, h0, lengths, reset, reverse)
     batch, time, *state = b.shape
     dtype = state_dtype(b.dtype)
     cuts = _cuts(_starts(lengths, reset, reverse), reverse)
@@ -84,6 +88,8 @@ def adjoint(
 
     `run` is the scan to use: a differentiable one makes the gradients differentiable.
     """
+    if _grouped(given, states):
+        return _adjoint_by_group(grad, grad_last, given, states, h0, lengths, reset, reverse, run)
     _, time, *state = states.shape
     dtype = state_dtype(states.dtype)
     first, final = (-1, 0) if reverse else (0, -1)
@@ -108,6 +114,47 @@ def adjoint(
     full = planar.mul(planar.conj(_uncut(before, cuts)), c)
     grad_a = without(full).sum_to_size(given.shape).to(given.dtype)
     return grad_a, without(c).to(states.dtype), grad_h0
+
+
+def _grouped(a: Tensor, b: Tensor) -> bool:
+    """Whether each coefficient serves some neighbouring states, but not all of them, which broadcasts."""
+    return a.shape[-1] not in (1, b.shape[-1])
+
+
+def _fold(x: Tensor, groups: int) -> Tensor:
+    """(B, …, groups·n) as rows (B·groups, …, n) of their own."""
+    return x.unflatten(-1, (groups, -1)).movedim(-2, 1).flatten(0, 1)
+
+
+def _unfold(x: Tensor, groups: int) -> Tensor:
+    """The inverse of `_fold`."""
+    return x.unflatten(0, (-1 if x.shape[0] else 0, groups)).movedim(1, -2).flatten(-2)
+
+
+def _rows(groups: int, *of_rows: Tensor | None) -> list[Tensor | None]:
+    """What is of each row (B, …), once for each of its groups."""
+    return [None if x is None else x.repeat_interleave(groups, 0) for x in of_rows]
+
+
+def _by_group(run, a, b, h0, lengths, reset, reverse) -> tuple[Tensor, Tensor]:
+    groups = a.shape[-1]
+    a = _fold(a.expand(b.shape[0], -1, -1), groups)
+    h0 = None if h0 is None else _fold(h0, groups)
+    states, last = run(a, _fold(b, groups), h0, *_rows(groups, lengths, reset), reverse)
+    return _unfold(states, groups), _unfold(last, groups)
+
+
+def _adjoint_by_group(
+    grad, grad_last, given, states, h0, lengths, reset, reverse, run
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = given.shape[-1]
+    a = _fold(given.expand(states.shape[0], -1, -1), groups)
+    grad, grad_last, states = (_fold(x, groups) for x in (grad, grad_last, states))
+    h0 = None if h0 is None else _fold(h0, groups)
+    lengths, reset = _rows(groups, lengths, reset)
+    found = adjoint(grad, grad_last, a, states, h0, lengths, reset, reverse, run)
+    grad_a, grad_b, grad_h0 = (_unfold(x, groups) for x in found)
+    return grad_a.sum_to_size(given.shape), grad_b, grad_h0
 
 
 def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -62,13 +62,14 @@ class Draw:
 
 
 def linear_example(draw: Draw, sizes: Sizes, planes: int = 1, a: str = "full") -> Operands:
-    """`a` is "full", or alike for all "rows", "steps" or both ("constant")."""
+    """`a` is "full", alike for all "rows", "steps" or both ("constant"), or of "heads" (n, 3, 2)."""
     batch, time, n = sizes
-    state = (n,) if planes == 1 else (2, n)
-    rows = 1 if a in ("rows", "constant") else batch
-    steps = 1 if a in ("steps", "constant") else time
+    state = {"heads": (n, 3, 2), "constant heads": (n, 3, 2)}.get(a, (n,) if planes == 1 else (2, n))
+    of_state = {"heads": (n,), "constant heads": (n, 1, 1)}.get(a, state)
+    rows = 1 if a in ("rows", "constant", "constant heads") else batch
+    steps = 1 if a in ("steps", "constant", "constant heads") else time
     return {
-        "a": draw.uniform(0, 0.99 if planes == 1 else 0.7, rows, steps, *state),
+        "a": draw.uniform(0, 0.99 if planes == 1 else 0.7, rows, steps, *of_state),
         "b": draw.normal(batch, time, *state),
         "h0": draw.normal(batch, *state),
         **draw.masks(batch, time),
@@ -138,6 +139,19 @@ def selective_example(
         "bias": draw.uniform(-4.5, -1, channels),
         "dt": draw.uniform(0.1, 1.1, batch, time),
         "h0": draw.normal(batch, channels, *number),
+        **draw.masks(batch, time),
+    }
+
+
+def chunked_example(draw: Draw, sizes: Sizes, of_states: bool = False) -> Operands:
+    batch, time, heads = sizes
+    n, groups = 5, 1 if heads % 2 else 2
+    return {
+        "x": draw.normal(batch, time, heads, 3),
+        "log_a": draw.uniform(-1, 0, batch, time, heads, *((n,) if of_states else ())),
+        "B": draw.normal(batch, time, groups, n),
+        "C": draw.normal(batch, time, groups, n),
+        "h0": draw.normal(batch, heads, n, 3),
         **draw.masks(batch, time),
     }
 

@@ -13,6 +13,8 @@ import torch
 
 from lrnnx_app.ops import _examples as of
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
+from lrnnx_app.ops.chunked_scan import chunked_scan
+from lrnnx_app.ops.chunked_scan import reference as chunked_definition
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.fft_conv import fft_conv, rfft
 from lrnnx_app.ops.fft_conv import reference as fft_definition
@@ -133,6 +135,11 @@ OPERATORS: dict[str, Operator] = {
             Variant(f"{v.words} {words}".strip(), {**v.example, "a": a}, v.options)
             for v in real_and_complex(ORDERS)
             for words, a in COEFFICIENTS.items()
+        )
+        + tuple(
+            Variant(f"real {v.words} {a}", {"a": a}, v.options)
+            for v in ORDERS
+            for a in ("heads", "constant heads")
         ),
         kernels=EVERYWHERE,
     ),
@@ -164,6 +171,19 @@ OPERATORS: dict[str, Operator] = {
         (*MASKS, "D", "z", "bias", "dt"),
         variants=real_and_complex(options(rule=tuple(KERNELS), softplus=(True,))),
         kernels={"cpu": DTYPES, "cuda": (FLOAT, HALF, BRAIN)},
+    ),
+    "chunked_scan": Operator(
+        chunked_scan,
+        chunked_definition,
+        of.chunked_example,
+        (),
+        ("x", "B", "C"),
+        MASKS,
+        variants=tuple(
+            Variant(f"{words} chunks of {size}", {"of_states": words == "of states"}, {"size": size})
+            for words in ("of heads", "of states")
+            for size in (16, 4)
+        ),
     ),
     "short_conv": Operator(
         short_conv,

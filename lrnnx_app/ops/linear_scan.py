@@ -1,5 +1,7 @@
 """The one recurrence: h[t] = a[t]·h[t−1] + b[t], over (B, T, N) real or (B, T, 2, N) planar complex.
 
+Real states may have more axes, (B, T, H, N, P), and a coefficient may serve all of the last ones: (B, T, H).
+
 `linear_scan` is a PyTorch operator: kernels built from csrc/ run it on a CPU or GPU, and torch calls
 (`_blocked`) anywhere else. `reference` is the definition that tests compare with. The sums run in float32
 for half-precision storage, and the last state is returned in that precision.
@@ -26,33 +28,57 @@ def linear_scan(
     """Scan along time; every argument but `lengths` and `reset` is differentiable.
 
     Args:
-        a: coefficients (B or 1, T or 1, N), or (B or 1, T or 1, 2, N) when complex.
-        b: inputs (B, T, N), or (B, T, 2, N) when complex; T ≥ 1.
-        h0: state before the first step, (B, N) or (B, 2, N); zero if None.
+        a: coefficients (B or 1, T or 1, N), or (B or 1, T or 1, 2, N) when complex. Real ones that are alike
+            along the last axes of a state leave these out, or have 1 there: a decay of each head (B, T, H) or
+            (B, T, H, 1, 1) for states (B, T, H, N, P).
+        b: inputs (B, T, N), or (B, T, 2, N) when complex, or real with three or four axes of states; T ≥ 1.
+        h0: state before the first step, shaped like a step of b; zero if None.
         lengths: (B,) integers from 0 to T; steps at and beyond a row's length hold the state. Others are
             refused on a CPU, and held to that range on a GPU, which would have to be waited for.
         reset: (B, T) bool; true where a packed sequence starts, so that nothing crosses into it.
         reverse: run from the last step to the first.
 
     Returns:
-        All states, shaped and typed like b; and the state after the last step taken, (B, N) or (B, 2, N),
+        All states, shaped and typed like b; and the state after the last step taken, shaped like a step of b,
         float32 where b is half precision.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
     """
-    sizes, given = principal("b", b, "BTN" if b.ndim == 3 else "BTPN"), a.shape
+    axes = {4: "BTPN", 5: "BTHNP", 6: "BTHNPQ"}.get(b.ndim, "BTN")
+    sizes = principal("b", b, axes)
     if len(sizes) == 4 and sizes[2] != 2:
         raise ValueError(f"b must be (B, T, N) or (B, T, 2, N), not {tuple(sizes)}")
-    if given != sizes and (
-        given[2:] != sizes[2:] or given[0] not in (1, sizes[0]) or given[1] not in (1, sizes[1])
-    ):
-        raise ValueError(f"a {tuple(given)} does not broadcast along batch and time to b {tuple(sizes)}")
-    check("a", a, given, b)
+    check("a", a, a.shape, b)
+    a = _of_groups(a, sizes)
     check("h0", h0, sizes[:1] + sizes[2:], b)
     check_steps(b, lengths=lengths, reset=reset)
+    if a.shape[2:] != sizes[2:] and b.is_cuda:  # whose kernels read a coefficient for each state
+        a = a.repeat_interleave(sizes[2:].numel() // a.shape[2], 2)
     run = _blocked.composed if transformed() else torch.ops.lrnnx.linear_scan
-    return run(a, b, h0, lengths, reset, reverse)
+    if len(sizes) < 5:
+        return run(a, b, h0, lengths, reset, reverse)
+    states, last = run(a, b.flatten(2), None if h0 is None else h0.flatten(1), lengths, reset, reverse)
+    return states.view(sizes), last.view(sizes[:1] + sizes[2:])
+
+
+def _of_groups(a: Tensor, sizes: torch.Size) -> Tensor:
+    """a (…, 2, N) as it is, or real, (B or 1, T or 1, G): each for neighbouring states, of a b of `sizes`.
+
+    Raises:
+        ValueError: it does not broadcast.
+    """
+    given, state = a.shape, sizes[2:]
+    axes = len(given) - 2  # of the state, without those of size 1 that stand for all
+    while axes > 0 and given[axes + 1] == 1 and (axes > len(state) or state[axes - 1] != 1):
+        axes -= 1
+    fits = 2 <= len(given) <= len(sizes) and given[2 : axes + 2] == state[:axes]
+    fits = fits and given[0] in (1, sizes[0]) and given[1] in (1, sizes[1])
+    if not fits or (len(sizes) == 4 and axes < 2):
+        raise ValueError(
+            f"a {tuple(given)} does not broadcast along batch, time and the last states to b {tuple(sizes)}"
+        )
+    return a if len(sizes) == 4 else a.reshape(*given[:2], state[:axes].numel())
 
 
 def reference(
@@ -74,16 +100,21 @@ def reference(
         return torch.stack((z.real, z.imag), -2) if b.ndim == 4 else z
 
     batch, time, *state = b.shape
+    a = a.view(*a.shape, *[1] * (b.ndim - a.ndim))
     h = number(b.new_zeros(batch, *state) if h0 is None else h0)
     coefficient, drive = number(a.expand(b.shape)), number(b)
+
+    def of_row(mask: Tensor) -> Tensor:
+        return mask.view(-1, *[1] * (h.ndim - 1))
+
     states = [h] * time
     for t in reversed(range(time)) if reverse else range(time):
         start = t + 1 if reverse else t
         before = h
         if reset is not None and start < time:
-            before = torch.where(reset[:, start, None], 0, h)
+            before = torch.where(of_row(reset[:, start]), 0, h)
         new = coefficient[:, t] * before + drive[:, t]
-        h = new if lengths is None else torch.where((t < lengths)[:, None], new, h)
+        h = new if lengths is None else torch.where(of_row(t < lengths), new, h)
         states[t] = h
     return planes(torch.stack(states, 1)).to(b.dtype), planes(h)
 

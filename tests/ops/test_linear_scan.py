@@ -49,6 +49,22 @@ def test_wider_coefficients(device, a, dtype):
         assert relative(x, y) <= SCAN.allowed(dtype)
 
 
+@pytest.mark.parametrize("state", [(2, 30, 20), (3, 16, 16, 2), (4, 1, 1)])
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_coefficients_of_the_first_axes_of_a_state(device, axes, state):
+    """As those of every state, in groups that fill several blocks of a kernel, one, or part of one."""
+    draw = Draw()
+    a = draw.uniform(0, 1, 2, 9, *state[:axes]).double().to(device).requires_grad_()
+    b = draw.normal(2, 9, *state).double().to(device).requires_grad_()
+    whole = a.view(*a.shape, *[1] * (len(state) - axes)).expand_as(b)
+    along = draw.normal(*b.shape).to(b)
+    got = linear_scan(a, b)[0]
+    want = linear_scan(whole.flatten(2), b.flatten(2))[0].view_as(b)
+    assert relative(got, want) <= SCAN.allowed(torch.float64)
+    for x, y in zip(*(torch.autograd.grad(z, (a, b), along) for z in (got, want)), strict=True):
+        assert relative(x, y) <= SCAN.allowed(torch.float64)
+
+
 @pytest.mark.parametrize(
     ("shapes", "word"),
     [
