@@ -1,9 +1,11 @@
 """A program of torch.export (.pt2): one chunk as a function of tensors, any batch, torch's own operators."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
@@ -28,7 +30,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     script = _example.beside(path)
     with whole(script) as script_part, whole(path) as part:
         torch.export.save(traced(chunk), part, extra_files={ABOUT: chunk.description()})
-        loaded = torch.export.load(part).module()
+        loaded = _read(part)
         with torch.no_grad():
             found = difference(chunk, lambda inputs: loaded(*inputs))
         accept(path, found, TOLERANCE)
@@ -41,5 +43,12 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 def outputs(path: Path, x: Tensor) -> Tensor:
     """What the written program makes of a signal x (1, T, …), chunk by chunk."""
     about = {ABOUT: ""}
-    program = torch.export.load(path, extra_files=about).module()
+    program = _read(path, about)
     return streamed(lambda inputs: program(*inputs), about[ABOUT], x)
+
+
+def _read(path: Path, about: dict[str, Any] | None = None) -> nn.Module:
+    """The program as torch reads it, and `about` filled in; torch 2.11 warns of a buffer of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.export.load(path, extra_files=about).module()
