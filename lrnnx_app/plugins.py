@@ -43,7 +43,7 @@ def load(path: Path) -> None:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever a stranger's code raises
         del sys.modules[module_name]
         raise UserError(f"--plugin {path}: cannot be run ({_reason(error)})") from error
     _files[name] = path.resolve(), module
@@ -80,7 +80,7 @@ def imported(entry: EntryPoint) -> Any:
     """
     try:
         return entry.load()
-    except Exception as error:
+    except Exception as error:  # whatever a stranger's code raises
         raise UserError(
             f"{entry.name}: cannot be imported from the package {origin_of(entry)} ({_reason(error)}); "
             "mend or uninstall it"
