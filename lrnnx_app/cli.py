@@ -229,11 +229,7 @@ def export(
     plugin: Plugins = None,
 ) -> None:
     """Write the best checkpoint's model in a format that others read, and check what was written."""
-    from lrnnx_app.runs.run import Run
-
-    write = formats.find(format, output)
-    for line in write(Run(run), output, formats.Options(chunk, timed, int8)):
-        say(line)
+    say(*formats.export_run(run, output, format, chunk=chunk, timed=timed, int8=int8))
 
 
 @app.command()

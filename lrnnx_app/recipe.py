@@ -7,7 +7,6 @@ so that a wrong key or type is reported with its whole path, before any data is 
 merging a list is a mapping from index to layer; `model.layer[1].d_state=8` then overrides like any key.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from lrnnx_app import plugins
 from lrnnx_app.disk import plain_yaml
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import RecipeError, nearest, one_line, one_of
-from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, Registry, recipes
+from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, Registry, named, recipes
 
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
@@ -234,6 +233,19 @@ def typed(config: DictConfig) -> Recipe:
     return recipe
 
 
+def load_recipe(recipe: str | Path, *overrides: str) -> Recipe:
+    """Read a recipe as dataclasses: `load_recipe("denoise_lru", "seed=1").model.layer.d_state`.
+
+    Args:
+        recipe: path of a YAML file, or a shipped recipe's name.
+        overrides: `key.sub=value` each, stronger than the file.
+
+    Raises:
+        RecipeError: one line with file (or override), full key, what was expected and the nearest spelling.
+    """
+    return typed(load(str(recipe), overrides))
+
+
 def _by_index(config: DictConfig) -> None:
     """A list of layers as a mapping from index to layer, in place."""
     node = _select(config, "model.layer")
@@ -258,7 +270,7 @@ def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
     parts = {"task": TASKS, "model": MODELS, "data": DATA, **dict.fromkeys(layers, LAYERS)}
     for key, registry in parts.items():
         name, config = _entry(registry, _select(chosen, f"{key}.name"), f"{key}.name", source, needed)
-        OmegaConf.update(schema, key, OmegaConf.structured(_named(config, name)), force_add=True)
+        OmegaConf.update(schema, key, OmegaConf.structured(named(config, name)), force_add=True)
     for outer in layers:
         while _holds_a_layer(schema, outer):
             held = _select(chosen, f"{outer}.layer")
@@ -313,11 +325,6 @@ def _inner(config: DictConfig, layers: list[str]) -> list[str]:
             key += ".options"
             found.insert(0, key)
     return found
-
-
-def _named(config: type, name: str) -> type:
-    """A Config with the field `name` that a recipe chooses the class by."""
-    return dataclasses.make_dataclass(config.__name__, [("name", str, field(default=name))], bases=(config,))
 
 
 def _select(config: DictConfig, key: str) -> Any:

@@ -4,6 +4,7 @@ A registry is a package; every public module in it is one entry, named after its
 exactly one class with a nested `Config`. Listing the names imports none of them.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -78,6 +79,20 @@ class Registry(Mapping[str, Any]):
             raise RecipeError(f"{key or self.kind}: unknown {self.kind} '{name}'; {hint}")
         return self[name]
 
+    def config(self, name: str, **options: Any) -> Any:
+        """The Config of the entry called `name` with these options: what a recipe has of it.
+
+        Raises:
+            RecipeError: there is no such entry or option, and the nearest one is named; or a value does not
+                fit.
+        """
+        config = named(self.find(name).Config, name)
+        known = [field.name for field in dataclasses.fields(config)]
+        for option in options:
+            if option not in known:
+                raise RecipeError(f"{name}: unknown option '{option}'; {nearest(option, known)}")
+        return config(**options)
+
     def in_file(self, name: str) -> list[Any]:
         """The classes of this kind in a plugin's file that is loaded."""
         found = self._entries(plugins.files()[name])
@@ -99,6 +114,12 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.origins())
+
+
+def named(config: type, name: str) -> type:
+    """A Config with the field `name` that a recipe chooses the class by."""
+    field = ("name", str, dataclasses.field(default=name))
+    return dataclasses.make_dataclass(config.__name__, [field], bases=(config,))
 
 
 def _only(entries: list[Any], name: str) -> Any:

@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "ops": {"disk", "errors"},
     "layers": {"errors", "ops", "registry"},
     "interop": {"errors", "layers", "ops", "registry"},
-    "models": {"errors", "layers", "ops", "recipe", "spec"},
+    "models": {"errors", "layers", "ops", "recipe", "registry", "spec"},
     "tasks": {"errors", "layers", "plots", "registry", "spec"},
     "data": {"console", "disk", "errors", "spec"},
     "data_modules": {"data", "disk", "errors", "spec"},
@@ -179,9 +179,7 @@ from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 assert all(LAYERS.values())
 Backbone = lrnnx_app.models.backbone.Backbone
-layer = LAYERS["lru"].Config()
-layer.name = "lru"
-model = Backbone(DataSpec(1, 2), Backbone.Config(d_model=4, depth=1, layer=layer))
+model = Backbone(DataSpec(1, 2), Backbone.Config(d_model=4, depth=1, layer=LAYERS.config("lru")))
 lrnnx_app.streaming.session.StreamingSession(model.eval(), batch=1, chunk=4)
 print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
 """

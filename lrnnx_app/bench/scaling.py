@@ -53,12 +53,9 @@ class Case:
     lr: float = 0.003
 
     def build(self) -> Task:
-        layer = LAYERS.find(self.layer).Config()
-        layer.name = self.layer
-        model = MODELS.find("backbone").Config(self.d_model, self.depth, pool=self.pool, layer=layer)
-        model.name = "backbone"
-        task = TASKS.find(self.task)
-        return task(task.Config(lr=self.lr), model, self.spec)
+        sizes = {"d_model": self.d_model, "depth": self.depth, "pool": self.pool}
+        model = MODELS.config("backbone", layer=LAYERS.config(self.layer), **sizes)
+        return TASKS.find(self.task)(TASKS.config(self.task, lr=self.lr), model, self.spec)
 
 
 DIGITS, BYTES = DataSpec(1, 10), DataSpec(256, 256, tokens=True)

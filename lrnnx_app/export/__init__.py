@@ -10,11 +10,14 @@ import pkgutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrnnx_app import plugins
 from lrnnx_app.errors import UserError, nearest
 from lrnnx_app.export._output import Options as Options
+
+if TYPE_CHECKING:
+    from lrnnx_app.runs.run import Run
 
 
 def own() -> list[str]:
@@ -51,6 +54,40 @@ def find(name: str | None, output: Path) -> Callable[..., list[str]]:
     if name in plugins.installed("formats"):
         return plugins.imported(plugins.installed("formats")[name])
     return plugins.files()[name].export
+
+
+def export_run(
+    run: "Run | str | Path",
+    path: str | Path,
+    format: str | None = None,
+    *,
+    chunk: int | None = None,
+    timed: bool = False,
+    int8: bool = False,
+) -> list[str]:
+    """Write a run's best model in a format that other programs read, and check what was written.
+
+    Args:
+        run: a run folder.
+        path: the file or folder to write.
+        format: one of `names()`; by the ending of `path` if None.
+        chunk: samples of a call, for programs (torch, onnx); the model's hop by default.
+        timed: elapsed time dt (B, T) is an input too (torch, onnx).
+        int8: weights in 8 bits (onnx).
+
+    Returns:
+        Lines that say what was written and how far it is from the model.
+
+    Raises:
+        UserError: an unknown format, one that needs a package that is not installed, or a path that exists.
+        RunError: the run has no checkpoint.
+        StreamError: the model cannot be written as a program that streams.
+    """
+    from lrnnx_app.runs.run import Run
+
+    path = Path(path)
+    run = run if isinstance(run, Run) else Run(run)
+    return find(format, path)(run, path, Options(chunk, timed, int8))
 
 
 def _by_ending(output: Path) -> str:

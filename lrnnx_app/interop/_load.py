@@ -27,33 +27,36 @@ SOURCES = sorted(
 def convert(
     source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any
 ) -> tuple[str, Any, dict[str, Tensor]]:
-    """Translate parameters.
-
-    A source is one way to compute: two that save the same names have a name each, such as `mamba` and
-    `falcon-mamba`. A module, or its `state_dict()` as it was returned, is checked to be of the source. A
-    plain dict of tensors cannot be, but by the model's config: else the source is taken at its word.
-
-    Args:
-        source: one of SOURCES.
-        params: the source's module, which tells its options too; or its parameter names -> numpy arrays or
-            tensors.
-        config: the settings of the source's model, a mapping or an object with attributes, such as
-            transformers' config. Its model_type is checked, and options of the same names are taken.
-        options: what the parameters do not tell; see the source's file. They go before the others.
+    """Translate parameters; arguments and errors as of `load`.
 
     Returns:
         name of the layer, its Config, and its state_dict.
-
-    Raises:
-        UserError: an unknown source or option, a module or config of another source, a parameter that is
-            missing, misshapen or not of the source.
     """
     converted = _convert(source, params, config, options)
     return converted.layer, converted.config, converted.state
 
 
 def load(source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any) -> Layer:
-    """A layer with these parameters, in their precision; arguments and errors as of `convert`."""
+    """A layer that computes what another implementation's layer does, with its weights, in their precision.
+
+    It maps x (B, T, d_model) to (y, state) as every layer of `LAYERS` does.
+
+    A source is one way to compute: two that save the same names have a name each, such as `mamba` and
+    `falcon-mamba`. A module, or its `state_dict()` as it was returned, is checked to be of the source. A
+    plain dict of tensors cannot be, but by the model's config: else the source is taken at its word.
+
+    Args:
+        source: one of `lrnnx_app.interop.SOURCES`.
+        params: the source's module, which tells its options too; or its parameter names -> numpy arrays or
+            tensors.
+        config: the settings of the source's model, a mapping or an object with attributes, such as
+            transformers' config. Its model_type is checked, and options of the same names are taken.
+        options: what the parameters do not tell; see the source's file. They go before the others.
+
+    Raises:
+        UserError: an unknown source or option, a module or config of another source, a parameter that is
+            missing, misshapen or not of the source.
+    """
     name, d_model, settings, state = _convert(source, params, config, options)
     layer = LAYERS[name](d_model, settings)
     layer.to(reduce(torch.promote_types, (tensor.dtype for tensor in state.values())))

@@ -8,6 +8,22 @@ from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.registry import LAYERS
 
 
+def layer(name: str, d_model: int, **options: Any) -> Layer:
+    """A layer with fresh weights: `layer("s5", 64, d_state=128)`.
+
+    It maps x (B, T, d_model) to (y, state), y (B, T, d_model); `layer.step` takes one step x (B, d_model) and
+    the state on from there. Elapsed time `dt` (B, T), in the unit of the data's time steps, is optional.
+
+    Args:
+        name: one of `LAYERS`; `lrnnx layers` lists them.
+        options: of its Config; `LAYERS[name].Config` has them all.
+
+    Raises:
+        RecipeError: there is no such layer or option, and the nearest one is named; or a value does not fit.
+    """
+    return build_layer(name, d_model, LAYERS.config(name, **options))  # type: ignore[return-value]  (one way)
+
+
 def build_layer(
     name: str, d_model: int, config: Any = None, bidirectional: bool = False, join: str = "concat"
 ) -> Layer | Bidirectional:

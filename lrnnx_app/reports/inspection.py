@@ -49,7 +49,7 @@ def open_data(name: str, overrides: Sequence[str] = ()) -> DataModule:
         RecipeError: neither exists, or an override does not fit.
     """
     if name not in DATA:
-        return build_data(recipes.typed(recipes.load(name, overrides)))
+        return build_data(recipes.load_recipe(name, *overrides))
     rest = {"task": {"name": "classify"}, "model": {"name": "backbone", "layer": {"name": "lru"}}}
     content = OmegaConf.create({**rest, "data": {"name": name}})
     return build_data(recipes.typed(recipes.resolve(content, dotlist(overrides), name)))

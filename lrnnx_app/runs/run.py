@@ -66,9 +66,10 @@ def _built(key: str) -> Iterator[None]:
 
 
 class Run:
-    """An existing run folder.
+    """An existing run folder: its `recipe` as dataclasses, checkpoints, summary and trained task.
 
     Args:
+        path: the folder, such as runs/denoise_lru/<time>.
         overrides: `key.sub=value` each, stronger than the run's recipe.
 
     Raises:
@@ -76,7 +77,8 @@ class Run:
         RecipeError: an override does not fit.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | Path, overrides: Sequence[str] = ()) -> None:
+        path = Path(path)
         if not path.is_dir():
             raise RunError(f"{path}: no such run folder; `lrnnx train RECIPE` makes one")
         if not (path / RECIPE).is_file():
@@ -164,6 +166,23 @@ def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
     task.load_state_dict(weights)
 
 
+def load(run: str | Path, *overrides: str) -> "Model":
+    """The trained model of a run folder, in evaluation mode, on the CPU.
+
+    It maps x (B, T, d_input), or tokens (B, T), to (y, state); y is (B, T, d_output), or (B, d_output) of a
+    model that pools over time. `model.spec` says what goes in and out, and the rate of audio in Hz.
+
+    Args:
+        run: the folder, such as runs/denoise_lru/<time>.
+        overrides: `key.sub=value` each, stronger than the run's recipe.
+
+    Raises:
+        RunError: the folder, its recipe or its checkpoint is missing, unreadable or of another model.
+        RecipeError: an override does not fit.
+    """
+    return Run(run, overrides).task().model
+
+
 def audio_model(run: Path | None) -> "Model":
     """The model of a run on audio; the shipped denoiser's, with fresh weights, if none is named.
 
@@ -172,10 +191,10 @@ def audio_model(run: Path | None) -> "Model":
         StreamError: the model's samples have no rate.
     """
     if run is None:
-        recipe = recipes.typed(recipes.load(DENOISER))
+        recipe = recipes.load_recipe(DENOISER)
         spec = DataSpec(1, 1, sample_rate=recipe.data.sample_rate)
         return build_task(recipe, spec).model.eval()
-    model = Run(run).task().model
+    model = load(run)
     if not model.spec.sample_rate:
         raise StreamError(f"{run}: its steps have no rate to keep up with; expected a model of audio")
     return model

@@ -17,7 +17,7 @@ from lrnnx_app.console.interrupts import Interrupts
 from lrnnx_app.data import workers
 from lrnnx_app.data.module import DataModule
 from lrnnx_app.errors import Interrupted, RunError
-from lrnnx_app.recipe import Recipe, typed
+from lrnnx_app.recipe import Recipe, load, typed
 from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
@@ -81,6 +81,20 @@ def train(
         if _leads():
             _close(folder, task, found, step)
         return folder, found
+
+
+def train_recipe(recipe: str | Path, *overrides: str, out: str | Path | None = None) -> Run:
+    """Train a recipe as `lrnnx train` does, and return its run folder.
+
+    Args:
+        recipe: path of a YAML file, or a shipped recipe's name.
+        overrides: `key.sub=value` each, such as trainer.max_steps=100.
+        out: the run folder to make; by default runs/<recipe>/<time>.
+
+    Raises:
+        RecipeError, RunError, DataError, TrainingError, Interrupted: see `train`.
+    """
+    return Run(train(load(str(recipe), overrides), None if out is None else Path(out))[0])
 
 
 class _Watch:
@@ -187,7 +201,15 @@ def _close(folder: Path, task: Task, found: dict[str, Any], step: int) -> None:
 
 
 def evaluate(run: Run, split: str) -> dict[str, float]:
-    """Metrics of a run's best checkpoint on one split ("train", "valid" or "test")."""
+    """Metrics of a run's best checkpoint on one split ("train", "valid" or "test"), by name.
+
+    Losses are means over examples, accuracies shares from 0 to 1, SI-SNR is in dB.
+
+    Raises:
+        RunError: the checkpoint is missing, unreadable or another model's.
+        DataError: the data are not as expected.
+        TrainingError: an output is not finite.
+    """
     trainers.quiet()
     seed_everything(run.recipe.seed, workers=True, verbose=False)
     task = run.task()

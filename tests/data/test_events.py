@@ -18,7 +18,6 @@ from lrnnx_app.data import buckets
 from lrnnx_app.data.module import AddressSampler, collate, pack
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import SPLITS, DataSpec, Example
 from tests.data.standins import event_stream as standin
@@ -339,7 +338,7 @@ def test_packed_rows_give_what_each_gives_alone(layer: str, pool: str) -> None:
     packed = pack(examples)
     assert packed.x.shape == (3, 40)
     assert packed.x.numel() < collate(examples).x.numel()
-    config = Backbone.Config(d_model=8, depth=2, pool=pool, layer=_named(LAYERS[layer].Config, layer)())
+    config = Backbone.Config(d_model=8, depth=2, pool=pool, layer=LAYERS.config(layer))
     model = Backbone(DataSpec(9, 3, tokens=True), config).double().eval()
     logits, _ = model(packed.x, dt=packed.dt, lengths=packed.lengths, reset=packed.reset)
     assert sorted(packed.names) == [e.name for e in examples]

@@ -6,7 +6,6 @@ from torch.export import Dim, export
 from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.recipe import _named as named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.helpers import relative
@@ -53,6 +52,6 @@ def test_layers(case, timed):
 
 @pytest.mark.parametrize("pool", ["mean", "last", "none"])
 def test_a_backbone(pool):
-    layer = named(LAYERS["s5"].Config, "s5")(d_state=8)
+    layer = LAYERS.config("s5", d_state=8)
     model = Backbone(DataSpec(3, 5), Backbone.Config(d_model=8, depth=2, pool=pool, layer=layer))
     agrees(model.double().eval(), lambda length: ((torch.randn(2, length, 3).double(),), {}))

@@ -12,7 +12,6 @@ from lrnnx_app.layers._build import build_layer
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import Down, UNet, Up
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.helpers import relative
@@ -161,7 +160,7 @@ def test_both_directions_take_adapters(name):
 
 
 def layer_config(name: str) -> Any:
-    return _named(LAYERS[name].Config, name)(**OPTIONS.get(name, {}))
+    return LAYERS.config(name, **OPTIONS.get(name, {}))
 
 
 MODELS = {

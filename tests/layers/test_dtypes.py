@@ -13,7 +13,6 @@ from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.helpers import relative
@@ -151,7 +150,7 @@ def test_a_batch_of_none(name, options, bidirectional):
 
 
 def models(name: str, bidirectional: bool = False) -> list[Any]:
-    layer, spec = _named(LAYERS[name].Config, name)(), DataSpec(1, 5)
+    layer, spec = LAYERS.config(name), DataSpec(1, 5)
     ways = [
         Backbone(spec, Backbone.Config(D_MODEL, 1, pool=pool, bidirectional=bidirectional, layer=layer))
         for pool in ("mean", "last", "none")

@@ -9,7 +9,6 @@ from torch.utils._pytree import tree_leaves
 from lrnnx_app.errors import RecipeError, StreamError
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
@@ -24,7 +23,7 @@ def layer_config(name: str) -> Any:
     """Default Config of a layer, or a list of them for names joined by '+'; attention has a window of 8."""
     if "+" in name:
         return [layer_config(part) for part in name.split("+")]
-    return _named(LAYERS[name].Config, name)(**({"window": 8} if name == "local_attention" else {}))
+    return LAYERS.config(name, **({"window": 8} if name == "local_attention" else {}))
 
 
 def unet(name: str, dtype: torch.dtype = torch.float64) -> UNet:

@@ -7,7 +7,6 @@ from torch.utils._pytree import tree_leaves
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool
 from lrnnx_app.models.staged import Staged
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
@@ -17,7 +16,7 @@ from tests.helpers import relative
 def staged(layer: str = "event_ssm", **options: object) -> Staged:
     config = Staged.Config(
         **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},
-        layer=_named(LAYERS[layer].Config, layer)(),
+        layer=LAYERS.config(layer),
     )
     return Staged(DataSpec(10, 5, tokens=True), config).double().eval()
 

@@ -14,7 +14,6 @@ from lrnnx_app.errors import StreamError
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
@@ -34,7 +33,7 @@ SMALL = {"d_state": 4, "repeats": 2, "heads": 1, "window": 8}
 def layer(name: str) -> Any:
     config = LAYERS[name].Config
     options = {key: value for key, value in SMALL.items() if key in config.__dataclass_fields__}
-    return _named(config, name)(**options)
+    return LAYERS.config(name, **options)
 
 
 def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:

@@ -19,7 +19,6 @@ from torchaudio.functional import resample
 from lrnnx_app import cli
 from lrnnx_app.data.resample import Resampler
 from lrnnx_app.models.unet import UNet
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs.run import Run, build_task
@@ -115,7 +114,7 @@ def test_an_output_waits_a_millisecond_at_most_for_its_inputs(source: int, back:
 
 
 def small_unet() -> UNet:
-    layer = _named(LAYERS["lru"].Config, "lru")(d_state=4)
+    layer = LAYERS.config("lru", d_state=4)
     return UNet(DataSpec(1, 1, sample_rate=RATE), UNet.Config(channels=[4], strides=[512], layer=layer))
 
 
@@ -238,7 +237,7 @@ def test_tracks_with_gaps_in_time_share_a_session() -> None:
     """Two slots, three tracks of event data; each ends where it would alone."""
     from lrnnx_app.models.backbone import Backbone
 
-    layer = _named(LAYERS["event_ssm"].Config, "event_ssm")(d_state=4)
+    layer = LAYERS.config("event_ssm", d_state=4)
     model = Backbone(DataSpec(2, 3), Backbone.Config(d_model=4, depth=2, layer=layer))
     data = [Steps(torch.randn(n, 2), torch.rand(n)) for n in (20, 7, 16)]
     found: dict[str, torch.Tensor] = {}

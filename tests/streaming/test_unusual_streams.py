@@ -90,11 +90,10 @@ def test_a_state_that_hides_from_the_output_is_found() -> None:
 
 def test_what_is_beyond_the_end_of_a_short_row_is_not_looked_at() -> None:
     from lrnnx_app.models.backbone import Backbone
-    from lrnnx_app.recipe import _named
     from lrnnx_app.registry import LAYERS
     from tests.streaming.test_streaming import SPECS
 
-    layer = _named(LAYERS["lru"].Config, "lru")(d_state=4)
+    layer = LAYERS.config("lru", d_state=4)
     config = Backbone.Config(d_model=4, depth=1, pool="none", layer=layer)
     session = StreamingSession(Backbone(SPECS["classifier"], config), 2, 8)
     y = torch.zeros(2, 8, 3)
