@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
-from lrnnx_app.ops._table import PLAIN, Operator, Variant
+from lrnnx_app.ops._table import PLAIN, Errors, Operator, Variant
 
 
 class Results(NamedTuple):
@@ -19,13 +19,6 @@ class Results(NamedTuple):
 
     outputs: list[Tensor]
     gradients: Operands
-
-
-class Errors(NamedTuple):
-    """The largest ‖value − definition‖ / ‖definition‖ of a dtype; infinite where a value is not finite."""
-
-    output: float
-    gradient: float
 
 
 def outputs_of(found: Any) -> list[Tensor]:

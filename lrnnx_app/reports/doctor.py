@@ -162,30 +162,37 @@ def _check(device: str) -> Iterator[dict[str, Any]]:
                 "dtype": str(dtype).removeprefix("torch."),
                 "output error": worst.output,
                 "gradient error": worst.gradient,
-                "allowed": allowed,
+                "output allowed": allowed.output,
+                "gradient allowed": allowed.gradient,
                 "kernel": dtype in operator.kernels.get(device, ()) and _extension.load(device),
-                "ok": max(worst) <= allowed,
+                "ok": worst.within(allowed),
             }
 
 
 def _by_operator(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each operator and device: its largest error as a share of what is allowed, by dtype."""
+    """One row for each operator and device: its largest error by dtype."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for check in checks:
         row = rows.setdefault((check["op"], check["device"]), {"op": check["op"], "device": check["device"]})
         row["runs on"] = "kernels" if check["kernel"] or row.get("runs on") == "kernels" else "torch code"
-        error = max(check["output error"], check["gradient error"])
-        row[check["dtype"]] = error if check["ok"] else f"{error:.2g} > {check['allowed']:.0e}"
+        error, allowed = _worse(check)[1:]
+        row[check["dtype"]] = error if check["ok"] else f"{error:.2g} > {allowed:.0e}"
     return list(rows.values())
+
+
+def _worse(check: dict[str, Any]) -> tuple[str, float, float]:
+    """Outputs or gradients, by what exceeds its limit or else is further off: error and limit."""
+    found = [(where, check[f"{where} error"], check[f"{where} allowed"]) for where in ("output", "gradient")]
+    return next((each for each in found if each[1] > each[2]), max(found, key=lambda each: each[1]))
 
 
 def _cure(check: dict[str, Any]) -> str:
     """What is wrong and what to do, of a check that failed."""
     device, code = check["device"], "kernel" if check["kernel"] else "torch code"
-    where = "output" if check["output error"] > check["allowed"] else "gradient"
+    where, error, allowed = _worse(check)
     start = (
         f"{device}: the {code} of {check['op']} is wrong in {check['dtype']}: {where} error "
-        f"{check[f'{where} error']:.2g}, and {check['allowed']:.0e} is allowed; "
+        f"{error:.2g}, and {allowed:.0e} is allowed; "
     )
     if not check["kernel"]:
         return start + f"reinstall torch {torch.__version__}, or try another version"

@@ -71,7 +71,7 @@ def test_equals_the_definition(device, name):
     """Outputs and gradients of every variant, dtype and size, in memory that holds NaN before."""
     operator = OPERATORS[name]
     for dtype, worst in worst_errors(operator, device, SIZES).items():
-        assert max(worst) <= operator.allowed(dtype), (dtype, worst)
+        assert worst.within(operator.allowed(dtype)), (dtype, worst)
 
 
 def test_memory_is_poisoned(device):
@@ -225,4 +225,4 @@ def test_torch_code_gives_what_kernels_give(device, name):
             if op._schema.name.startswith("lrnnx::selective_scan_kernel"):
                 continue  # which has no torch code: it stands beside an operator that has
             for x, y in zip(outputs_of(op(*args)), outputs_of(op._op_dk(anywhere, *args)), strict=True):
-                assert relative(x, y) <= operator.allowed(dtype), (op, variant.words)
+                assert relative(x, y) <= operator.allowed(dtype).gradient, (op, variant.words)
