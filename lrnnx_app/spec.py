@@ -1,8 +1,9 @@
-"""What data, models and tasks agree on: batches, examples, and what a model must know of its data."""
+"""What data, layers, models and tasks agree on: rows, batches, examples, what a model must know of data."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
@@ -11,6 +12,94 @@ TARGETS = {  # kinds of y
     "step": "numbers (T, d_output), or tokens (T,), for every step",
     "vector": "numbers (d_output,) for the whole example",
 }
+
+
+def within(lengths: Tensor, time: int, ndim: int) -> Tensor:
+    """(B, T, 1, …) bool, of `ndim` axes: the steps before a row's end."""
+    valid = torch.arange(time, device=lengths.device) < lengths[:, None]
+    return valid[(...,) + (None,) * (ndim - 2)]
+
+
+def unpadded(x: Any, lengths: Tensor | None, fill: float = 0.0) -> Any:
+    """x (B, T, …) or None, with `fill` for what lies beyond a row's length, which may be NaN."""
+    if x is None or lengths is None:
+        return x
+    return torch.where(within(lengths, x.shape[1], x.ndim), x, fill)
+
+
+class Rows(NamedTuple):
+    """Elapsed times, lengths and starts of sequences in the rows (B, T, …) of a batch.
+
+    Attributes:
+        dt: (B, T) time since the previous sample; None where samples are evenly spaced.
+        lengths: (B,) valid steps of right-padded rows; None where all are full.
+        reset: (B, T) true where a packed sequence starts; None where every row is one sequence.
+    """
+
+    dt: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rows are evenly sampled, full, and one sequence each."""
+        return self.dt is None and self.lengths is None and self.reset is None
+
+    def valid(self, x: Tensor) -> Tensor | None:
+        """(B, T) true at the steps of x (B, T, …) before its rows' ends; None where all are."""
+        return None if self.lengths is None else within(self.lengths, x.shape[1], 2)
+
+    def unpadded(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """x (B, T, …) with `fill` beyond each row's length; what stands there may be NaN."""
+        return unpadded(x, self.lengths, fill)
+
+    def counts(self, x: Tensor) -> Tensor:
+        """(B,) valid steps of the rows of x (B, T, …)."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """The same of the steps from `start` to below `stop`."""
+        return Rows(
+            None if self.dt is None else self.dt[:, start:stop],
+            None if self.lengths is None else (self.lengths - start).clamp(0, stop - start),
+            None if self.reset is None else self.reset[:, start:stop],
+        )
+
+    def mirror(self, x: Tensor) -> Tensor:
+        """For every step of x (B, T, …), the index in time (B, T) of its mirror image in its own sequence.
+
+        Steps beyond a row's length are their own image. Mirroring twice is the identity.
+        """
+        time = x.shape[1]
+        t = torch.arange(time, device=x.device).expand(x.shape[:2])
+        end = x.new_full((len(x), 1), time, dtype=torch.long)
+        end = end if self.lengths is None else self.lengths[:, None].long()
+        starts = t == 0 if self.reset is None else self.reset | (t == 0)
+        following = torch.where(starts, t, end).roll(-1, 1)
+        following = torch.cat((following[:, :-1], end), 1)
+        after = torch.minimum(following.flip(1).cummin(1).values.flip(1), end)
+        return torch.where(t < end, self._first(t) + after - 1 - t, t)
+
+    def mirrored(self, mirror: Tensor) -> "Rows":
+        """The same of rows whose steps stand at their `mirror` images, with dt the gap to the sample after.
+
+        The last sample, which opens the mirrored sequence, gets the gap that opened the original one.
+        """
+        if self.dt is None:
+            return self
+        t = torch.arange(self.dt.shape[1], device=self.dt.device).expand_as(self.dt)
+        first, inside = self._first(t), (mirror + 1).clamp_max(self.dt.shape[1] - 1)
+        return self._replace(dt=self.dt.gather(1, torch.where(t == first, first, inside)))
+
+    def _first(self, t: Tensor) -> Tensor:
+        """The first step of the sequence of each step t (B, T)."""
+        starts = t == 0 if self.reset is None else self.reset | (t == 0)
+        return torch.where(starts, t, 0).cummax(1).values
+
+
+EVEN = Rows()  # evenly sampled, full rows of one sequence each
 
 
 class Batch(NamedTuple):
@@ -22,7 +111,7 @@ class Batch(NamedTuple):
         lengths: (B,), or None if all rows are full.
         dt: (B, T) time since the previous sample, or None.
         names: of the rows' sources.
-        reset: (B, T) true where an example starts in rows that hold several; y has one entry for each then.
+        reset: (B, T) true where an example starts in rows that hold several; of each, y has a class then.
     """
 
     x: Tensor
@@ -31,6 +120,10 @@ class Batch(NamedTuple):
     dt: Tensor | None = None
     names: tuple[str, ...] = ()
     reset: Tensor | None = None
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.dt, self.lengths, self.reset)
 
 
 class Example(NamedTuple):

@@ -37,8 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "disk": {"console", "errors"},
     "recipe": {"disk", "errors", "plugins", "registry"},
     "plots": {"console", "disk", "errors", "spec"},
-    "ops": {"disk", "errors"},
-    "layers": {"errors", "ops", "registry"},
+    "ops": {"disk", "errors", "spec"},
+    "layers": {"errors", "ops", "registry", "spec"},
     "interop": {"errors", "layers", "ops", "registry"},
     "models": {"errors", "layers", "ops", "recipe", "registry", "spec"},
     "tasks": {"errors", "layers", "plots", "registry", "spec"},
@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "streaming": {"console", "data", "disk", "errors", "layers", "models", "ops", "spec"},
     "runs": {"console", "data", "disk", "errors", "recipe", "registry", "spec"},
     "train": {
-        *("console", "data", "disk", "errors", "layers", "machine", "models", "plots", "plugins", "recipe"),
+        *("console", "data", "disk", "errors", "machine", "models", "ops", "plots", "plugins", "recipe"),
         *("runs", "spec", "tasks", ENTRY),
     },
     "infer": {

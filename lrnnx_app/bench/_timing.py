@@ -1,26 +1,21 @@
 """CUDA graphs of what is timed, and the copy bandwidth that times are measured by."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from lrnnx_app.console.terminal import say
 from lrnnx_app.machine import median_ms
+from lrnnx_app.ops.capture import CaptureError, capture
 
 
-def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """run() as a CUDA graph, so that its launches cost the host nothing; itself if it cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+def captured(run: Callable[[], Any]) -> Callable[[], object]:
+    """run() as a CUDA graph, so that its launches cost the host nothing; itself where none holds it."""
     try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:  # a layer that looks at values on the host
-        torch.cuda.synchronize()
+        graph, _ = capture(run, torch.device("cuda"))
+    except CaptureError as error:
+        say(f"timed without a CUDA graph: {error}", aside=True)
         return run
     return graph.replay
 

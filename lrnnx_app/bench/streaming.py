@@ -18,9 +18,9 @@ from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._constants import frozen
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops.advance import advance
+from lrnnx_app.ops.capture import CaptureError, capture
 from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.streaming.graph import CaptureError, capture
 from lrnnx_app.streaming.session import StreamingSession
 
 VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}

@@ -47,11 +47,10 @@ class Address(NamedTuple):
 
 
 class _Addressed(Dataset[Example]):
-    """A source read by address."""
+    """A source read by address; whole batches at once where it makes them and `batches` asks for them."""
 
-    def __init__(self, source: Source, seed: Sequence[int]) -> None:
-        self.source = source
-        self.seed = tuple(seed)
+    def __init__(self, source: Source, seed: Sequence[int], batches: bool = True) -> None:
+        self.source, self.seed, self.batches = source, tuple(seed), batches
 
     def __len__(self) -> int:
         return len(self.source)
@@ -61,7 +60,7 @@ class _Addressed(Dataset[Example]):
 
     def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch":
         """What torch asks for a batch, in place of its examples one by one."""
-        if isinstance(self.source, BatchSource):
+        if self.batches and isinstance(self.source, BatchSource):
             return self.source.batch([a.row for a in addresses], map(self._rng, addresses))
         return [self[address] for address in addresses]
 
@@ -155,7 +154,8 @@ def collate(examples: Sequence[Example] | Batch) -> Batch:
 def pack(examples: Sequence[Example] | Batch) -> Batch:
     """Several examples in a row, each at its `reset`: rows as long as the longest, the first that fits.
 
-    Examples have one class each; y and names are in the order in which examples stand in the rows.
+    Names, and a y of one class each, are in the order in which examples stand in the rows. A y of each step
+    stands in rows as x does.
     """
     if isinstance(examples, Batch):
         return examples
@@ -171,15 +171,16 @@ def pack(examples: Sequence[Example] | Batch) -> Batch:
 
     def joined(row: list[Example]) -> Example:
         dt = None if row[0].dt is None else torch.cat([e.dt for e in row if e.dt is not None])
-        return Example(torch.cat([e.x for e in row]), row[0].y, dt)
+        y = torch.cat([e.y for e in row]) if row[0].y.ndim else row[0].y
+        return Example(torch.cat([e.x for e in row]), y, dt)
 
     batch = collate([joined(row) for row in rows])
     reset = torch.zeros(batch.x.shape[:2], dtype=torch.bool)
     for i, row in enumerate(rows):
         reset[i, np.cumsum([0, *(len(e.x) for e in row[:-1])])] = True
     packed = [example for row in rows for example in row]
-    y, names = torch.stack([e.y for e in packed]), tuple(e.name for e in packed)
-    return batch._replace(y=y, names=names, reset=reset)
+    y = batch.y if packed[0].y.ndim else torch.stack([e.y for e in packed])
+    return batch._replace(y=y, names=tuple(e.name for e in packed), reset=reset)
 
 
 class DataModule:
@@ -198,7 +199,7 @@ class DataModule:
         root: str = ""  # folder of the user's data; empty means the embedded data
         batch_size: int = 16  # examples of a batch, on each device
         workers: int = 0  # processes that prepare batches, one for each core at most
-        bucket: bool = False  # batches of examples of about one length, where the source knows its `lengths`
+        bucket: bool = False  # batches of examples of about one length, if these are known beforehand
         pack: bool = False  # several short examples in one row of a training batch
         split: list[float] = field(default_factory=lambda: list(SHARES))  # shares of own files, by split
 
@@ -245,6 +246,9 @@ class DataModule:
         seed = self.seed if train else EVALUATION_SEED
         size = self.config.batch_size
         lengths = getattr(source, "lengths", None) if self.config.bucket else None
+        if train and self.config.bucket and lengths is None:
+            raise RecipeError("data.bucket: these examples' lengths are not known beforehand; expected false")
+        packed = train and self.config.pack
         sampler = AddressSampler(len(source), seed, train, lengths, size)
         if train:
             sampler.resume(self.position[0], self.position[1] * size)
@@ -254,12 +258,12 @@ class DataModule:
         workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
         check_files(workers)
         return Loader(
-            _Addressed(source, (seed, SPLITS.index(split))),
+            _Addressed(source, (seed, SPLITS.index(split)), batches=not packed),
             **order,
             num_workers=workers,
             persistent_workers=train and workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
-            collate_fn=pack if train and self.config.pack else collate,
+            collate_fn=pack if packed else collate,
         )
 
 

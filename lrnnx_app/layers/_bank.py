@@ -14,11 +14,12 @@ from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._constants import constant, constant_of
-from lrnnx_app.ops._blocked import cast, unpadded
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import free, recomputed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import Rule
 from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.spec import Rows
 
 PATHS = ("auto", "scan", "chunk")
 
@@ -42,7 +43,7 @@ class BankLayer(DiagonalLayer):
     """`groups` systems of `modes` complex states each; state (2, groups·modes).
 
     A subclass supplies `system`, and `inputs` and `outputs` around the bank; coefficients, readout and all
-    paths follow. `forward` is overridden, for evenly sampled rows without `reset` need not be scanned.
+    paths follow. `run` is overridden, for evenly sampled rows without `reset` need not be scanned.
     """
 
     groups: int
@@ -101,56 +102,34 @@ class BankLayer(DiagonalLayer):
         limit = sizes.dense if self.modes == 1 else sizes.scanned
         return "scan" if batch * time * self.state_shape[1] < limit else "chunk"
 
-    def forward(
-        self,
-        x: Tensor,
-        state: DiagonalState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DiagonalState]:
-        self.check_dt(dt)
+    def run(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
         batch, time, path = x.shape[0], x.shape[1], self.path
         if free(batch, time):  # what is chosen by their sizes would hold for no other ones
             path = "scan"
         elif path == "auto":
             path = self.choose(batch, time, x.device.type)
-        if path == "scan" or dt is not None or reset is not None:
-            return self._scan(x, state, dt, lengths, reset)
-        return self._convolve(x, state, lengths, path)
+        if path == "scan" or rows.dt is not None or rows.reset is not None:
+            return self._scan(x, state, rows)
+        return self._convolve(x, state, rows.lengths, path)
 
-    def _scan(
-        self,
-        x: Tensor,
-        state: DiagonalState | None,
-        dt: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-    ) -> tuple[Tensor, DiagonalState]:
-        run, time = super().forward, x.shape[1]
+    def _scan(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
+        run, time = super().run, x.shape[1]
         if torch.compiler.is_exporting():  # the number of parts is not to be fixed
-            return run(x, state, dt=dt, lengths=lengths, reset=reset)
+            return run(x, state, rows)
         size = max(1, CHUNK // (2 * x.shape[0] * self.state_shape[1]))
         if time <= size:
-            return run(x, state, dt=dt, lengths=lengths, reset=reset)
+            return run(x, state, rows)
         ys: list[Tensor] = []
         after: Any = self.init_state(x.shape[0]) if state is None else state
         for start in range(0, time, size):
-            part = slice(start, start + size)
-            rest = {
-                "dt": None if dt is None else dt[:, part],
-                "lengths": None if lengths is None else (lengths - start).clamp(0, min(size, time - start)),
-                "reset": None if reset is None else reset[:, part],
-            }
-            y, after = recomputed(run, x[:, part], after, **rest)
+            stop = min(start + size, time)
+            y, after = recomputed(run, x[:, start:stop], after, rows.part(start, stop))
             ys.append(y)
         return torch.cat(ys, 1), after
 
     def _convolve(
         self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
     ) -> tuple[Tensor, DiagonalState]:
-        x = unpadded(x, lengths)
         v = self.rows(x)
         with torch.autocast(x.device.type, enabled=False):
             v = cast(v, state_dtype(v.dtype))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._taken import of_any
 from lrnnx_app.ops import planar
-from lrnnx_app.ops._blocked import cast, unpadded
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
+from lrnnx_app.spec import Rows, unpadded
 
 
 class Layer(nn.Module):
@@ -26,14 +27,12 @@ class Layer(nn.Module):
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
     learning rate of their own and no weight decay. `rule` is the discretization, None where the class has a
     formula of its own; `taps` is 1 where an option `rule` names it, and 0 where there is no choice. A layer
-    to which elapsed time means nothing sets `uses_dt` to False, one whose passes no CUDA graph can replay
-    `capturable`. `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of
-    multiplications per step) are for the table of `lrnnx layers`.
+    to which elapsed time means nothing sets `uses_dt` to False. `paper`, `varying` (the recurrence depends on
+    the input) and `cost` (the order of multiplications per step) are for the table of `lrnnx layers`.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
     uses_dt: bool = True
-    capturable: bool = True
     paper: ClassVar[str] = ""
     varying: ClassVar[bool] = False
     cost: ClassVar[str] = ""
@@ -44,10 +43,10 @@ class Layer(nn.Module):
     kept: dict[Any, Any] | None = None  # in a copy made by `frozen`: its constants, see `_constants`
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Every `forward` and `step` takes any dtypes and a batch of none, see `_taken`."""
+        """Every `step` takes any dtypes and a batch of none, as `forward` does: see `_taken`."""
         super().__init_subclass__(**options)
-        for name in {"forward", "step"} & vars(cls).keys():
-            setattr(cls, name, of_any(vars(cls)[name]))
+        if "step" in vars(cls):
+            cls.step = of_any(cls.step)
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -57,6 +56,7 @@ class Layer(nn.Module):
         """The state before the first step: a NamedTuple of (batch, …) tensors, float32 or wider."""
         raise NotImplementedError
 
+    @of_any
     def forward(
         self,
         x: Tensor,
@@ -81,8 +81,17 @@ class Layer(nn.Module):
         Raises:
             ValueError: the state is of another batch than x, or a length is not from 0 to T.
         """
+        self.check_dt(dt)
+        rows = Rows(dt, lengths, reset)
+        if lengths is not None:
+            x, rows = rows.unpadded(x), rows._replace(dt=unpadded(dt, lengths, 1.0))
+        return self.run(x, state, rows)
+
+    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
+        """What a subclass supplies: `forward` of x and rows.dt without what stands beyond a row's length."""
         raise NotImplementedError
 
+    @of_any
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
         """One step: x (B, d_model), dt (B,) or None; returns y (B, d_model) and the next state."""
         y, state = self.forward(x[:, None], state, dt=None if dt is None else dt[:, None])
@@ -137,7 +146,7 @@ class DiagonalLayer(Layer):
     """A layer around h[t] = a[t]·h[t−1] + b[t].
 
     A subclass sets `state_shape`, (N,) or (2, N), and supplies `coefficients` and `readout`. Both act on each
-    step alone, so `forward` and `step` follow from them here. The coefficients say how a state moves: see
+    step alone, so `run` and `step` follow from them here. The coefficients say how a state moves: see
     `_coefficients.Coefficients`, of which a layer may bring a kind of its own.
     """
 
@@ -154,19 +163,11 @@ class DiagonalLayer(Layer):
     def init_state(self, batch: int) -> DiagonalState:
         return DiagonalState(self._zeros(batch, *self.state_shape))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: DiagonalState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DiagonalState]:
-        self.check_dt(dt)
-        x, dt = autocast(unpadded(x, lengths)), unpadded(dt, lengths, 1.0)
-        a, b = self.coefficients(x, dt)
-        h, last = a.scan(b, None if state is None else state.h, lengths=lengths, reset=reset)
+    def run(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
+        x = autocast(x)
+        a, b = self.coefficients(x, rows.dt)
+        h0 = None if state is None else state.h
+        h, last = a.scan(b, h0, lengths=rows.lengths, reset=rows.reset)
         return self.readout(h, x), DiagonalState(last)
 
     def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:

@@ -1,6 +1,6 @@
 """A layer in both directions: one copy forward, one over time reversed within each sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -10,48 +10,38 @@ from lrnnx_app.errors import StreamError, one_of
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.layers._taken import of_any
+from lrnnx_app.spec import Rows
 
 JOINS = ("concat", "sum")
 
 
-class Bidirectional(nn.Module):
+class Bidirectional(Layer):
     """y = W [forward(x), backward(x)] (`concat`) or their sum, with two layers from `make`.
 
     A row is reversed within its valid `lengths`, and a packed row within each of its sequences. Nothing can
-    be carried between calls, since the backward copy starts at the end of a sequence.
+    be carried between calls, since the backward copy starts at the end of a sequence: a state is refused, and
+    the one that is returned is None.
     """
 
     causal = False
 
     def __init__(self, make: Callable[[], Layer], join: str = "concat") -> None:
-        super().__init__()
+        ahead = make()
+        super().__init__(ahead.d_model)
         one_of("join", join, JOINS)
-        self.ahead, self.back = make(), make()
-        self.d_model, self.uses_dt = self.ahead.d_model, self.ahead.uses_dt
+        self.ahead, self.back = ahead, make()
+        self.uses_dt, self.rule = ahead.uses_dt, ahead.rule
         self.join = Linear(2 * self.d_model, self.d_model) if join == "concat" else None
 
-    @of_any
-    def forward(
-        self,
-        x: Tensor,
-        state: Any = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """Run whole sequences; arguments as of `Layer.forward`. There is no state to hand on: it is None.
+    def check_dt(self, dt: Tensor | None) -> None:
+        self.ahead.check_dt(dt)
 
-        Raises:
-            StreamError: a state is given.
-        """
+    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, None]:
         if state is not None:
             refuse_stream(type(self.ahead).__name__)
-        mirror, first = reversal(x, lengths, reset)
-        gaps = None if dt is None else reversed_gaps(dt, mirror, first)
-        there, _ = self.ahead(x, dt=dt, lengths=lengths, reset=reset)
-        back, _ = self.back(_take(x, mirror), dt=gaps, lengths=lengths, reset=reset)
+        mirror = rows.mirror(x)
+        there, _ = self.ahead(x, **rows._asdict())
+        back, _ = self.back(_take(x, mirror), **rows.mirrored(mirror)._asdict())
         back = _take(back, mirror)
         return (there + back if self.join is None else self.join(torch.cat((there, back), -1))), None
 
@@ -63,7 +53,7 @@ class Bidirectional(nn.Module):
         """Raises StreamError."""
         refuse_stream(type(self.ahead).__name__)
 
-    def recurrent_parameters(self):
+    def recurrent_parameters(self) -> Iterator[nn.Parameter]:
         """The recurrent parameters of both copies."""
         yield from self.ahead.recurrent_parameters()
         yield from self.back.recurrent_parameters()
@@ -77,33 +67,6 @@ def refuse_stream(name: str) -> NoReturn:
         f"a bidirectional {name} needs the end of a sequence before its first output: "
         "train with bidirectional: false to stream"
     )
-
-
-def reversal(x: Tensor, lengths: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """For every step of x (B, T, …), its mirror image in its own sequence; and its sequence's first step.
-
-    Steps beyond a row's length are their own image. Both are (B, T) indices of time, and mirroring twice is
-    the identity.
-    """
-    batch, time = x.shape[:2]
-    t = torch.arange(time, device=x.device).expand(batch, time)
-    end = x.new_full((batch, 1), time, dtype=torch.long) if lengths is None else lengths[:, None].long()
-    starts = t == 0 if reset is None else reset | (t == 0)
-    first = torch.where(starts, t, 0).cummax(1).values
-    following = torch.where(starts, t, end).roll(-1, 1)
-    following = torch.cat((following[:, :-1], end), 1)
-    after = torch.minimum(following.flip(1).cummin(1).values.flip(1), end)
-    return torch.where(t < end, first + after - 1 - t, t), first
-
-
-def reversed_gaps(dt: Tensor, mirror: Tensor, first: Tensor) -> Tensor:
-    """Elapsed time (B, T) as a reversed sequence sees it: the gap to the sample that came after.
-
-    The last sample, which opens the reversed sequence, gets the gap that opened the original one.
-    """
-    t = torch.arange(dt.shape[1], device=dt.device)
-    inside = (mirror + 1).clamp_max(dt.shape[1] - 1)
-    return dt.gather(1, torch.where(t == first, first, inside))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.spec import Rows
+
 POOLS_BY = ("mean", "time", "last")
 
 
@@ -32,18 +34,17 @@ class EventPool(nn.Module):
         return EventPoolState(zeros, like.new_zeros(batch, wait), like.new_zeros(batch, dtype=torch.int64))
 
     def forward(
-        self, x: Tensor, state: EventPoolState | None, dt: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, EventPoolState, Tensor | None, Tensor]:
-        """x (B, T, d), dt (B, T) or None, lengths (B,) or None.
+        self, x: Tensor, state: EventPoolState | None, rows: Rows
+    ) -> tuple[Tensor, EventPoolState, Rows]:
+        """x (B, T, d), one sequence a row.
 
         Returns:
-            Groups (B, T', d), the state, their dt (B, T') or None, and how many each row has (B,). T' follows
-            from T; from a fresh start ⌈T / stride⌉, else one more may be needed for what has waited.
+            Groups (B, T', d), the state, and the groups' rows: how many each has, and their dt if events have
+            one. T' follows from T; from a fresh start ⌈T / stride⌉, else one more may be needed for what has
+            waited.
         """
-        batch, time, p = x.shape[0], x.shape[1], self.stride
-        if lengths is None:
-            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
-        gaps = x.new_zeros(batch, time) if dt is None else dt
+        dt, lengths, p = rows.dt, rows.counts(x), self.stride
+        gaps = x.new_zeros(x.shape[:2]) if dt is None else dt
         count = lengths
         if state is not None:
             x = _joined(state.x.to(x.dtype), x, state.waiting)
@@ -66,7 +67,7 @@ class EventPool(nn.Module):
         else:  # events of one instant count alike
             weight = torch.where(total[..., None] > 0, spans / total.clamp_min(1e-9)[..., None], 1 / p)
             y = (weight.to(parts.dtype)[..., None] * parts).sum(2)
-        return y, after, None if dt is None else total, groups
+        return y, after, Rows(None if dt is None else total, groups)
 
 
 def _joined(before: Tensor, x: Tensor, count: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import activated, row_linear_unchecked, wide_linear
 from lrnnx_app.ops.short_conv import documents, short_conv, window_at_end
+from lrnnx_app.spec import EVEN, Rows
 
 
 class Linear(nn.Linear):
@@ -73,9 +74,8 @@ def convolve(
     module: Any,
     x: Tensor,
     state: Tensor,
+    rows: Rows = EVEN,
     *,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
     silu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`short_conv` by a depthwise `nn.Conv1d`, or by what has taken its place.
@@ -84,14 +84,10 @@ def convolve(
     """
     if plain(module):
         kernel = module.weight.squeeze(1)
-        return short_conv(x, kernel, module.bias, state, lengths=lengths, reset=reset, silu=silu)
-    span, time = state.shape[1], x.shape[1]
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
-        x = torch.where(valid, x, 0)
+        return short_conv(x, kernel, module.bias, state, lengths=rows.lengths, reset=rows.reset, silu=silu)
+    span, x = state.shape[1], rows.unpadded(x)
     padded = torch.cat((state, x.to(state_dtype(x.dtype))), 1)
-    document = None if reset is None else documents(reset, span)
+    document = None if rows.reset is None else documents(rows.reset, span)
     given = padded.to(x.dtype).mT
     if document is None:
         y = module(given).mT
@@ -101,5 +97,4 @@ def convolve(
         windows = torch.where(seen[:, :, None], windows, 0)
         y = module(windows.flatten(0, 1)).squeeze(-1).unflatten(0, x.shape[:2])
     y = F.silu(y) if silu else y
-    y = y if valid is None else torch.where(valid, y, 0)
-    return y, window_at_end(padded, span, lengths, document)
+    return rows.unpadded(y), window_at_end(padded, span, rows.lengths, document)

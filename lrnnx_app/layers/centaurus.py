@@ -16,7 +16,6 @@ from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
@@ -135,7 +134,6 @@ class Centaurus(BankLayer):
     ) -> tuple[Tensor, DiagonalState]:
         if path != "mix" or state is not None:
             return super()._convolve(x, state, lengths, path)
-        x = unpadded(x, lengths)
         driven = x if self.mode == "full" else self.inputs(x)
         with torch.autocast(x.device.type, enabled=False):
             log_a, gain, c = self.evenly()

@@ -13,6 +13,7 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import Rows
 
 
 class GLU(Layer):
@@ -42,22 +43,13 @@ class GLU(Layer):
         except RecipeError as error:
             raise RecipeError(f"options.{error}") from error
         self.output_linear = Linear(d_model, 2 * d_model)
-        self.causal = self.layer.causal
-        self.uses_dt, self.capturable = self.layer.uses_dt, self.layer.capturable
+        self.causal, self.uses_dt = self.layer.causal, self.layer.uses_dt
 
     def init_state(self, batch: int) -> Any:
         return self.layer.init_state(batch)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Any = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        y, state = self.layer(x, state, dt=dt, lengths=lengths, reset=reset)
+    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
+        y, state = self.layer(x, state, **rows._asdict())
         return self._gated(y), state
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:

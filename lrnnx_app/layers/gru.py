@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lrnnx_app.layers._base import DiagonalState, Layer
 from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops._blocked import cast, state_dtype, unpadded
+from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.gru_scan import gru_cell, gru_scan
+from lrnnx_app.spec import Rows
 
 
 class GRU(Layer):
@@ -25,7 +26,6 @@ class GRU(Layer):
     """
 
     recurrent = ("u",)
-    capturable = False  # how often it iterates depends on its states
     paper = "Lim et al. 2023, arXiv 2309.12252"
     varying = True
     cost = "N·D"
@@ -49,22 +49,11 @@ class GRU(Layer):
     def init_state(self, batch: int) -> DiagonalState:
         return DiagonalState(self._zeros(batch, self.config.d_state))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: DiagonalState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, DiagonalState]:
-        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
+    def run(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
         h0 = (self.init_state(x.shape[0]) if state is None else state).h
         tolerance = self.config.tolerance or torch.finfo(h0.dtype).eps ** 0.75
-        options = {"tolerance": tolerance, "max_iterations": self.config.max_iterations}
-        h, last, iterations = gru_scan(
-            self._inputs(x), cast(self.u, h0.dtype), h0, dt=dt, lengths=lengths, reset=reset, **options
-        )
+        options = {"tolerance": tolerance, "max_iterations": self.config.max_iterations, **rows._asdict()}
+        h, last, iterations = gru_scan(self._inputs(x), cast(self.u, h0.dtype), h0, **options)
         if not torch.compiler.is_exporting():
             self.iterations = iterations
         return self.out_proj(cast(h, x.dtype)), DiagonalState(last)

@@ -15,9 +15,10 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import constant_of
 from lrnnx_app.layers._definition import affine
 from lrnnx_app.layers._linear import Linear
-from lrnnx_app.ops._blocked import cast, unpadded
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import refuse_free, transformed
 from lrnnx_app.ops.short_conv import documents, window_at_end
+from lrnnx_app.spec import Rows
 
 
 class WindowState(NamedTuple):
@@ -69,18 +70,9 @@ class LocalAttention(Layer):
         k, v = self._zeros(batch, past, self.d_head), self._zeros(batch, past, self.d_head)
         return WindowState(k, v, self._zeros(batch, past, 1))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: WindowState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, WindowState]:
+    def run(self, x: Tensor, state: WindowState | None, rows: Rows) -> tuple[Tensor, WindowState]:
         refuse_free(x.shape[1], "local_attention")
-        self.check_dt(dt)
-        x = unpadded(x, lengths)
+        reset = rows.reset
         time, past = x.shape[1], self.config.window - 1
         empty = past if state is None else 0  # keys that are known to be none
         state = self.init_state(x.shape[0]) if state is None else state
@@ -93,7 +85,7 @@ class LocalAttention(Layer):
         valid = F.pad(state.valid, (0, 0, 0, time), value=1.0)
         document = None if reset is None else documents(reset, past)
         handed = (k, v) if lost is None else (torch.where(lost, math.nan, z) for z in (k, v))
-        after = (window_at_end(z, past, lengths, document) for z in (*handed, valid))
+        after = (window_at_end(z, past, rows.lengths, document) for z in (*handed, valid))
 
         outputs = []
         for start in range(0, time, self.config.window):

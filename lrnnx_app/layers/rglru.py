@@ -13,9 +13,9 @@ from lrnnx_app.layers._base import Layer, wide
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, linear
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.block_linear import BlockLinear
 from lrnnx_app.ops.rglru_scan import rglru_scan
+from lrnnx_app.spec import EVEN, Rows
 
 STARTS = ("paper", "released")
 
@@ -95,31 +95,12 @@ class RGLRU(Layer):
         conv = self._zeros(batch, self.config.d_conv - 1, size)
         return RGLRUState(conv, self._zeros(batch, size), self._zeros(batch) + 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: RGLRUState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, RGLRUState]:
-        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
+    def run(self, x: Tensor, state: RGLRUState | None, rows: Rows) -> tuple[Tensor, RGLRUState]:
         state = self.init_state(x.shape[0]) if state is None else state
-        u, conv, first = self._inputs(x, state, lengths, reset)
+        u, conv, first = self._inputs(x, state, rows)
         gate, input_gate = self.gates(u)
-        h, last = rglru_scan(
-            gate,
-            input_gate,
-            u,
-            self.rate,
-            state.h,
-            dt=dt,
-            first=first,
-            lengths=lengths,
-            reset=reset,
-        )
-        fresh = torch.zeros_like(state.fresh) if lengths is None else state.fresh * (lengths == 0)
+        h, last = rglru_scan(gate, input_gate, u, self.rate, state.h, first=first, **rows._asdict())
+        fresh = torch.zeros_like(state.fresh) if rows.lengths is None else state.fresh * (rows.lengths == 0)
         return self._outputs(h, x), RGLRUState(conv, last, fresh)
 
     def step(self, x: Tensor, state: RGLRUState, dt: Tensor | None = None) -> tuple[Tensor, RGLRUState]:
@@ -132,15 +113,15 @@ class RGLRU(Layer):
         return self._outputs(h, x).squeeze(1), RGLRUState(conv, last, fresh)
 
     def _inputs(
-        self, x: Tensor, state: RGLRUState, lengths: Tensor | None = None, reset: Tensor | None = None
+        self, x: Tensor, state: RGLRUState, rows: Rows = EVEN
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The convolved input u (B, T, D), the convolution's state, and where the multiplier is 1 (B, T)."""
-        u, conv = convolve(self.conv1d, self.linear_x(x), state.conv, lengths=lengths, reset=reset)
+        u, conv = convolve(self.conv1d, self.linear_x(x), state.conv, rows)
         if not self.config.unit_start:
             return u, conv, None
         first = state.fresh[:, None]
         first = first if x.shape[1] == 1 else F.pad(first, (0, x.shape[1] - 1))
-        return u, conv, first if reset is None else first.bool() | reset
+        return u, conv, first if rows.reset is None else first.bool() | rows.reset
 
     def _outputs(self, h: Tensor, x: Tensor) -> Tensor:
         return self.linear_out(linear(self.linear_y, x, activation="gelu_tanh", times=h))

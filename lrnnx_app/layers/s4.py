@@ -12,11 +12,12 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import constant, constant_of, costly
 from lrnnx_app.layers._definition import number
 from lrnnx_app.layers._nplr import S4State
-from lrnnx_app.ops._blocked import cast, unpadded
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import recomputed, refuse_free
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.rules import RULES
+from lrnnx_app.spec import Rows
 
 FFT_FROM = 32  # steps from which a convolution by FFT pays
 CHUNK = 64  # steps that are recomputed together in the backward pass of the step-by-step path
@@ -33,7 +34,6 @@ class S4(Layer):
     """
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
-    capturable = False  # not seen to be so
     rule = RULES["bilinear"]
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
@@ -86,28 +86,19 @@ class S4(Layer):
         lam, P, B = (z.movedim(0, -2) for z in (lam, P, B))
         return _nplr.System(lam, P, B, torch.exp(log_dt))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: S4State | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, S4State]:
+    def run(self, x: Tensor, state: S4State | None, rows: Rows) -> tuple[Tensor, S4State]:
         refuse_free(x.shape[1], "S4")
-        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
         path = self.path
         if path == "auto":
             path = "fft" if x.shape[1] >= FFT_FROM else "scan"
         with torch.autocast(x.device.type, enabled=False):
             u = cast(x, state_dtype(x.dtype))
-            if path == "scan" or dt is not None:
-                y, state = self._scan(u, state, dt, lengths, reset)
-            elif reset is not None:
-                y, state = self._blocks(u, state, lengths, reset)
+            if path == "scan" or rows.dt is not None:
+                y, state = self._scan(u, state, rows)
+            elif rows.reset is not None:
+                y, state = self._blocks(u, state, rows.lengths, rows.reset)
             else:
-                y, state = self._convolve(u, state, lengths)
+                y, state = self._convolve(u, state, rows.lengths)
         return cast(y, x.dtype) + cast(self.D * x, x.dtype), state
 
     def step(self, x: Tensor, state: S4State, dt: Tensor | None = None) -> tuple[Tensor, S4State]:
@@ -127,14 +118,8 @@ class S4(Layer):
     def dense(self) -> _nplr.Dense:
         return _nplr.Dense(self.system)
 
-    def _scan(
-        self,
-        u: Tensor,
-        state: S4State | None,
-        dt: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-    ) -> tuple[Tensor, S4State]:
+    def _scan(self, u: Tensor, state: S4State | None, rows: Rows) -> tuple[Tensor, S4State]:
+        dt, lengths, reset = rows
         system, even, C, time = self.system, self.even, self.readout, u.shape[1]
         h = self.init_state(u.shape[0]).h if state is None else state.h
 

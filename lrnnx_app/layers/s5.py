@@ -17,13 +17,14 @@ from lrnnx_app.layers._base import (
     scaled,
     wide,
 )
-from lrnnx_app.layers._bidirectional import refuse_stream, reversal, reversed_gaps
+from lrnnx_app.layers._bidirectional import refuse_stream
 from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops.discretized_scan import evenly
 from lrnnx_app.ops.rules import find
+from lrnnx_app.spec import Rows
 
 
 class S5(DiagonalLayer):
@@ -137,19 +138,17 @@ class BothWays(NamedTuple):
             refuse_stream("S5")
         back = self.ahead
         if self.dt is not None:
-            back = back._replace(dt=_gaps_after(self.dt, lengths, reset))
+            rows = Rows(self.dt, lengths, reset)
+            mirror = rows.mirror(self.dt)
+            gaps = rows.mirrored(mirror).dt
+            assert gaps is not None
+            back = back._replace(dt=gaps.gather(1, mirror))  # each gap where its sample stands
         h, last = self.ahead.scan(b, None, lengths=lengths, reset=reset)
         after, _ = back.scan(b, None, lengths=lengths, reset=reset, reverse=True)
         return torch.cat((h, after), -1), last
 
     def step(self, b: Tensor, h: Tensor) -> NoReturn:
         refuse_stream("S5")
-
-
-def _gaps_after(dt: Tensor, lengths: Tensor | None, reset: Tensor | None) -> Tensor:
-    """Time from each sample to the one after it, in place; see `reversed_gaps`."""
-    mirror, first = reversal(dt, lengths, reset)
-    return reversed_gaps(dt, mirror, first).gather(1, mirror)
 
 
 def _planes(z: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.rules import find
 from lrnnx_app.ops.selective_scan import selective_scan
 from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.spec import Rows
 
 
 class S6State(NamedTuple):
@@ -95,25 +95,15 @@ class S6(Layer):
             self._zeros(batch, self.config.d_conv - 1, inner), self._zeros(batch, *self.state_shape)
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        state: S6State | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, S6State]:
-        x, dt = unpadded(x, lengths), unpadded(dt, lengths, 1.0)
+    def run(self, x: Tensor, state: S6State | None, rows: Rows) -> tuple[Tensor, S6State]:
         state = self.init_state(x.shape[0]) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
-        u, conv = convolve(self.conv1d, u, state.conv, lengths=lengths, reset=reset, silu=True)
+        u, conv = convolve(self.conv1d, u, state.conv, rows, silu=True)
         r, B, C = self.select(u)
         B, C = (w.unflatten(-1, (1, *self.state_shape[1:])) for w in (B, C))
         logits, bias = without_bias(self.dt_proj, r)  # which is added in the precision of a state
         C = 2 * C if self.config.complex else C
-        options = {"bias": bias, "h0": state.h, "z": z, "dt": dt, "lengths": lengths, "reset": reset}
-        y, h = self.scan(u, logits, B, C, **options)
+        y, h = self.scan(u, logits, B, C, bias=bias, h0=state.h, z=z, **rows._asdict())
         return self.out_proj(y), S6State(conv, h)
 
     def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:

@@ -12,7 +12,7 @@ from lrnnx_app.layers._linear import Linear, hooked, linear
 from lrnnx_app.ops._transforms import free
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.recipe import layer_nodes
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import EVEN, DataSpec, Rows
 
 
 class Model(nn.Module):
@@ -20,11 +20,13 @@ class Model(nn.Module):
 
     Attributes:
         spec: what goes in and comes out.
+        packs: whether rows may hold several sequences, see `Rows.reset`.
         hop: samples consumed at a time; a stream is fed in multiples of it.
         lookahead: samples beyond t that the output at t depends on (below hop).
     """
 
     small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1}  # options of a small instance
+    packs: ClassVar[bool] = False
     hop: int = 1
     lookahead: int = 0
 
@@ -42,9 +44,25 @@ class Model(nn.Module):
         return like.new_zeros(shape, dtype=state_dtype(like.dtype))
 
     def forward(
-        self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        dt: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """Run a sequence from a state; arguments as in `lrnnx_app.layers._base.Layer.forward`."""
+        """Run a sequence from a state; arguments as of `lrnnx_app.layers._base.Layer.forward`.
+
+        Raises:
+            ValueError: `reset` packs several sequences into a row, and the model takes one.
+        """
+        if reset is not None and not self.packs:
+            raise ValueError(f"{type(self).__name__} takes one sequence a row: leave out reset")
+        return self.run(x, state, Rows(dt, lengths, reset))
+
+    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
+        """What a subclass supplies: `forward`."""
         raise NotImplementedError
 
 
@@ -69,17 +87,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: Any = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
+        rows: Rows = EVEN,
     ) -> tuple[Tensor, Any]:
         single = not free(x.shape[1]) and x.shape[1] == 1 and state is not None
-        single = single and lengths is None and reset is None
+        single = single and rows.lengths is None and rows.reset is None
         if single and not hooked(self.layer):  # hooks are for `forward`
-            y, state = self.step(x[:, 0], state, None if dt is None else dt[:, 0])
+            y, state = self.step(x[:, 0], state, None if rows.dt is None else rows.dt[:, 0])
             return y[:, None], state
-        y, state = self.layer(self.norm(x), state, dt=dt, lengths=lengths, reset=reset)
+        y, state = self.layer(self.norm(x), state, **rows._asdict())
         return self._add(x, y), state
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, nearest
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import EVEN, DataSpec, Rows
 
 POOLS = ("mean", "last", "none")
 
@@ -28,6 +28,8 @@ class Backbone(Model):
     With `pool: mean` or `last`, the output (B, d_output) speaks of everything heard so far, and a stream
     gives running logits; with `none` it is (B, T, d_output).
     """
+
+    packs = True
 
     @dataclass
     class Config:
@@ -59,15 +61,7 @@ class Backbone(Model):
     def _empty_pool(self, batch: int) -> tuple[Tensor, Tensor]:
         return self._zeros(batch, self.d_model), self._zeros(batch)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: BackboneState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, BackboneState]:
+    def run(self, x: Tensor, state: BackboneState | None, rows: Rows) -> tuple[Tensor, BackboneState]:
         """x (B, T, d_input), or (B, T) tokens; see the class for the output.
 
         With `reset`, a pooled model gives one output for each start, row by row; the pool of the state after
@@ -77,13 +71,13 @@ class Backbone(Model):
         x = self.encoder(x)
         after = []
         for block, layer_state in zip(self.blocks, before, strict=True):
-            x, layer_state = block(x, layer_state, dt=dt, lengths=lengths, reset=reset)
+            x, layer_state = block(x, layer_state, rows)
             after.append(layer_state)
-        if reset is not None and self.pool != "none":
-            packed = pool_packed(self.norm(x), self.pool, reset, lengths)
+        if rows.reset is not None and self.pool != "none":
+            packed = pool_packed(self.norm(x), self.pool, rows)
             return self.head(packed), BackboneState(tuple(after), *self._empty_pool(len(x)))
         pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
-        return self._finish(x, BackboneState(tuple(after), *pool), lengths)
+        return self._finish(x, BackboneState(tuple(after), *pool), rows)
 
     def step(self, x: Tensor, state: BackboneState, dt: Tensor | None = None) -> tuple[Tensor, BackboneState]:
         """One sample: x (B, d_input) or (B,) tokens; the output has no time axis."""
@@ -92,38 +86,33 @@ class Backbone(Model):
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x, layer_state = block.step(x, layer_state, dt)
             after.append(layer_state)
-        y, state = self._finish(x[:, None], state._replace(layers=tuple(after)), None)
+        y, state = self._finish(x[:, None], state._replace(layers=tuple(after)), EVEN)
         return y[:, 0] if self.pool == "none" else y, state
 
-    def _finish(
-        self, x: Tensor, state: BackboneState, lengths: Tensor | None
-    ) -> tuple[Tensor, BackboneState]:
+    def _finish(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, BackboneState]:
         """Norm, pool and head on the last block's output (B, T, d)."""
         x = self.norm(x)
         if self.pool == "none":
             return self.head(x), state
-        pooled, steps = self._pool(x, state, lengths)
+        pooled, steps = self._pool(x, state, rows)
         mean = pooled / steps.clamp_min(1)[:, None] if self.pool == "mean" else pooled
         return self.head(mean.to(x.dtype)), state._replace(pooled=pooled, steps=steps)
 
-    def _pool(self, x: Tensor, state: BackboneState, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pool(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, Tensor]:
         """The pool's sum (or last step) and count after x (B, T, d)."""
-        batch, time, _ = x.shape
-        if lengths is None:
-            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
-        steps = state.steps + lengths
+        counts = rows.counts(x)
+        steps = state.steps + counts
         if self.pool == "mean":
-            valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
-            return state.pooled + torch.where(valid, x, 0).sum(1, dtype=state.pooled.dtype), steps
-        last = x[torch.arange(batch, device=x.device), (lengths - 1).clamp_min(0)].to(state.pooled.dtype)
-        return torch.where((lengths > 0)[:, None], last, state.pooled), steps
+            return state.pooled + rows.unpadded(x).sum(1, dtype=state.pooled.dtype), steps
+        last = x[torch.arange(len(x), device=x.device), (counts - 1).clamp_min(0)].to(state.pooled.dtype)
+        return torch.where((counts > 0)[:, None], last, state.pooled), steps
 
 
-def pool_packed(x: Tensor, pool: str, reset: Tensor, lengths: Tensor | None) -> Tensor:
+def pool_packed(x: Tensor, pool: str, rows: Rows) -> Tensor:
     """The mean or last step of each packed example, (examples, d) from x (B, T, d); every row starts one."""
-    time = torch.arange(x.shape[1], device=x.device)
-    valid = torch.ones_like(reset) if lengths is None else time < lengths[:, None]
-    starts = reset.clone()
+    assert rows.reset is not None
+    valid, starts = rows.valid(x), rows.reset.clone()
+    valid = torch.ones_like(starts) if valid is None else valid
     starts[:, 0] = True
     starts = starts[valid].nonzero()[:, 0]
     flat = x[valid]

@@ -13,7 +13,7 @@ from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import DataSpec, Rows
 
 
 class StagedState(NamedTuple):
@@ -72,14 +72,7 @@ class Staged(Model):
         pools = tuple(pool.init_state(like, batch) for pool in self._pools())
         return StagedState(self.blocks.init_state(batch), pools, pooled, self._zeros(batch))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: StagedState | None = None,
-        *,
-        dt: Tensor | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, StagedState]:
+    def run(self, x: Tensor, state: StagedState | None, rows: Rows) -> tuple[Tensor, StagedState]:
         """x (B, T, d_input), or (B, T) tokens → logits (B, d_output) and the state."""
         before = [None] * len(self.blocks) if state is None else state.layers
         waiting = [None] * len(self.pools) if state is None else state.pools
@@ -88,20 +81,17 @@ class Staged(Model):
         for i, (block, layer_state) in enumerate(zip(self.blocks, before, strict=True)):
             if i and i % self.depth == 0:
                 stage = i // self.depth - 1
-                x, pool, dt, lengths = self.pools[stage](x, waiting[stage], dt, lengths)
+                x, pool, rows = self.pools[stage](x, waiting[stage], rows)
                 x = self.widen[stage](x)
                 pools.append(pool)
             if self.recompute and torch.is_grad_enabled() and not transformed():
-                x, new = checkpoint(block, x, layer_state, dt=dt, lengths=lengths, use_reentrant=False)
+                x, new = checkpoint(block, x, layer_state, rows, use_reentrant=False)
             else:
-                x, new = block(x, layer_state, dt=dt, lengths=lengths)
+                x, new = block(x, layer_state, rows)
             layers.append(new)
         x = self.norm(x)
-        if lengths is None:
-            lengths = torch.full(x.shape[:1], x.shape[1], dtype=torch.int64, device=x.device)
-        valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
         kind = state_dtype(next(self.parameters()).dtype)
-        pooled, steps = torch.where(valid, x, 0).sum(1, dtype=kind), lengths.to(kind)
+        pooled, steps = rows.unpadded(x).sum(1, dtype=kind), rows.counts(x).to(kind)
         if state is not None:
             pooled, steps = pooled + state.pooled, steps + state.steps
         mean = (pooled / steps.clamp_min(1)[:, None]).to(x.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import DataSpec, Rows
 
 
 class Down(Linear):
@@ -97,9 +97,7 @@ class UNet(Model):
     def init_state(self, batch: int) -> tuple[Any, ...]:
         return self.blocks.init_state(batch)
 
-    def forward(
-        self, x: Tensor, state: Any = None, *, dt: Tensor | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Any, ...]]:
+    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, tuple[Any, ...]]:
         """x (B, T, d_input) → (B, T, d_output) and the state.
 
         A T that is no multiple of hop ends the stream: its last frame is filled up with silence.
@@ -107,12 +105,10 @@ class UNet(Model):
         Raises:
             ValueError: dt is given; frames need evenly spaced samples.
         """
-        if dt is not None:
+        if rows.dt is not None:
             raise ValueError("the U-Net takes evenly spaced samples; expected dt=None")
-        time = x.shape[1]
-        if lengths is not None:
-            x = x * (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
-            lengths = lengths + -lengths % self.hop
+        time, lengths, x = x.shape[1], rows.lengths, rows.unpadded(x)
+        lengths = None if lengths is None else lengths + -lengths % self.hop
         x = nn.functional.pad(x, (0, 0, 0, -time % self.hop))
         before = iter((None,) * len(self.blocks) if state is None else state)
         blocks = iter(self.blocks)
@@ -120,7 +116,7 @@ class UNet(Model):
 
         def level(x: Tensor, ends: Tensor | None) -> Tensor:
             for _ in range(self.depth):
-                x, new = next(blocks)(x, next(before), lengths=ends)
+                x, new = next(blocks)(x, next(before), Rows(lengths=ends))
                 after.append(new)
             return x
 

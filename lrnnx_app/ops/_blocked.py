@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import planar
+from lrnnx_app.spec import unpadded, within
 
 RADIX = 8  # steps of a block: about 2·RADIX·log(T)/log(RADIX) Python steps for a scan of length T
 
@@ -230,19 +231,6 @@ def _cuts(starts: Tensor | None, reverse: bool) -> Tensor | None:
 def _uncut(z: Tensor, cuts: Tensor | None) -> Tensor:
     """z with 0 where cut. A coefficient of 0 would not do: it leaves a state NaN that was so."""
     return z if cuts is None else torch.where(cuts, 0, z)
-
-
-def within(lengths: Tensor, time: int, ndim: int) -> Tensor:
-    """(B, T, 1, …) bool, of `ndim` axes: the steps before a row's end."""
-    valid = torch.arange(time, device=lengths.device) < lengths[:, None]
-    return valid[(...,) + (None,) * (ndim - 2)]
-
-
-def unpadded(x: Any, lengths: Tensor | None, fill: float = 0.0) -> Any:
-    """x (B, T, …) or None, with `fill` for what lies beyond a row's length, which may be NaN."""
-    if x is None or lengths is None:
-        return x
-    return torch.where(within(lengths, x.shape[1], x.ndim), x, fill)
 
 
 def _masked(a: Tensor, lengths: Tensor | None, cuts: Tensor | None, time: int) -> Tensor:

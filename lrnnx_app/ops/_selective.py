@@ -8,6 +8,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops._transforms import recomputed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import Rule, find, numbered
+from lrnnx_app.spec import unpadded
 
 SHORTEST = 16  # steps of a chunk at least
 ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
@@ -22,13 +23,7 @@ def blocked(
     batch, time, _ = u.shape
     dtype = state_dtype(u.dtype)
     real = A.ndim == 2
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(time, device=u.device) < lengths[:, None])[..., None]
-        u, delta = torch.where(valid, u, 0), torch.where(valid, delta, 0)
-        z = None if z is None else torch.where(valid, z, 0)
-        dt = None if dt is None else torch.where(valid[..., 0], dt, 0)
-        B, C = (torch.where(valid[(...,) + (None,) * (w.ndim - 3)], w, 0) for w in (B, C))
+    u, delta, z, dt, B, C = (unpadded(w, lengths) for w in (u, delta, z, dt, B, C))
     step = delta.to(dtype) if bias is None else delta.to(dtype) + bias.to(dtype)
     step = F.softplus(step) if softplus else step
 
@@ -62,7 +57,7 @@ def blocked(
     y = torch.cat(outputs, 1)
     y = y if D is None else y + D.to(dtype) * u
     y = y if z is None else y * F.silu(z.to(dtype))
-    y = y if valid is None else torch.where(valid, y, 0)
+    y = unpadded(y, lengths)
     return y.to(u.dtype), (h.squeeze(-2) if real else h).contiguous()
 
 
@@ -152,6 +147,4 @@ def reference(
     y = torch.stack(outputs, 1)
     y = y if D is None else y + D * u
     y = y if z is None else y * F.silu(z)
-    if lengths is not None:
-        y = torch.where((torch.arange(time, device=u.device) < lengths[:, None])[..., None], y, 0)
-    return y, h if real else torch.stack((h.real, h.imag), -2)
+    return unpadded(y, lengths), h if real else torch.stack((h.real, h.imag), -2)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension, planar
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import RULES, Rule, find, numbered
+from lrnnx_app.spec import unpadded
 
 
 def discretized_scan(

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrnnx_app.ops import _blocked
-from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan
+from lrnnx_app.spec import unpadded
 
 SERIAL = 2**11  # states of a batch from which a CPU is quicker one step at a time (measured)
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops import _blocked, _extension
-from lrnnx_app.ops._blocked import cast, unpadded
+from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
+from lrnnx_app.spec import unpadded
 
 SLOPE = 1000.0  # the steepest derivative of a square root
 

@@ -15,6 +15,7 @@ from lrnnx_app.ops import _extension
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import leaf, state_dtype
+from lrnnx_app.spec import unpadded
 
 WIDEST = 4  # taps of a kernel in csrc/
 
@@ -71,11 +72,7 @@ def blocked(
 ) -> tuple[Tensor, Tensor]:
     """The convolution from torch calls, one for each tap; arguments and results as in `short_conv`."""
     time, span = x.shape[1], weight.shape[1] - 1
-    dtype = state_dtype(x.dtype)
-    valid = None
-    if lengths is not None:
-        valid = (torch.arange(time, device=x.device) < lengths[:, None])[..., None]
-        x = torch.where(valid, x, 0)
+    dtype, x = state_dtype(x.dtype), unpadded(x, lengths)
     before = x.new_zeros(x.shape[0], span, x.shape[2]) if state is None else state
     padded = torch.cat((before.to(dtype), x.to(dtype)), 1)
     document = None if reset is None else documents(reset, span)
@@ -86,9 +83,7 @@ def blocked(
         if document is not None:
             seen = torch.where((document[:, j : j + time] == document[:, span:])[..., None], seen, 0)
         y = torch.addcmul(y, seen, tap)
-    y = F.silu(y) if silu else y
-    y = y if valid is None else torch.where(valid, y, 0)
-
+    y = unpadded(F.silu(y) if silu else y, lengths)
     return y.to(x.dtype), window_at_end(padded, span, lengths, document)
 
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lrnnx_app.disk.files import below
 from lrnnx_app.errors import RunError, StreamError
 from lrnnx_app.layers._base import Layer
+from lrnnx_app.layers._bidirectional import Bidirectional
 from lrnnx_app.machine import median_ms
 from lrnnx_app.models._base import Model
 from lrnnx_app.recipe import layer_nodes
@@ -159,10 +160,11 @@ def _step(model: Model, spec: DataSpec) -> tuple[int, float, bool]:
 
 def _outermost(module: nn.Module) -> Iterator[Layer]:
     """The layers that are in no other layer, of a pair of directions the forward one."""
-    for name, child in module.named_children():
-        if isinstance(child, Layer):
-            if name != "back":
-                yield child
+    for child in module.children():
+        if isinstance(child, Bidirectional):
+            yield child.ahead
+        elif isinstance(child, Layer):
+            yield child
         else:
             yield from _outermost(child)
 

@@ -12,7 +12,7 @@ from lrnnx_app import recipe as recipes
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.disk.plain_yaml import unsafe
 from lrnnx_app.errors import RecipeError, RunError, StreamError
-from lrnnx_app.registry import DATA, TASKS
+from lrnnx_app.registry import DATA, MODELS, TASKS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY
 from lrnnx_app.spec import DataSpec
@@ -49,11 +49,28 @@ def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
     """The data module of a recipe, and a task that learns from its data; no data are read.
 
     Raises:
-        RecipeError: they cannot be built from these settings, or the task learns another kind of target.
+        RecipeError: they cannot be built from these settings, the task learns another kind of target, or the
+            model or the task takes no packed rows.
     """
+    check_packing(recipe)
     data = build_data(recipe)
     TASKS.find(recipe.task.name, "task.name").check(data.spec)
     return data, build_task(recipe, data.spec)
+
+
+def check_packing(recipe: recipes.Recipe) -> None:
+    """Refuse `data.pack` where the model or the task takes one example a row.
+
+    Raises:
+        RecipeError: says which one, and what to choose instead.
+    """
+    for key, registry in (("model", MODELS), ("task", TASKS)) if recipe.data.pack else ():
+        name = getattr(recipe, key).name
+        if not registry.find(name, f"{key}.name").packs:
+            able = ", ".join(other for other in registry if registry[other].packs)
+            raise RecipeError(
+                f"data.pack: {key} '{name}' takes one example a row; expected false, or {key}.name of: {able}"
+            )
 
 
 @contextmanager

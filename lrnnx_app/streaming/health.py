@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrnnx_app.spec import unpadded
+
 STATES_EVERY = 256  # reports; what a state hides from its outputs is found by then
 
 
@@ -28,8 +30,7 @@ class Health:
         if not self._cuda and lengths is None and math.isfinite(y.sum(dtype=torch.float32)):
             return y
         if lengths is not None and y.ndim == 3:
-            beyond = torch.arange(y.shape[1], device=y.device) >= lengths[:, None]
-            total = y.masked_fill(beyond[:, :, None], 0).flatten(1).sum(1, dtype=torch.float32)
+            total = unpadded(y, lengths).flatten(1).sum(1, dtype=torch.float32)
         else:
             total = y.flatten(1).sum(1, dtype=torch.float32)
         self._asked |= not self._cuda  # a GPU is asked once its report is on the way

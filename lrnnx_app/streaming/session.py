@@ -16,7 +16,7 @@ from lrnnx_app.layers._constants import frozen
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
-from lrnnx_app.streaming import graph as graphs
+from lrnnx_app.ops.capture import CaptureError, capture
 from lrnnx_app.streaming.health import Health
 from lrnnx_app.streaming.numbers import Flushing, bounded
 
@@ -256,10 +256,8 @@ class StreamingSession:
             if not self.graph_reason:
                 try:
                     with self._untouched():
-                        made.graph, made.y = graphs.capture(
-                            lambda: self._advance(made.x, made.dt), self.device
-                        )
-                except graphs.CaptureError as error:
+                        made.graph, made.y = capture(lambda: self._advance(made.x, made.dt), self.device)
+                except CaptureError as error:
                     self.graph_reason = str(error)
             self._passes[timed] = made
         return self._passes[timed]

@@ -45,6 +45,7 @@ class Task(LightningModule):
         inference: what `lrnnx infer` does with a run. "audio": files or a stream of audio become audio.
             "meaning": the output of each file or chunk is shown as `meaning` says. "errors": it prints how
             well each file is predicted, by `errors_from`. "": nothing; the command refuses.
+        packs: whether rows of its batches may hold several examples.
         unit: of these errors, such as "bits_per_byte".
         next_words: the command that a user types after training, {run} being the run folder.
     """
@@ -56,6 +57,7 @@ class Task(LightningModule):
     inference: ClassVar[str] = ""
     unit: str = "error"
     next_words: ClassVar[str] = "lrnnx evaluate {run}"
+    packs: ClassVar[bool] = False
 
     @dataclass
     class Config:

@@ -27,6 +27,7 @@ class Classify(Task):
     score = "accuracy"
     targets = ("class",)
     inference = "meaning"
+    packs = True
 
     @dataclass
     class Config(Task.Config):
@@ -50,8 +51,7 @@ class Classify(Task):
         self.examples: dict[bool, list[tuple[Example, int, float]]] = {}
 
     def _logits(self, batch: Batch) -> Tensor:
-        packed = {} if batch.reset is None else {"reset": batch.reset}
-        logits, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths, **packed)
+        logits, _ = self.model(batch.x, **batch.rows._asdict())
         return logits.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -99,7 +99,7 @@ class Denoise(Task):
 
     def _waves(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Estimate and target (B, T), float32."""
-        estimate, _ = self.model(batch.x, lengths=batch.lengths)
+        estimate, _ = self.model(batch.x, **batch.rows._asdict())
         return estimate[..., 0].float(), batch.y[..., 0]
 
     def _spectral_distance(self, estimate: Tensor, target: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Predict(Task):
     mode = "min"
     targets = ("step",)
     inference = "errors"
+    packs = True
 
     @dataclass
     class Config(Task.Config):
@@ -40,7 +41,7 @@ class Predict(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         errors, _ = self.errors_of(batch)
-        loss = errors.sum() / self._counts(batch).sum()
+        loss = errors.sum() / batch.rows.counts(batch.x).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         return loss
 
@@ -77,7 +78,7 @@ class Predict(Task):
 
     def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Bits or squared error of each step (B, T), zero in padding; and the model's output."""
-        output, _ = self.model(batch.x, dt=batch.dt, lengths=batch.lengths)
+        output, _ = self.model(batch.x, **batch.rows._asdict())
         return self.errors_from(output, batch), output.float()
 
     def errors_from(self, output: Tensor, batch: Batch) -> Tensor:
@@ -87,24 +88,14 @@ class Predict(Task):
             errors = nn.functional.cross_entropy(output.mT, batch.y, reduction="none") / math.log(2)
         else:
             errors = (output - batch.y).square().mean(-1)
-        return self._valid(errors, batch)
-
-    def _valid(self, errors: Tensor, batch: Batch) -> Tensor:
-        if batch.lengths is None:
-            return errors
-        return errors.where(torch.arange(errors.shape[1], device=errors.device) < batch.lengths[:, None], 0)
-
-    def _counts(self, batch: Batch) -> Tensor:
-        """Steps of each row (B,)."""
-        full = torch.full((len(batch.x),), batch.x.shape[1], device=batch.x.device)
-        return full if batch.lengths is None else batch.lengths.to(full)
+        return batch.rows.unpadded(errors)
 
     def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         errors, output = self.errors_of(batch)
         self.errors.update(errors.sum(1))
-        self.steps.update(self._counts(batch).float())
+        self.steps.update(batch.rows.counts(batch.x).float())
         if not self.spec.tokens:
-            self.unchanged.update(self._valid((batch.x - batch.y).square().mean(-1), batch).sum(1))
+            self.unchanged.update(batch.rows.unpadded((batch.x - batch.y).square().mean(-1)).sum(1))
         return errors, output
 
     def _log_scores(self, split: str) -> None:

@@ -20,6 +20,7 @@ from lrnnx_app.console.terminal import say
 from lrnnx_app.errors import GridInterrupted, RecipeError, RunError
 from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs.folder import RECIPE, SUMMARY
+from lrnnx_app.runs.run import check_packing
 from lrnnx_app.train import resume as resumption
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "'\""
@@ -152,6 +153,8 @@ def run(
             there. The iterator raises GridInterrupted after a signal.
     """
     configs = [recipes.load(recipe, cell.overrides) for cell in grid]
+    for config in configs:
+        check_packing(recipes.typed(config))
     if resume is not None and not resume.is_dir():
         raise RunError(
             f"{resume}: no such folder to resume; expected the parent folder of a grid or of seeds"

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers import _bank, _nplr
-from lrnnx_app.layers._bidirectional import reversal
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers.centaurus import Centaurus
 from lrnnx_app.layers.s4 import S4, continuous
 from lrnnx_app.layers.s4d import S4D, initial_modes
 from lrnnx_app.layers.s5 import S5
+from lrnnx_app.spec import Rows
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +177,9 @@ def test_a_mirror_of_a_mirror_is_the_picture():
     generator = torch.Generator().manual_seed(0)
     reset = torch.rand(8, 23, generator=generator) < 0.2
     lengths = torch.randint(1, 24, (8,), generator=generator)
-    mirror, first = reversal(reset, lengths, reset)
+    mirror = Rows(lengths=lengths, reset=reset).mirror(reset)
     assert torch.equal(mirror.gather(1, mirror), torch.arange(23).expand(8, 23))
-    assert torch.equal(first.gather(1, mirror), first)
+    starts = reset.clone()
+    starts[:, 0] = True
+    sequence = starts.cumsum(1)
+    assert torch.equal(sequence.gather(1, mirror), sequence)

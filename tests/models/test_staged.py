@@ -8,7 +8,7 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.spec import DataSpec
+from lrnnx_app.spec import DataSpec, Rows
 from lrnnx_app.streaming.session import StreamingSession
 from tests.helpers import relative
 
@@ -65,11 +65,11 @@ def test_padding_and_recomputing_change_nothing() -> None:
 
 def test_pooling_by_hand() -> None:
     x, dt = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [100.0]]]), torch.tensor([[1.0, 3.0, 0.0, 0.0, 7.0]])
-    found = {by: EventPool(1, 2, by)(x, None, dt, None) for by in POOLS_BY}
+    found = {by: EventPool(1, 2, by)(x, None, Rows(dt)) for by in POOLS_BY}
     assert [found[by][0][0, :2, 0].tolist() for by in POOLS_BY] == [[2, 7], [2.5, 7], [3, 9]]
-    for _, state, spans, groups in found.values():
-        assert spans[0, :2].tolist() == [4, 0]
-        assert groups.tolist() == [2]
+    for _, state, rows in found.values():
+        assert rows.dt[0, :2].tolist() == [4, 0]
+        assert rows.lengths.tolist() == [2]
         assert (state.waiting.tolist(), state.x.flatten().tolist(), state.dt.tolist()) == ([1], [100], [[7]])
 
 
