@@ -105,14 +105,14 @@ struct Queue {
     UNROLL for (int pl = 0; pl < PL; pl++) Storage<E>::unpack(*slot(st, k, first + pl), r.v[pl]);
     return r;
   }
-  // Steps beyond a row's end show zeros, whatever lies there.
+  // Steps beyond a row's end show zeros and a time of 1, whatever lies there.
   DEVICE In inputs(int st, int k) const {
     const int row = (st * K + k) * TS + row_of_block;
     In in;
     in.mode = kPlain;
     in.dt = 1;
     if constexpr (MASKED) in.mode = p.mode ? modes[row] : kPlain;
-    if constexpr (TIMED) in.dt = p.dt ? steps[row] : S(1);
+    if constexpr (TIMED) in.dt = p.dt && !(MASKED && in.mode & kHold) ? steps[row] : S(1);
     UNROLL for (int e = 0; e < Src::EXTRA; e++)
       in.raw[e] = unless(MASKED && in.mode & kHold, value(st, k, PL * (1 + e)));
     return in;

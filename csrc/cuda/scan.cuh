@@ -111,6 +111,14 @@ struct Walk : Queue<G> {
       if constexpr (Src::KEEP_X) kept_x[k] = x;
       H = k > 0 ? advance(in, a, x, H) : BWD ? cut(in, mul(a, x)) : x;
       if constexpr (!CONSTANT) A = cut(in, k == 0 ? a : mul(a, A));
+      if constexpr (MASKED) pin(A);  // put off to the next step, ptxas 13.0 has read that one's mode for it
+    }
+  }
+  // What makes x is done here, not later.
+  DEVICE static void pin(X& x) {
+    UNROLL for (int e = 0; e < PL * V; e++) {
+      if constexpr (sizeof(S) == 4) asm volatile("" : "+f"(x.v[e / V][e % V]));
+      else asm volatile("" : "+d"(x.v[e / V][e % V]));
     }
   }
   DEVICE bool far(int st) const {

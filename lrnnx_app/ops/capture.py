@@ -5,6 +5,7 @@ made.
 """
 
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def _reported() -> Iterator[None]:
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()
+        traceback.clear_frames(error.__traceback__)  # what they hold belongs to the stream of the attempt
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
 
 

