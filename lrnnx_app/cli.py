@@ -279,7 +279,7 @@ def data(
 
 @app.command()
 def layers(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's section.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     to_json: Json = False,
     plugin: Plugins = None,
 ) -> None:
@@ -293,6 +293,19 @@ def layers(
         return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     table(columns, rows)
     say(catalog.LEGEND)
+
+
+@app.command()
+def docs(
+    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="Print this one.")] = None,
+) -> None:
+    """List the guides that come with lrnnx, or print one."""
+    from lrnnx_app.reports import listing
+
+    if topic is not None:
+        return say(*listing.topic(topic).splitlines())
+    table(("topic", "what it tells"), listing.topics().items())
+    say("Print one: lrnnx docs TOPIC")
 
 
 @app.command()

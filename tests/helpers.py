@@ -1,7 +1,8 @@
-"""What tests of several folders share: errors, small recipes, trained runs, trainings that end early."""
+"""What tests of several folders share: errors, small recipes, runs, trainings cut short, the docs' code."""
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
 
 ROOT = Path(__file__).parents[1]  # of the checkout
+DOCS = ROOT / "lrnnx_app" / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\w+\.\w+)\n")  # the first line of a block that is a whole file
 # Of `relative`, for the same numbers on two ways through a layer or a model.
 TOLERANCE = {torch.float64: 1e4 * ROUNDING[torch.float64], torch.float32: 10 * ROUNDING[torch.float32]}
 SMALL = [
@@ -36,6 +40,21 @@ DENOISE = [
     "data.examples_per_epoch=4",
     "data.mixtures=1",
 ]
+
+
+def blocks(document: Path) -> list[tuple[str, str, str]]:
+    """Language, name of the file that it is or "", and content of each code block of a Markdown file."""
+    found = []
+    for language, content in BLOCK.findall(document.read_text("utf-8")):
+        named = FILE.match(content)
+        found.append((language, named[1], content[named.end() :]) if named else (language, "", content))
+    return found
+
+
+@cache
+def example(name: str) -> str:
+    """The file of that name in `lrnnx docs extend`."""
+    return next(content for _, file, content in blocks(DOCS / "extend.md") if file == name)
 
 
 def relative(value: torch.Tensor, expected: torch.Tensor) -> float:

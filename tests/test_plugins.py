@@ -13,18 +13,25 @@ import pytest
 from lrnnx_app import plugins
 from lrnnx_app.registry import REGISTRIES, shipped
 from lrnnx_app.runs.run import Run
-from tests.helpers import ROOT
+from tests.helpers import DOCS, ROOT, blocks, example
 
-EXAMPLE = ROOT / "tests" / "plugin_example"
 WORDS = ["digits_lru", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.batch_size=324"]
 WORDS += ["model.d_model=4", "model.depth=1", "model.bidirectional=false"]
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with the example installed: its wheel, built and unpacked as an installer does."""
+    """Packages with that of the docs installed: its wheel, built and unpacked as an installer does."""
     folder = tmp_path_factory.mktemp("example")
-    source = shutil.copytree(EXAMPLE, folder / "source")
+    source = folder / "source"
+    package = source / "lrnnx_example"
+    (package / "recipes").mkdir(parents=True)
+    for place in (package, package / "recipes"):
+        (place / "__init__.py").touch()
+    for _, name, content in blocks(DOCS / "extend.md"):
+        if name and name != "rules.py":  # which is a part of lrnnx
+            places = {".toml": source, ".yaml": package / "recipes"}
+            (places.get(Path(name).suffix, package) / name).write_text(content)
     build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
@@ -50,9 +57,9 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained by the real command from the package's own recipe."""
-    path = tmp_path_factory.mktemp("runs") / "waves"
+    path = tmp_path_factory.mktemp("runs") / "levels"
     found = {"PYTHONPATH": f"{installed}:{ROOT}", "LRNNX_BUILD": "off"}
-    command = [sys.executable, "-m", "lrnnx_app.cli", "train", "waves_leaky", "-o", str(path)]
+    command = [sys.executable, "-m", "lrnnx_app.cli", "train", "levels_leaky", "-o", str(path)]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}
     done = subprocess.run(command, env=kept | found, capture_output=True, text=True, cwd=path.parent)
     assert done.returncode == 0, done.stderr
@@ -64,7 +71,7 @@ def file(tmp_path: Path) -> Path:
     """The example's layer as a file of its own, which marks that it was run."""
     path = tmp_path / "leaky2.py"
     mark = f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n"
-    path.write_text((EXAMPLE / "lrnnx_example" / "leaky.py").read_text() + mark)
+    path.write_text(example("leaky.py") + mark)
     return path
 
 
@@ -85,9 +92,9 @@ def test_lists_say_where_an_entry_comes_from(present: Path, file: Path, lrnnx) -
     assert origins["leaky2"] == "leaky2.py"
     assert origins["lru"] == "lrnnx"
     rows = json.loads(lrnnx("recipes", "--json").out)
-    assert {row["name"] for row in rows if row["from"] == "lrnnx-example"} == {"waves_leaky"}
+    assert {row["name"] for row in rows if row["from"] == "lrnnx-example"} == {"levels_leaky"}
     assert {row["name"] for row in rows if row["from"] == "lrnnx"} == set(shipped())
-    assert "Waves from lrnnx-example: 1 channels" in lrnnx("data", "waves").out
+    assert "Levels from lrnnx-example: 1 channels" in lrnnx("data", "levels").out
 
 
 def test_a_run_of_a_package_trains_streams_and_exports(
@@ -99,7 +106,7 @@ def test_a_run_of_a_package_trains_streams_and_exports(
     result = lrnnx("infer", run, tmp_path / "wave.txt", "--running", "--steps", "2", "--json")
     assert result.code == 0, result.error
     lines = [json.loads(line) for line in result.out.splitlines()]
-    assert [set(line["classes"]) for line in lines if "classes" in line] == [{"slow", "fast"}] * 5
+    assert [set(line["values"]) for line in lines if "values" in line] == [{"mean", "spread"}] * 5
     result = lrnnx("export", run, "-o", tmp_path / "shapes.txt", "--format", "shapes")
     assert result.code == 0, result.error
     assert "log_tau (8,)" in (tmp_path / "shapes.txt").read_text()
@@ -114,7 +121,7 @@ def test_a_run_whose_package_is_absent_says_so_in_one_line(run: Path, lrnnx, wor
     result = lrnnx(*(run if word == "RUN" else word for word in words))
     assert result.code == 2
     (line,) = result.error.splitlines()
-    assert "unknown task 'weighed'" in line
+    assert "unknown task 'regress'" in line
     assert line.endswith("it needs lrnnx-example, which lrnnx has not: pip install lrnnx-example")
 
 
@@ -178,7 +185,8 @@ def test_a_file_that_is_no_plugin_is_one_line(lrnnx, tmp_path: Path, name: str) 
 
 
 def test_a_file_takes_no_name_that_lrnnx_has(lrnnx, tmp_path: Path) -> None:
-    file = Path(shutil.copy(EXAMPLE / "lrnnx_example" / "leaky.py", tmp_path / "lru.py"))
+    file = tmp_path / "lru.py"
+    file.write_text(example("leaky.py"))
     result = lrnnx("layers", "--plugin", file)
     assert (result.code, "lrnnx has a layer 'lru'; rename the file" in result.error) == (2, True)
 

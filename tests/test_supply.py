@@ -54,7 +54,7 @@ def test_every_dependency_says_what_for() -> None:
     assert [line for line in wanted if "torch" in line and "<" in line.partition("#")[0]] == []
 
 
-def test_the_wheel_holds_licences_recipes_and_sources(tmp_path: Path) -> None:
+def test_the_wheel_holds_licences_recipes_guides_and_sources(tmp_path: Path) -> None:
     build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -67,3 +67,4 @@ def test_the_wheel_holds_licences_recipes_and_sources(tmp_path: Path) -> None:
     recipes = {f"lrnnx_app/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     assert recipes <= names
     assert "lrnnx_app/csrc/check.h" in names
+    assert {f"lrnnx_app/docs/{path.name}" for path in (ROOT / "lrnnx_app" / "docs").glob("*.md")} <= names

@@ -1,4 +1,4 @@
-"""The table of layers that `lrnnx layers` prints and the README shows, from the registry."""
+"""The table of layers that `lrnnx layers` prints and `lrnnx docs layers` shows, from the registry."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ COLUMNS = (
     "floats per channel",
     "cost per step",
 )
-FROM = "from"  # the column of where a layer comes from, which the README has not
+FROM = "from"  # the column of where a layer comes from, which the docs have not
 WIDTH = 64  # d_model of the layers that are measured
 BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
 LEGEND = (
@@ -32,7 +32,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def markdown() -> str:
-    """The README's section, markers included."""
+    """The table of docs/layers.md, markers included."""
     own = (_row(name, LAYERS[name]) for name in LAYERS.own())
     lines = [COLUMNS, ("---",) * len(COLUMNS), *own]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

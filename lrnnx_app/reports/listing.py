@@ -1,14 +1,16 @@
-"""Tables of the recipes that have names, and of the keys of one."""
+"""Tables of the recipes that have names, and of the keys of one; the texts of `lrnnx docs`."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lrnnx_app import recipe, registry
 from lrnnx_app.console.terminal import as_json
-from lrnnx_app.errors import RecipeError
+from lrnnx_app.errors import RecipeError, UserError, nearest
 from lrnnx_app.reports import explain
 
+DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("name", "task", "layer", "data", "from", "what it is for")
 Cell = Any  # text, names, or the value of a key
 
@@ -42,6 +44,23 @@ def keys(name: str | None) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     if name is None:
         raise RecipeError("--explain: expected the NAME of a recipe, or its file")
     return explain.COLUMNS, list(explain.rows(recipe.load(name)))
+
+
+def topics() -> dict[str, str]:
+    """The topics of `lrnnx docs`, each with the title of its text."""
+    files = sorted(DOCS.glob("*.md"))
+    return {path.stem: path.read_text("utf-8").partition("\n")[0].lstrip("# ") for path in files}
+
+
+def topic(name: str) -> str:
+    """The text of a topic, in Markdown.
+
+    Raises:
+        UserError: there is no such topic; names the nearest one.
+    """
+    if name not in topics():
+        raise UserError(f"docs: unknown topic '{name}'; {nearest(name, topics())}")
+    return (DOCS / f"{name}.md").read_text("utf-8")
 
 
 def text(cell: Cell) -> str:

@@ -1,7 +1,7 @@
 """Words of any kind: a command does its work or says in one line what is wrong, with code 0 or 2.
 
 The work itself is left out: what is tried are options, overrides, recipes and all that is checked before.
-`LRNNX_FUZZ=5000 pytest tests/test_fuzz_commands.py` tries so many command lines and recipes.
+`LRNNX_FUZZ=5000 pytest tests/cli/test_fuzz_commands.py` tries so many command lines and recipes.
 """
 
 import contextlib

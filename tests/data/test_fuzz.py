@@ -1,6 +1,6 @@
 """Bytes of any kind: a reader takes them or says in its own error what is wrong, and nothing else.
 
-`LRNNX_FUZZ=5000 pytest tests/test_fuzz.py` tries so many inputs for each reader.
+`LRNNX_FUZZ=5000 pytest tests/data/test_fuzz.py` tries so many inputs for each reader.
 """
 
 import io

@@ -90,10 +90,10 @@ def zeros(source):
     return {name: np.zeros(shape) for name, shape in NAMES[source].items()}
 
 
-def test_names_are_recorded_of_every_source_and_the_readme_tells_it():
+def test_names_are_recorded_of_every_source_and_the_docs_tell_it():
     assert NAMES.keys() == set(SOURCES)
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert all(f"`{source}`" in readme for source in SOURCES)
+    docs = (ROOT / "lrnnx_app" / "docs" / "python.md").read_text("utf-8")
+    assert all(f"`{source}`" in docs for source in SOURCES)
 
 
 @pytest.mark.parametrize("source", MODULES)

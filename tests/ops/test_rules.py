@@ -1,6 +1,6 @@
 """Every rule of discretization: its formula, its order, and each layer that takes it on each of its paths.
 
-A rule is tested because it is registered. `implicit` is registered here alone, and has no kernel.
+A rule is tested because it is registered. `implicit` is that of the docs: registered here alone, no kernel.
 """
 
 import math
@@ -15,25 +15,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import PATHS
 from lrnnx_app.layers._constants import frozen
-from lrnnx_app.ops import planar
+from lrnnx_app.ops import planar, rules
 from lrnnx_app.ops._extension import source_root
 from lrnnx_app.ops.rules import RULES, Rule, find, kernels
 from lrnnx_app.registry import LAYERS
-from tests.helpers import relative
+from tests.helpers import example, relative
 
 Z = torch.complex128
 BATCH, TIME, D_MODEL = 3, 9, 4
 
 
-def _implicit(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Backward Euler: a = 1/(1 − λΔδ), gain = Δδ·a."""
-    span = step.unsqueeze(-2) if dt is None else step.unsqueeze(-2) * dt[..., None, None]
-    lower = planar.one(lam) - lam * span
-    a = planar.div(planar.one(lam).expand_as(lower), lower)
-    return a, span * a
+def _of_the_docs() -> Rule:
+    """The rule that `lrnnx docs extend` adds at the end of rules.py."""
+    scope = {**vars(rules), "RULES": {}}
+    exec(example("rules.py"), scope)
+    (rule,) = scope["RULES"].values()
+    return rule
 
 
-IMPLICIT = Rule("implicit", _implicit, "end", order=1)
+IMPLICIT = _of_the_docs()
 each_rule = pytest.mark.parametrize("rule", [*RULES.values(), IMPLICIT], ids=lambda rule: rule.name)
 
 

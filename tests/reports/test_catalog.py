@@ -1,4 +1,4 @@
-"""The table of layers: complete, and in the README as the command prints it."""
+"""The table of layers: complete, and in the docs as the command prints it."""
 
 import sys
 
@@ -10,16 +10,16 @@ from lrnnx_app.reports import catalog
 from tests.helpers import ROOT
 
 
-def test_readme_shows_what_the_command_prints(
+def test_the_docs_show_what_the_command_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lrnnx", "layers", "--markdown"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
-    readme = (ROOT / "README.md").read_text()
-    start, end = readme.index(catalog.BEGIN), readme.index(catalog.END) + len(catalog.END)
-    assert readme[start:end] == capsys.readouterr().out.strip()
+    docs = (ROOT / "lrnnx_app" / "docs" / "layers.md").read_text()
+    start, end = docs.index(catalog.BEGIN), docs.index(catalog.END) + len(catalog.END)
+    assert docs[start:end] == capsys.readouterr().out.strip()
 
 
 def test_every_layer_has_a_full_row() -> None:

@@ -15,56 +15,9 @@ from lrnnx_app.infer.start import ERRORS, JOBS
 from lrnnx_app.registry import DATA, TASKS
 from lrnnx_app.spec import TARGETS, DataSpec, Example
 from lrnnx_app.tasks._base import Task
+from tests.helpers import example
 
-LEVELS = '''
-"""Series of one channel in text files, and their mean and spread."""
-from dataclasses import dataclass
-import numpy as np, torch
-from lrnnx_app.data.module import DataModule
-from lrnnx_app.errors import DataError
-from lrnnx_app.spec import DataSpec, Example
-
-class Drawn:
-    def __len__(self): return 24
-    def example(self, index, rng):
-        x = torch.tensor(rng.normal(index % 3, 1 + index % 2, (20, 1)), dtype=torch.float32)
-        return Example(x, torch.tensor([x.mean(), x.std()]), name=str(index))
-
-class Levels(DataModule):
-    @dataclass
-    class Config(DataModule.Config):
-        pass
-    spec = DataSpec(1, 2, target="vector")
-    def source(self, split): return Drawn()
-    def read(self, path):
-        return Example(torch.tensor(np.loadtxt(path), dtype=torch.float32)[:, None], torch.zeros(2))
-'''
-REGRESS = '''
-"""Numbers for a whole series, judged by their squared error."""
-from dataclasses import dataclass
-from lrnnx_app.tasks._base import Meaning, Task
-
-class Regress(Task):
-    monitor, mode, score = "valid/loss", "min", "loss"
-    targets = ("vector",)
-    @dataclass
-    class Config(Task.Config):
-        pass
-    def _loss(self, batch, split):
-        y, _ = self.model(batch.x, lengths=batch.lengths)
-        loss = (y - batch.y).square().mean()
-        self.log(f"{split}/loss", loss, batch_size=len(batch.y))
-        return loss
-    def training_step(self, batch, index): return self._loss(batch, "train")
-    def validation_step(self, batch, index): self._loss(batch, "valid")
-    def test_step(self, batch, index): self._loss(batch, "test")
-'''
-SHOWN = """
-    inference = "meaning"
-    def meaning(self, output):
-        values = dict(zip(("mean", "spread"), output.tolist()))
-        return Meaning(values, "value", "values", f"mean {values['mean']:.3f}")
-"""
+SHOWS = '    inference = "meaning"\n'
 RECIPE = """
 task: {name: regress}
 model: {name: backbone, d_model: 8, depth: 1, layer: {name: lru}}
@@ -73,12 +26,12 @@ trainer: {max_epochs: 1, accelerator: cpu}
 """
 
 
-@pytest.fixture(params=(SHOWN, ""), ids=("shown", "silent"))
+@pytest.fixture(params=(SHOWS, ""), ids=("shown", "silent"))
 def run(request, tmp_path: Path, lrnnx, monkeypatch) -> Path:
     """A trained run of a task and data that one file each has brought."""
     for registry, package, name, code in (
-        (TASKS, tasks, "regress", REGRESS + request.param),
-        (DATA, data_modules, "levels", LEVELS),
+        (TASKS, tasks, "regress", example("regress.py").replace(SHOWS, request.param)),
+        (DATA, data_modules, "levels", example("levels.py")),
     ):
         folder = tmp_path / registry.kind
         folder.mkdir()

@@ -1,6 +1,6 @@
 """kill -9 at any moment costs the steps since the last checkpoint and nothing else.
 
-`LRNNX_KILLS=20 pytest tests/test_kill.py -s` is the long version.
+`LRNNX_KILLS=20 pytest tests/train/test_kill.py -s` is the long version.
 """
 
 import os

@@ -1,1 +1,0 @@
-"""One entry of every kind that lrnnx takes from other packages."""
