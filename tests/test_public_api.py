@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import lrnnx_app
 from lrnnx_app import LAYERS, Run, Session, UserError, export_run, layer, load, load_recipe, model
 from lrnnx_app.registry import MODELS
-from tests.helpers import ROOT
+from tests.helpers import DOCS, ROOT
 
 NAMES = {
     *("LAYERS", "Run", "Session", "UserError", "convert", "evaluate", "export_run", "layer", "load"),
@@ -37,6 +38,11 @@ def test_the_names_are_these_and_a_type_checker_reads_the_same() -> None:
     assert found == lrnnx_app._HOMES
     with pytest.raises(AttributeError, match="no attribute 'layr'"):
         _ = lrnnx_app.layr
+
+
+def test_the_guide_lists_them() -> None:
+    rows = re.findall(r"^\| `(\w+)", (DOCS / "python.md").read_text("utf-8"), re.MULTILINE)
+    assert set(rows) == NAMES
 
 
 def test_a_name_hides_no_module_of_the_package() -> None:
