@@ -156,7 +156,6 @@ OPERATORS: dict[str, Operator] = {
             for a in ("heads", "constant heads")
         ),
         kernels=EVERYWHERE,
-        times=(2, 1),
     ),
     "discretized_scan": Operator(
         discretized_scan,

@@ -33,10 +33,8 @@ class Graphed(Callback):
         if not (self.wanted and alone and batch.x.is_cuda and batch.rows.plain):
             return
         self.wanted = False  # one shape is enough
-        dtype = NARROW.get(self.settings.precision)
         try:
-            with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
-                replay(self.model, batch.x)
+            replay(self.model, batch.x, NARROW.get(self.settings.precision))
         except CaptureError as error:
             say(f"training without a CUDA graph: {error}")
 
@@ -45,24 +43,32 @@ class Graphed(Callback):
 
 
 class Outputs(nn.Module):
-    """A model without its states, which training drops."""
+    """A model without its states, which training drops. Its forward pass alone runs under autocast to dtype,
+    as without a graph: a backward pass there would round what the forward pass kept in float32.
+    """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.model, self.run = model, model.forward
+        self.model, self.run, self.dtype = model, model.forward, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)[0]
+        with torch.autocast("cuda", self.dtype, enabled=self.dtype is not None, cache_enabled=False):
+            return self.run(x)[0]
 
 
-def replay(model: nn.Module, x: Tensor) -> None:
+def replay(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
     """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None.
+
+    Args:
+        model: returns (y, state).
+        x: the input whose shape counts.
+        dtype: of autocast; None is none.
 
     Raises:
         CaptureError: no graph holds the passes.
     """
     eager, shape = model.forward, x.shape
-    graph = capture_passes(Outputs(model), x)
+    graph = capture_passes(Outputs(model, dtype), x)
 
     def forward(x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         usual = state is None and all(option is None for option in options.values())

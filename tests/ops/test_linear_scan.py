@@ -19,6 +19,7 @@ def check(device: str, sizes: Sizes, variant: Variant) -> None:
     for operands in (drawn, SCAN.needed(drawn)):
         for dtype, worst in compared(SCAN, operands, variant, device, dtypes).items():
             assert worst.within(SCAN.allowed(dtype)), (variant.words, dtype, worst)
+            assert worst.output <= 2e-6
 
 
 @pytest.mark.parametrize("time", LENGTHS)

@@ -22,9 +22,9 @@ def captures(monkeypatch):
     """How often passes were captured."""
     count, replay = [], cuda_graph.replay
 
-    def counted(model, x):
+    def counted(model, x, dtype):
         count.append(tuple(x.shape))
-        replay(model, x)
+        replay(model, x, dtype)
 
     monkeypatch.setattr(cuda_graph, "replay", counted)
     return count
