@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.layers import _chunks
-from lrnnx_app.layers._base import DiagonalLayer, DiagonalState
+from lrnnx_app.layers._base import Carried, DiagonalLayer, carried
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._constants import constant, constant_of
+from lrnnx_app.layers._taps import earlier, latest
+from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import free, recomputed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
@@ -60,16 +62,24 @@ class BankLayer(DiagonalLayer):
         """Eigenvalues λ (2, S), timescales Δ (S,) and weights c (2, S) of the readout, S = groups·modes."""
         raise NotImplementedError
 
+    @property
+    def drive_shape(self) -> tuple[int, ...]:
+        return (self.groups,)
+
     @constant
-    def even(self) -> tuple[Tensor, Tensor]:
-        """a and gain (2, S) of evenly sampled rows."""
+    def even(self) -> tuple[Tensor, ...]:
+        """a and gain (2, S) of evenly sampled rows, and by a rule of two taps the other gain."""
         lam, delta, _ = self.system
         return self.rule(lam, delta)
 
     @constant_of
     def chunks(self, size: int) -> _chunks.Chunks:
-        """The matrices of chunks of `size` steps."""
-        return _chunks.chunks(*self.evenly(), self.direct(), self.groups, size)
+        """The matrices of chunks of `size` steps, by a rule of two taps those of `_by_what_follows`."""
+        log_a, gain, c = self.evenly()
+        if not self.two_taps:
+            return _chunks.chunks(log_a, gain, c, self.direct(), self.groups, size)
+        a, _, late = self.even
+        return _chunks.chunks(log_a, planar.mul(a, gain) + late, c, None, self.groups, size)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What drives each group: (B, T, d_model) to (B, T, groups)."""
@@ -88,10 +98,12 @@ class BankLayer(DiagonalLayer):
         return None
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
+        return self.bank(dt), self.inputs(x)
+
+    def bank(self, dt: Tensor | None) -> "Bank":
         lam, delta, c = self.system
         even = self.even if dt is None else None
-        made = Bank(lam, delta, c, self.direct(), even, dt, self.rule, self.groups, self.dense)
-        return made, self.inputs(x)
+        return Bank(lam, delta, c, self.direct(), even, dt, self.rule, self.groups, self.dense)
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
         return self.outputs(cast(h, x.dtype), x)
@@ -102,7 +114,7 @@ class BankLayer(DiagonalLayer):
         limit = sizes.dense if self.modes == 1 else sizes.scanned
         return "scan" if batch * time * self.state_shape[1] < limit else "chunk"
 
-    def run(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
+    def run(self, x: Tensor, state: Carried | None, rows: Rows) -> tuple[Tensor, Carried]:
         batch, time, path = x.shape[0], x.shape[1], self.path
         if free(batch, time):  # what is chosen by their sizes would hold for no other ones
             path = "scan"
@@ -112,7 +124,7 @@ class BankLayer(DiagonalLayer):
             return self._scan(x, state, rows)
         return self._convolve(x, state, rows.lengths, path)
 
-    def _scan(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
+    def _scan(self, x: Tensor, state: Carried | None, rows: Rows) -> tuple[Tensor, Carried]:
         run, time = super().run, x.shape[1]
         if torch.compiler.is_exporting():  # the number of parts is not to be fixed
             return run(x, state, rows)
@@ -128,15 +140,35 @@ class BankLayer(DiagonalLayer):
         return torch.cat(ys, 1), after
 
     def _convolve(
-        self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
-    ) -> tuple[Tensor, DiagonalState]:
+        self, x: Tensor, state: Carried | None, lengths: Tensor | None, path: str
+    ) -> tuple[Tensor, Carried]:
         v = self.rows(x)
         with torch.autocast(x.device.type, enabled=False):
             v = cast(v, state_dtype(v.dtype))
             sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
             steps = max(steps for steps, least in sizes.steps if samples >= least)
-            w, last = _chunks.run(self.chunks(steps), v, None if state is None else state.h, lengths)
-        return self.outputs(cast(w, x.dtype), x), DiagonalState(last)
+            if self.two_taps:
+                w, *last = self._by_what_follows(v, state or self.init_state(len(v)), lengths, steps)
+            else:
+                w, *last = _chunks.run(self.chunks(steps), v, None if state is None else state.h, lengths)
+        return self.outputs(cast(w, x.dtype), x), carried(*last)
+
+    def _by_what_follows(
+        self, v: Tensor, state: Any, lengths: Tensor | None, steps: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """w, h and v after the last step by a rule of two taps, a gain of each.
+
+        What step t + 1 starts from is r[t] = a∘h[t] + late∘v[t]. It has one gain,
+        r[t] = a∘r[t−1] + (a∘gain + late)∘v[t], and h[t] = r[t−1] + gain∘v[t].
+        """
+        (a, gain, late), bank = self.even, self.bank(None)
+        counts = Rows(lengths=lengths).counts(v)
+        r = planar.mul(a, state.h) + late * bank.spread(state.before)
+        w, last = _chunks.run(self.chunks(steps), v, r, (counts - 1).clamp_min(0))
+        direct = bank.read(gain.expand_as(a)) + (0 if bank.direct is None else bank.direct)
+        before = latest(v, state.before, lengths)
+        h = torch.where(counts[:, None, None] > 0, last + gain * bank.spread(before), state.h)
+        return earlier(w, bank.read(r)) + direct * v, h, before
 
     def evenly(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, gain and readout weight of evenly sampled input, each planar (2, S)."""
@@ -157,29 +189,45 @@ class Bank(NamedTuple):
     delta: Tensor  # (S,) timescale Δ
     c: Tensor  # (2, S)
     direct: Tensor | None  # (groups,)
-    even: tuple[Tensor, Tensor] | None  # a and gain (2, S) of evenly sampled rows
+    even: tuple[Tensor, ...] | None  # a and gain (2, S) of evenly sampled rows, with two taps the other gain
     dt: Tensor | None  # (B, T), where they are not
     rule: Rule
     groups: int
     dense: bool  # c is 1, and every group one state
 
     def scan(
-        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        a, gain = self.even or self.rule(self.lam, self.delta, self.dt)
+        self,
+        b: Tensor,
+        h0: Tensor | None,
+        before: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        a, gain, *late = self.even or self.rule(self.lam, self.delta, self.dt)
         a = a if a.ndim == 4 else a[None, None]
-        driven = b[..., None].expand(-1, -1, -1, self.c.shape[-1] // self.groups).flatten(2)
-        h, last = linear_scan(a, gain * driven.unsqueeze(-2), h0, lengths=lengths, reset=reset)
-        w = cast(self._read(h), b.dtype)
-        return w if self.direct is None else torch.addcmul(w, cast(self.direct, b.dtype), b), last
+        driven = gain * self.spread(b)
+        for other in late:
+            driven = driven + other * self.spread(earlier(b, before, reset))
+        h, last = linear_scan(a, driven, h0, lengths=lengths, reset=reset)
+        w = cast(self.read(h), b.dtype)
+        w = w if self.direct is None else torch.addcmul(w, cast(self.direct, b.dtype), b)
+        return (w, last, latest(b, before, lengths)) if late else (w, last)
 
-    def _read(self, h: Tensor) -> Tensor:
-        """Re Σ c·h of each group: (B, T, 2, S) to (B, T, groups)."""
+    def spread(self, b: Tensor) -> Tensor:
+        """What drives each group as what drives each state: (…, groups) to (…, 1, S)."""
+        return b[..., None].expand(*b.shape, self.c.shape[-1] // self.groups).flatten(-2).unsqueeze(-2)
+
+    def read(self, h: Tensor) -> Tensor:
+        """Re Σ c·h of each group: (…, 2, S) to (…, groups)."""
         if self.dense:
             return h[..., 0, :]
         return (h[..., 0, :] * self.c[0] - h[..., 1, :] * self.c[1]).unflatten(-1, (self.groups, -1)).sum(-1)
 
-    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, b: Tensor, h: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
+        if before is not None:
+            w, *after = self.scan(b[:, None], h, before)
+            return w[:, 0], *after
         made_by: dict[str, Any] = {}
         a, gain = (self.lam, None) if self.even is None else self.even
         if self.dt is not None:

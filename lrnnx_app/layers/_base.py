@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._taken import of_any
+from lrnnx_app.layers._taps import TappedState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
+from lrnnx_app.ops.rules import names
 from lrnnx_app.spec import Rows, unpadded
 
 
@@ -26,9 +28,10 @@ class Layer(nn.Module):
     A subclass has a nested dataclass `Config` and names in `recurrent` its parameters that shape the
     recurrence (dotted where a submodule holds them, left out where an option removes them): they get a
     learning rate of their own and no weight decay. `rule` is the discretization, None where the class has a
-    formula of its own; `taps` is 1 where an option `rule` names it, and 0 where there is no choice. A layer
-    to which elapsed time means nothing sets `uses_dt` to False. `paper`, `varying` (the recurrence depends on
-    the input) and `cost` (the order of multiplications per step) are for the table of `lrnnx layers`.
+    formula of its own; `taps` is how many taps of the input one that is chosen by an option `rule` may have,
+    and 0 where there is no choice. A layer to which elapsed time means nothing sets `uses_dt` to False.
+    `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of multiplications per
+    step) are for the table of `lrnnx layers`.
     """
 
     recurrent: ClassVar[tuple[str, ...]] = ()
@@ -120,6 +123,16 @@ class Layer(nn.Module):
         kept = f"states={self.n_states}, state_size={self.state_size}"
         return f"d_model={self.d_model}, rule={self.rule_name}, {kept}"
 
+    @classmethod
+    def rules(cls) -> tuple[str, ...]:
+        """The names that an option `rule` may have; none where there is no choice."""
+        return names(cls.taps)
+
+    @property
+    def two_taps(self) -> bool:
+        """Whether the rule reads the input of the step before as well."""
+        return self.rule is not None and self.rule.taps > 1
+
     @property
     def rule_name(self) -> str:
         """The name of the rule, or `none`."""
@@ -142,6 +155,9 @@ class DiagonalState(NamedTuple):
     h: Tensor
 
 
+Carried = DiagonalState | TappedState
+
+
 class DiagonalLayer(Layer):
     """A layer around h[t] = a[t]·h[t−1] + b[t].
 
@@ -160,24 +176,33 @@ class DiagonalLayer(Layer):
         """Output (B, T, d_model) from the states (B, T, *state_shape) and the input."""
         raise NotImplementedError
 
-    def init_state(self, batch: int) -> DiagonalState:
-        return DiagonalState(self._zeros(batch, *self.state_shape))
+    @property
+    def carried_shapes(self) -> list[tuple[int, ...]]:
+        """Those of the tensors of a state, without the batch."""
+        return [self.state_shape, *([self.drive_shape] if self.two_taps else [])]
 
-    def run(self, x: Tensor, state: DiagonalState | None, rows: Rows) -> tuple[Tensor, DiagonalState]:
+    @property
+    def drive_shape(self) -> tuple[int, ...]:
+        """That of a step of b."""
+        return self.state_shape
+
+    def init_state(self, batch: int) -> Carried:
+        return carried(*(self._zeros(batch, *shape) for shape in self.carried_shapes))
+
+    def run(self, x: Tensor, state: Carried | None, rows: Rows) -> tuple[Tensor, Carried]:
         x = autocast(x)
         a, b = self.coefficients(x, rows.dt)
-        h0 = None if state is None else state.h
-        h, last = a.scan(b, h0, lengths=rows.lengths, reset=rows.reset)
-        return self.readout(h, x), DiagonalState(last)
+        h, *after = a.scan(b, *(state or (None,)), lengths=rows.lengths, reset=rows.reset)
+        return self.readout(h, x), carried(*after)
 
-    def step(self, x: Tensor, state: DiagonalState, dt: Tensor | None = None) -> tuple[Tensor, DiagonalState]:
+    def step(self, x: Tensor, state: Carried, dt: Tensor | None = None) -> tuple[Tensor, Carried]:
         self.check_dt(dt)
         if not self.causal:
             self.init_state(1)  # refuses: there is none
         x = autocast(x.unsqueeze(1))
         a, b = self.coefficients(x, None if dt is None else dt[:, None])
-        h, after = a.step(b.squeeze(1), state.h)
-        return self.readout(cast(h, x.dtype).unsqueeze(1), x).squeeze(1), DiagonalState(after)
+        h, *after = a.step(b.squeeze(1), *state)
+        return self.readout(cast(h, x.dtype).unsqueeze(1), x).squeeze(1), carried(*after)
 
     @property
     def n_states(self) -> str:
@@ -185,7 +210,12 @@ class DiagonalLayer(Layer):
 
     @property
     def state_size(self) -> int:
-        return math.prod(self.state_shape)
+        return sum(map(math.prod, self.carried_shapes))
+
+
+def carried(h: Tensor, *before: Tensor) -> Carried:
+    """The state of a layer, from what its coefficients return of it."""
+    return TappedState(h, *before) if before else DiagonalState(h)
 
 
 def wide(*parameters: Tensor) -> Iterator[Tensor]:

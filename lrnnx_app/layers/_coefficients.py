@@ -4,7 +4,7 @@ A layer with a structure of its own (say, blocks of 2 × 2) writes its own kind 
 the two methods of `Coefficients`.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,22 +19,22 @@ from lrnnx_app.ops.step import diagonal_step_unchecked
 class Coefficients(Protocol):
     """What `DiagonalLayer.coefficients` returns beside the driving input b.
 
-    Both methods return what `readout` reads, in the dtype of b, and the state after the last step. Most kinds
-    return the states h themselves; one that contracts them with C on the way returns the products instead.
-    One method must give what repeated calls of the other give.
+    Both methods return what `readout` reads, in the dtype of b, and the tensors of the state after the last
+    step: h, and by a rule of two taps what drove it (`_taps`). Most kinds give the states h to `readout`; one
+    that contracts them with C on the way gives the products. One method must give what repeated calls of the
+    other give.
     """
 
-    def scan(
-        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All steps: b (B, T, …), h0 (B, *state) or None for zero; returns (B, T, …) and (B, *state).
+    def scan(self, b: Tensor, *state: Any, **masks: Any) -> tuple[Tensor, ...]:
+        """All steps: b (B, T, …), h (B, *state) or None for zero; returns (B, T, …) and (B, *state).
 
-        A step at or beyond a row's length holds the state. No state crosses into a step with a true `reset`.
+        `lengths`: a step at or beyond a row's length holds the state. `reset`: no state crosses into a step
+        where it is true.
         """
         ...
 
-    def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: b (B, …) and the state h (B, *state); returns (B, …) and the next state."""
+    def step(self, b: Tensor, *state: Any, **nothing: Any) -> tuple[Tensor, ...]:
+        """One step: b (B, …) and h (B, *state); returns (B, …) and the next state."""
         ...
 
 

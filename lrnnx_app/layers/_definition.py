@@ -93,7 +93,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def discretized(rule: str, lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, ...]:
-    """Coefficient a and gain of h = a∘h + gain∘v, of real or complex numbers.
+    """Coefficient a and gains of h = a∘h + gain∘v, of real or complex numbers.
 
     Args:
         rule: name of the discretization, whose formula has a test of its own.
@@ -108,7 +108,7 @@ def discretized(rule: str, lam: Tensor, step: Tensor, dt: Tensor | None) -> tupl
 
 
 def diagonal_states(rule: str, lam: Tensor, step: Tensor, driven: Tensor, dt: Tensor | None = None) -> Tensor:
-    """h[t] = a[t]∘h[t − 1] + gain[t]∘v[t] from h = 0, for every t.
+    """h[t] = a[t]∘h[t − 1] + gain[t]∘v[t] from h = 0, for every t; each further gain adds that of an older v.
 
     Args:
         rule: name of the discretization.
@@ -121,7 +121,7 @@ def diagonal_states(rule: str, lam: Tensor, step: Tensor, driven: Tensor, dt: Te
     step, driven = step.expand(torch.broadcast_shapes(step.shape, shape)), driven.expand(shape)
     h, states = torch.zeros((), dtype=lam.dtype), []
     for t in range(shape[1]):
-        a, gain = discretized(rule, lam, step[:, t], None if dt is None else dt[:, t])
-        h = a * h + gain * driven[:, t]
+        a, *gains = discretized(rule, lam, step[:, t], None if dt is None else dt[:, t])
+        h = a * h + sum(gain * driven[:, t - k] for k, gain in enumerate(gains) if k <= t)
         states.append(h)
     return torch.stack(states, 1)

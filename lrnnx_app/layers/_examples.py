@@ -10,6 +10,7 @@ from lrnnx_app.ops.rules import RULES
 from lrnnx_app.registry import LAYERS
 
 D_MODEL = 4
+TWO_TAPS = tuple(name for name, rule in RULES.items() if rule.taps == 2)
 
 
 class Case(NamedTuple):
@@ -29,9 +30,13 @@ class Case(NamedTuple):
         """This case, and the same by each other discretization that its layer lets one choose."""
         yield self
         entry = LAYERS[self.name]
-        for rule in RULES if entry.taps else ():
+        for rule in entry.rules():
             if rule != entry.Config(**self.options).rule:
-                yield Case(self.name, {**self.options, "rule": rule}, self.bidirectional)
+                yield self.by(rule)
+
+    def by(self, rule: str) -> "Case":
+        """The same by another discretization."""
+        return Case(self.name, {**self.options, "rule": rule}, self.bidirectional)
 
     def __str__(self) -> str:
         words = [self.name, *(str(value) for value in self.options.values())]
@@ -39,5 +44,7 @@ class Case(NamedTuple):
 
 
 def examples(name: str) -> list[Case]:
-    """The examples of one layer in one direction, its own two-way form included."""
-    return [Case(name, dict(options)) for options in LAYERS[name].examples]
+    """The examples of one layer in one direction, its own two-way form included, and one by two taps."""
+    entry = LAYERS[name]
+    given = [Case(name, dict(options)) for options in entry.examples]
+    return given + [given[0].by(rule) for rule in entry.rules() if rule in TWO_TAPS][:1]

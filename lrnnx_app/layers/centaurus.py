@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards
-from lrnnx_app.layers._base import DiagonalState, wide
+from lrnnx_app.layers._base import Carried, DiagonalState, wide
 from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
@@ -130,8 +130,8 @@ class Centaurus(BankLayer):
         return "mix" if path == "chunk" and mixed else path
 
     def _convolve(
-        self, x: Tensor, state: DiagonalState | None, lengths: Tensor | None, path: str
-    ) -> tuple[Tensor, DiagonalState]:
+        self, x: Tensor, state: Carried | None, lengths: Tensor | None, path: str
+    ) -> tuple[Tensor, Carried]:
         if path != "mix" or state is not None:
             return super()._convolve(x, state, lengths, path)
         driven = x if self.mode == "full" else self.inputs(x)

@@ -40,15 +40,26 @@ class LinOSS(DiagonalLayer):
         d_state: int = 64  # oscillators N
         rule: str = "im"  # im (implicit) | imex (implicit and explicit): how time becomes discrete
 
+        def __post_init__(self) -> None:
+            one_of("rule", self.rule, LinOSS.rules())
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         n = config.d_state
-        self.scheme, self.state_shape = one_of("rule", config.rule, ("im", "imex")), (2, n)
+        self.scheme, self.state_shape = config.rule, (2, n)
         self.uses_dt = self.scheme == "im"
         self.A, self.steps = nn.Parameter(torch.rand(n)), nn.Parameter(torch.rand(n))
         self.B = nn.Parameter((2 * torch.rand(n, d_model) - 1) / math.sqrt(d_model))
         self.C = nn.Parameter((2 * torch.rand(d_model, n) - 1) / math.sqrt(n))
         self.D = nn.Parameter(torch.randn(d_model))
+
+    @classmethod
+    def rules(cls) -> tuple[str, ...]:
+        return "im", "imex"
+
+    def check_dt(self, dt: Tensor | None) -> None:
+        if dt is not None and not self.uses_dt:
+            raise ValueError("LinOSS by imex takes evenly sampled input: leave out dt, or choose rule im")
 
     @property
     def rule_name(self) -> str:

@@ -20,7 +20,7 @@ class S4D(BankLayer):
 
     recurrent = ("log_A_real", "A_imag", "log_dt")
     paper = "Gu et al. 2022, arXiv 2206.11893"
-    taps = 1
+    taps = 2
     cost = "n·D"
     examples = (
         {"d_state": 4, "path": "chunk"},
@@ -37,10 +37,13 @@ class S4D(BankLayer):
         dt_max: float = 1e-1  # see dt_min
         path: str = "auto"  # auto | scan | chunk: how a whole sequence is computed
 
+        def __post_init__(self) -> None:
+            find(self.rule, S4D.taps)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.groups, self.modes = d_model, config.d_state // 2
-        self.rule, self.path = find(config.rule), one_of("path", config.path, PATHS)
+        self.rule, self.path = find(config.rule, S4D.taps), one_of("path", config.path, PATHS)
         lam = initial_modes(config.init, config.d_state).float()
         self.log_A_real = nn.Parameter(torch.log(-lam[0]).repeat(d_model, 1))
         self.A_imag = nn.Parameter(lam[1].repeat(d_model, 1))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import (
+    Carried,
     DiagonalLayer,
-    DiagonalState,
     drive,
     readout_matrix,
     real_readout,
@@ -22,6 +22,7 @@ from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states, number
 from lrnnx_app.layers._hippo import legs_normal
+from lrnnx_app.layers._taps import Tapped
 from lrnnx_app.ops.discretized_scan import evenly
 from lrnnx_app.ops.rules import find
 from lrnnx_app.spec import Rows
@@ -37,7 +38,7 @@ class S5(DiagonalLayer):
 
     recurrent = ("Lambda_re", "Lambda_im", "B", "log_step")
     paper = "Smith et al. 2023, arXiv 2208.04933"
-    taps = 1
+    taps = 2
     cost = "N·D"
     examples = (
         {"d_state": 4},
@@ -58,10 +59,13 @@ class S5(DiagonalLayer):
         step_rescale: float = 1.0  # multiplies the step: 2.0 runs a 16 kHz model on 8 kHz input
         both_directions: bool = False  # the paper's bidirectional form: one B, C with twice the columns
 
+        def __post_init__(self) -> None:
+            find(self.rule, S5.taps)
+
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         self.config = config
-        self.rule, self.causal = find(config.rule), not config.both_directions
+        self.rule, self.causal = find(config.rule, S5.taps), not config.both_directions
         size, odd = divmod(config.d_state, config.blocks)
         if odd or (config.conj_sym and size % 2):
             kind = "an even number of" if config.conj_sym else "equally many"
@@ -91,24 +95,30 @@ class S5(DiagonalLayer):
         return torch.stack((re.clamp_max(-1e-4) if self.config.clip_eigs else re, im))
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        z, B = self.even if dt is None else self.timed
-        made = Given(z) if dt is None else Discretized(z, dt, self.rule)
+        if self.two_taps:
+            lam, delta, B = self.system
+            made = Tapped(lam, delta, dt, self.rule)
+        else:
+            z, B = self.even if dt is None else self.timed
+            made = Given(z) if dt is None else Discretized(z, dt, self.rule)
         return made if self.causal else BothWays(made, dt), drive(x, B)
 
     @constant
     def even(self) -> tuple[Tensor, Tensor]:
         """ā (2, N) and gain∘B (2, N, H) of evenly sampled rows."""
-        lam, delta, B = self._system()
+        lam, delta, B = self.system
         a, gain = evenly(self.rule, lam, delta)
         return a, scaled(B, gain.expand_as(lam))
 
     @constant
     def timed(self) -> tuple[Tensor, Tensor]:
         """λΔ (2, N), and B (2, N, H) with the part of the gain that is free of elapsed time."""
-        lam, delta, B = self._system()
+        lam, delta, B = self.system
         return lam * delta, scaled(B, self.rule.constant(lam, delta).expand_as(lam))
 
-    def _system(self) -> tuple[Tensor, Tensor, Tensor]:
+    @constant
+    def system(self) -> tuple[Tensor, Tensor, Tensor]:
+        """λ (2, N), Δ (N,) and B (2, N, H)."""
         log_step, B = wide(self.log_step, self.B)
         return self.eigenvalues(), torch.exp(log_step) * self.config.step_rescale, B
 
@@ -119,7 +129,7 @@ class S5(DiagonalLayer):
     def matrix(self) -> Tensor:
         return readout_matrix((2 if self.config.conj_sym else 1) * self.C)
 
-    def init_state(self, batch: int) -> DiagonalState:
+    def init_state(self, batch: int) -> Carried:
         if not self.causal:
             refuse_stream("S5")
         return super().init_state(batch)
@@ -128,12 +138,12 @@ class S5(DiagonalLayer):
 class BothWays(NamedTuple):
     """The states of a scan from each end of a sequence, side by side; the last state is the first scan's."""
 
-    ahead: Given | Discretized
+    ahead: Given | Discretized | Tapped
     dt: Tensor | None
 
     def scan(
         self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         if h0 is not None:
             refuse_stream("S5")
         back = self.ahead
@@ -143,9 +153,9 @@ class BothWays(NamedTuple):
             gaps = rows.mirrored(mirror).dt
             assert gaps is not None
             back = back._replace(dt=gaps.gather(1, mirror))  # each gap where its sample stands
-        h, last = self.ahead.scan(b, None, lengths=lengths, reset=reset)
-        after, _ = back.scan(b, None, lengths=lengths, reset=reset, reverse=True)
-        return torch.cat((h, after), -1), last
+        h, *last = self.ahead.scan(b, None, lengths=lengths, reset=reset)
+        after, *_ = back.scan(b, None, lengths=lengths, reset=reset, reverse=True)
+        return torch.cat((h, after), -1), *last
 
     def step(self, b: Tensor, h: Tensor) -> NoReturn:
         refuse_stream("S5")

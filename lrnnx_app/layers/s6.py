@@ -13,6 +13,7 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, short_convolution, softplus
 from lrnnx_app.layers._linear import Linear, convolve, without_bias
+from lrnnx_app.layers._taps import earlier, latest
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.rules import find
 from lrnnx_app.ops.selective_scan import selective_scan
@@ -27,6 +28,18 @@ class S6State(NamedTuple):
     h: Tensor
 
 
+class TappedS6State(NamedTuple):
+    """As S6State, and by a rule of two taps u (B, D) and B (B, planes·N) of the last step."""
+
+    conv: Tensor
+    h: Tensor
+    u: Tensor
+    B: Tensor
+
+
+Carried = S6State | TappedS6State
+
+
 class S6(Layer):
     """u, z = in_proj x; u = SiLU(conv1d u); (r, B, C) = x_proj u; Δ = softplus(dt_proj r);
 
@@ -37,7 +50,7 @@ class S6(Layer):
     recurrent = ("A_log", "A_imag", "D", "dt_proj.bias")
     paper = "Gu & Dao 2023, arXiv 2312.00752"
     varying = True
-    taps = 1
+    taps = 2
     cost = "D² + n·D"
     examples = (
         {"d_state": 4},
@@ -61,11 +74,11 @@ class S6(Layer):
         dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
-            find(self.rule)
+            find(self.rule, S6.taps)
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        self.config, self.rule = config, find(config.rule)
+        self.config, self.rule = config, find(config.rule, S6.taps)
         inner, n = config.expand * d_model, config.d_state
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         planes = 2 if config.complex else 1
@@ -89,24 +102,35 @@ class S6(Layer):
         re = -torch.exp(self.A_log.to(state_dtype(self.A_log.dtype)))
         return re if self.A_imag is None else torch.stack((re, self.A_imag.to(re.dtype)), -2)
 
-    def init_state(self, batch: int) -> S6State:
-        inner = self.state_shape[0]
-        return S6State(
-            self._zeros(batch, self.config.d_conv - 1, inner), self._zeros(batch, *self.state_shape)
-        )
+    def init_state(self, batch: int) -> Carried:
+        inner, *number = self.state_shape
+        kept = self._zeros(batch, self.config.d_conv - 1, inner), self._zeros(batch, *self.state_shape)
+        if not self.two_taps:
+            return S6State(*kept)
+        return TappedS6State(*kept, self._zeros(batch, inner), self._zeros(batch, math.prod(number)))
 
-    def run(self, x: Tensor, state: S6State | None, rows: Rows) -> tuple[Tensor, S6State]:
+    def run(self, x: Tensor, state: Carried | None, rows: Rows) -> tuple[Tensor, Carried]:
         state = self.init_state(x.shape[0]) if state is None else state
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = convolve(self.conv1d, u, state.conv, rows, silu=True)
         r, B, C = self.select(u)
-        B, C = (w.unflatten(-1, (1, *self.state_shape[1:])) for w in (B, C))
+        shape = (1, *self.state_shape[1:])
         logits, bias = without_bias(self.dt_proj, r)  # which is added in the precision of a state
-        C = 2 * C if self.config.complex else C
-        y, h = self.scan(u, logits, B, C, bias=bias, h0=state.h, z=z, **rows._asdict())
-        return self.out_proj(y), S6State(conv, h)
+        C = torch.unflatten(2 * C if self.config.complex else C, -1, shape)
+        options = {"bias": bias, "z": z, **rows._asdict()}
+        y, h = self.scan(u, logits, torch.unflatten(B, -1, shape), C, h0=state.h, **options)
+        if not self.two_taps:
+            return self.out_proj(y), S6State(conv, h)
+        given = tuple(zip((u, B), state[2:], strict=True))  # with what each was at the step before the first
+        last = (latest(w, before, rows.lengths) for w, before in given)
+        u, B = (earlier(w, before, rows.reset) for w, before in given)
+        by = {"rule": self.rule.apart[1], "softplus": True, **options}
+        late, of_late = selective_scan(u, logits, self.eigenvalues, torch.unflatten(B, -1, shape), C, **by)
+        return self.out_proj(y + late), TappedS6State(conv, h + of_late, *last)
 
-    def step(self, x: Tensor, state: S6State, dt: Tensor | None = None) -> tuple[Tensor, S6State]:
+    def step(self, x: Tensor, state: Carried, dt: Tensor | None = None) -> tuple[Tensor, Carried]:
+        if self.two_taps:  # for which there is no kernel
+            return super().step(x, state, dt)
         u, z = self.in_proj(x).chunk(2, -1)
         u, conv = convolve(self.conv1d, u.unsqueeze(1), state.conv, silu=True)
         u = u.squeeze(1)
@@ -145,7 +169,7 @@ class S6(Layer):
     def scan(self, u: Tensor, logits: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The recurrence and the gate, on all steps."""
         A = self.eigenvalues
-        return selective_scan(u, logits, A, B, C, self.D, rule=self.rule, softplus=True, **options)
+        return selective_scan(u, logits, A, B, C, self.D, rule=self.rule.apart[0], softplus=True, **options)
 
     @property
     def n_states(self) -> str:

@@ -13,6 +13,7 @@ from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import affine, diagonal_states, number, softplus
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.layers._linear import Linear, biased, linear
+from lrnnx_app.layers._taps import Tapped
 from lrnnx_app.layers.s6 import inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.rules import find
@@ -34,7 +35,7 @@ class S7(DiagonalLayer):
     recurrent = ("w", "Lambda_im", "step_bias")
     paper = "Soydan et al. 2024, arXiv 2410.03464"
     varying = True
-    taps = 1
+    taps = 2
     cost = "D² + N·D"
     examples = ({"d_state": 4}, {"d_state": 4, "selective": ["step", "b", "c"]})
 
@@ -48,13 +49,13 @@ class S7(DiagonalLayer):
         dt_max: float = 1e-1  # see dt_min
 
         def __post_init__(self) -> None:
-            find(self.rule)
+            find(self.rule, S7.taps)
             for part in self.selective:
                 one_of("selective", part, SELECTIVE)
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        self.config, self.rule = config, find(config.rule)
+        self.config, self.rule = config, find(config.rule, S7.taps)
         n = config.d_state
         self.state_shape = (2, n)
         blocks = config.blocks or max(k for k in range(1, 17) if n % k == 0)
@@ -85,6 +86,8 @@ class S7(DiagonalLayer):
         b = drive(x, self.B)
         if "b" in self.select:
             b = b * (1 + self._selected("b", x)).unsqueeze(-2)
+        if self.two_taps:
+            return Tapped(self.eigenvalues, nn.functional.softplus(logits), dt, self.rule), b
         return Varying(self.eigenvalues, logits, dt, self.rule), b
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def blocked(
         recompute = torch.is_grad_enabled() and time * h.numel() > KEPT
         size = max(SHORTEST, ELEMENTS.get(u.device.type, ELEMENTS_ELSEWHERE) // max(1, h.numel()))
     outputs = []
-    for start in range(0, time, size):
+    for start in (0,) if whole else range(0, time, size):
         cut = slice(start, start + size)
         inputs = (u[:, cut].to(dtype), step[:, cut], A, B[:, cut], C[:, cut], h)
         masks = (

@@ -46,7 +46,7 @@ def discretized_scan(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        RecipeError: there is no such rule.
+        RecipeError: there is no such rule, or it has more taps than one.
     """
     sizes = principal("v", v, "BTPN")
     if sizes[2] > 2:

@@ -1,24 +1,27 @@
 """Rules of discretization: how h' = λh + B u becomes h[t] = a[t]∘h[t−1] + gain[t]∘(B u)[t].
 
+A rule of two taps has a second gain, which adds gain₁[t]∘(B u)[t−1].
+
 A `Rule` is all that there is to know about one of them. To add one, write its formula here and list it in
 `RULES`: every layer, operator, table and test takes it from there, in torch code. A kernel is a matter of
 speed: it needs a number here and in csrc/rules.def, and the same formula in C++.
 
-A formula is a pure function `(lam, step, dt) -> (a, gain)` of
+A formula is a pure function `(lam, step, dt) -> (a, gain)`, or `(a, gain, gain₁)` with two taps, of
     lam   (P, N) or (..., P, N): eigenvalue λ, planar (P = 1 real, P = 2 complex), Re λ < 0 if stable;
     step  (..., N): learned timescale Δ, broadcast against lam without its planes;
     dt    (B, T) or None: time δ elapsed before each sample; None means 1 (evenly sampled).
-a and gain are planar and broadcast to (B, T, P, N).
+a and the gains are planar and broadcast to (B, T, P, N).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrnnx_app.errors import one_of
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.ops import planar
 
 Formula = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
@@ -27,6 +30,11 @@ Slopes = tuple[Tensor, Tensor, Tensor]
 
 def _slopes_of_a_constant_gain(z: Tensor, span: Tensor, a: Tensor) -> Slopes:
     return a, torch.zeros_like(z), torch.zeros_like(z)
+
+
+def _tap(formula: Formula, k: int, lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    a, *gains = formula(lam, step, dt)
+    return a, gains[k]
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,18 @@ class Rule:
     exponential: bool = False  # a = exp(λΔδ), so that log a needs no logarithm
     evenly: "Rule | None" = None  # the rule that it equals where every δ is 1
     over_time: "Rule | None" = None  # see `scanned`; None: itself
+    taps: int = 1  # samples of which a step reads the input: its own, and the ones before
+    apart: tuple["Rule", ...] = field(init=False, repr=False, compare=False)  # a rule for each tap alone
+
+    def __post_init__(self) -> None:
+        alone = (replace(self, formula=partial(_tap, self.formula, k), taps=1) for k in range(self.taps))
+        object.__setattr__(self, "apart", (self,) if self.taps == 1 else tuple(alone))
 
     def __call__(self, lam: Tensor, step: Tensor, dt: Tensor | None = None) -> tuple[Tensor, ...]:
         return self.formula(lam, step, dt)
 
     def __reduce__(self) -> Any:  # a copy is the rule itself
-        return find, (self.name,)
+        return find, (self.name, self.taps)
 
     def log_a(self, lam: Tensor, step: Tensor) -> Tensor:
         """log a of even samples, planar; λ complex."""
@@ -131,6 +145,13 @@ def _asynchronous(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor,
     return planar.exp(lam * _elapsed(step, dt)), span * planar.expm1_over(lam * span)
 
 
+def _trapezoid(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mamba-3's exponential trapezoid (arXiv 2603.15569): a = exp(λΔδ), gain = Δδ/2, gain₁ = a·Δδ/2."""
+    half = _elapsed(step, dt) / 2
+    a = planar.exp(2 * lam * half)
+    return a, half * planar.one(a), half * a
+
+
 _ZOH = Rule("zoh", _zoh, "mean", order=2, exact=True, code=1, slopes=_zoh_slopes, exponential=True)
 _DIRAC = Rule("dirac", _dirac, "integral", order=1, exact=True, code=0, exponential=True)
 RULES: dict[str, Rule] = {
@@ -151,6 +172,7 @@ RULES: dict[str, Rule] = {
             evenly=_ZOH,
             over_time=_DIRAC,
         ),
+        Rule("trapezoid", _trapezoid, "end", order=2, exponential=True, taps=2),
     )
 }
 
@@ -158,13 +180,28 @@ KERNELS = {name: rule for name, rule in RULES.items() if rule.code is not None}
 SCANNED = {name: rule for name, rule in KERNELS.items() if rule.scanned is rule}  # those of discretized_scan
 
 
-def find(rule: "Rule | str") -> Rule:
+def names(taps: int) -> tuple[str, ...]:
+    """The rules with at most so many taps."""
+    return tuple(name for name, rule in RULES.items() if rule.taps <= taps)
+
+
+def find(rule: "Rule | str", taps: int = 1) -> Rule:
     """The rule of that name; a rule is returned as it is.
 
+    Args:
+        rule: a rule, or its name.
+        taps: how many the caller can compute.
+
     Raises:
-        RecipeError: there is no such rule; names the nearest one.
+        RecipeError: there is no such rule, or it has more taps; names the nearest one, or those that fit.
     """
-    return rule if isinstance(rule, Rule) else RULES[one_of("rule", rule, RULES)]
+    found = rule if isinstance(rule, Rule) else RULES[one_of("rule", rule, RULES)]
+    if found.taps > taps:
+        raise RecipeError(
+            f"rule: '{found.name}' has {found.taps} taps of the input, expected at most {taps}; "
+            f"choose one of: {', '.join(names(taps))}"
+        )
+    return found
 
 
 def numbered(code: "Rule | int") -> Rule:

@@ -70,7 +70,7 @@ def selective_scan(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        RecipeError: there is no such rule.
+        RecipeError: there is no such rule, or it has more taps than one.
     """
     _check(u, delta, A, B, C, D, h0, z, bias)
     check_steps(u, lengths=lengths, reset=reset, dt=dt)

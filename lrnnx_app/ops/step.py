@@ -53,7 +53,7 @@ def diagonal_step(
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
-        RecipeError: there is no such rule.
+        RecipeError: there is no such rule, or it has more taps than one.
     """
     rule = rule if rule is None else find(rule)
     _check(v, h, a, gain, c, direct, step, dt, gate)

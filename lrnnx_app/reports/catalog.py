@@ -4,7 +4,6 @@ from typing import Any
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.ops.rules import RULES
 from lrnnx_app.registry import LAYERS
 
 COLUMNS = (
@@ -49,7 +48,7 @@ def _row(name: str, entry: type[Layer]) -> tuple[str, ...]:
         entry.paper,
         "time-varying" if entry.varying else "time-invariant",
         " or ".join(sorted(kinds, reverse=True)),
-        ", ".join(RULES) if entry.taps else layer.rule_name,
+        ", ".join(entry.rules()) or layer.rule_name,
         "yes" if layer.uses_dt else "no",
         f"{layer.state_size / WIDTH:.3g}",
         entry.cost,

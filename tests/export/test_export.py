@@ -27,7 +27,7 @@ from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.models.test_staged import staged
-from tests.streaming.test_session import backbone, layer, unet
+from tests.streaming.test_session import backbone, each_rule, layer, unet
 
 
 def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:
@@ -44,9 +44,9 @@ def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:
     return own, difference(chunk, onnx.session(path))
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_programs_stream_as_the_model(name: str, tmp_path: Path) -> None:
-    chunk = Chunk(backbone(name, depth=1, pool="none").eval(), 3, timed=LAYERS[name].uses_dt)
+@each_rule
+def test_programs_stream_as_the_model(name: str, rule: str, tmp_path: Path) -> None:
+    chunk = Chunk(backbone(name, depth=1, pool="none", rule=rule).eval(), 3, timed=LAYERS[name].uses_dt)
     assert max(both(chunk, tmp_path)) <= TOLERANCE
 
 

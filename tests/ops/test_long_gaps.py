@@ -6,7 +6,7 @@ import torch
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.ops import step
 from lrnnx_app.ops.discretized_scan import discretized_scan
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import KERNELS
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 from lrnnx_app.registry import LAYERS
 from tests.helpers import relative
@@ -34,7 +34,7 @@ def test_a_phase_in_float64_may_be_larger_still():
         torch.testing.assert_close(states[0, 0], want, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", KERNELS)
 def test_in_the_state_expanded_scan(device, rule):
     A = torch.randn(3, 2, 4)
     A[:, 0].abs_().neg_().mul_(1e-9)
@@ -52,16 +52,16 @@ def test_in_the_state_expanded_scan(device, rule):
     assert all(x.grad is not None and x.grad.isfinite().all() for x in leaves)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", KERNELS)
 def test_in_a_single_step(device, rule):
     a = torch.randn(5, 2, 3)
     a[:, 0].abs_().neg_().mul_(1e-9)
     v, h, dt = torch.randn(2, 5, 2, 3), torch.randn(2, 5, 2, 3), torch.tensor([1.0, 3e8])
     given = (v, h, a, None, None, None, None, dt, None)
     _, got = torch.ops.lrnnx.diagonal_step(
-        *(x if x is None else x.to(device) for x in given), RULES[rule].code, False
+        *(x if x is None else x.to(device) for x in given), KERNELS[rule].code, False
     )
-    _, wanted = step.reference(*(x if x is None else x.double() for x in given), RULES[rule], False)
+    _, wanted = step.reference(*(x if x is None else x.double() for x in given), KERNELS[rule], False)
     assert relative(got.double().cpu(), wanted) < 1e-5
 
 

@@ -16,7 +16,7 @@ from lrnnx_app.ops._table import TOLERANCE
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rglru_scan import coefficients, rglru_scan
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import KERNELS, SCANNED
 from lrnnx_app.ops.selective_scan import selective_scan
 from tests.helpers import relative as error
 
@@ -26,7 +26,7 @@ LENGTHS = (1, 2, 3, 31, 33, 127, 500, 1000, 2049, 16384, 65537)
 REAL, COMPLEX = {torch.float32: (2, 10)}, {torch.float32: (10, 100)}
 OTHERS = {torch.float64: (1000, 1000), torch.float16: (3, 3), torch.bfloat16: (2.5, 2.5)}
 SELECTIVE = {torch.float32: 20, torch.float16: 4, torch.bfloat16: 2.5}
-KINDS = tuple(name for name, rule in RULES.items() if rule.scanned is rule)
+KINDS = tuple(SCANNED)
 BATCH, CHANNELS = 2, 24
 LARGEST, SLOWEST = 0.9995, 0.01  # memories up to 2,000 steps: float32's own rounding of a costs memory · 6e-8
 
@@ -110,7 +110,7 @@ def test_linear_scan(planes, constant, reverse, time):
 @pytest.mark.parametrize("planes", [1, 2])
 def test_discretized_scan(planes, rule, reverse, time):
     def definition(v, z, dt, h0):
-        a, gain = RULES[rule](z, z.new_ones(1), dt)
+        a, gain = KERNELS[rule](z, z.new_ones(1), dt)
         a, b = a.expand(v.shape), planar.mul(gain.expand(v.shape), v)
         states, last = blocked(flat(a), flat(b), flat(h0), reverse=reverse)
         return states.reshape(v.shape), last.reshape(h0.shape)
@@ -150,7 +150,7 @@ def test_rglru_scan(timed, time):
 
 
 @pytest.mark.parametrize("time", LENGTHS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", KERNELS)
 @pytest.mark.parametrize("planes", [1, 2])
 def test_selective_scan(planes, rule, time):
     """Every operand, two groups, memories up to some thousand steps, and the gradients of all ten inputs."""
@@ -176,7 +176,7 @@ def test_selective_scan(planes, rule, time):
         return selective_scan(u, delta, A, B, C, D, h0, z=z, bias=bias, dt=dt, rule=rule, softplus=True)
 
     def definition(u, delta, z, B, C, A, D, bias, dt, h0):
-        return chunks(u, delta, A, B, C, D, z, bias, dt, h0, None, None, True, RULES[rule])
+        return chunks(u, delta, A, B, C, D, z, bias, dt, h0, None, None, True, KERNELS[rule])
 
     for dtype, times in SELECTIVE.items():
         narrow, limit = [x.to(dtype) for x in (*elements, *weights)], times * TOLERANCE[dtype]

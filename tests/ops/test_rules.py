@@ -3,6 +3,8 @@
 A rule is tested because it is registered. `implicit` is that of the docs: registered here alone, no kernel.
 """
 
+import copy
+import inspect
 import math
 import re
 from typing import Any
@@ -16,8 +18,11 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import PATHS
 from lrnnx_app.layers._constants import frozen
 from lrnnx_app.ops import planar, rules
+from lrnnx_app.ops._examples import Draw
 from lrnnx_app.ops._extension import source_root
+from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.ops.rules import RULES, Rule, find, kernels
+from lrnnx_app.recipe import load
 from lrnnx_app.registry import LAYERS
 from tests.helpers import example, relative
 
@@ -102,6 +107,7 @@ FORMULAS = {  # of w = λΔδ, Δδ, λΔ and λ, as the papers have them
     "dirac": lambda w, span, z, lam: (torch.exp(w), torch.ones_like(w)),
     "euler": lambda w, span, z, lam: (torch.exp(w), span + 0 * w),
     "asynchronous": lambda w, span, z, lam: (torch.exp(w), (torch.exp(z) - 1) / lam + 0 * w),
+    "trapezoid": lambda w, span, z, lam: (torch.exp(w), span / 2 + 0 * w, torch.exp(w) * span / 2),
 }
 
 
@@ -178,12 +184,45 @@ def test_what_is_derived_of_a_rule(rule: Rule, system: tuple[Tensor, Tensor, Ten
     assert relative(planar.exp(rule.log_a(lam, step)), rule(lam, step)[0]) < 1e-13
     for found, wanted in zip((rule.evenly or rule)(lam, step), rule(lam, step), strict=True):
         assert relative(found, wanted) < 1e-14
-    assert find(rule.name) is find(rule) is rule
+    assert find(rule.name, rule.taps) is find(rule, rule.taps) is copy.deepcopy(rule) is rule
+    assert len(rule(lam, step)) == 1 + rule.taps == 1 + len(rule.apart)
+    assert rule.taps == 1 or rule.code is None, "no kernel has a second gain"
 
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(RecipeError, match="rule: unknown 'zho'; did you mean 'zoh'"):
         find("zho")
+
+
+TAPPED = [rule for rule in RULES.values() if rule.taps > 1]
+
+
+@pytest.mark.parametrize("rule", TAPPED, ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "name", [n for n, op in OPERATORS.items() if "rule" in inspect.signature(op.run).parameters]
+)
+def test_an_operator_of_one_tap_refuses_more(name: str, rule: Rule) -> None:
+    operator = OPERATORS[name]
+    operands = operator.draw(Draw(0), (2, 3, 4))
+    for given in (rule, rule.name):
+        with pytest.raises(
+            RecipeError, match=f"^rule: '{rule.name}' has 2 taps .*at most 1; choose one of: zoh"
+        ):
+            operator.run(**operands, rule=given)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LAYERS.items() if entry.taps])
+def test_a_layer_refuses_more_taps_than_it_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the recipe is read, before there is data or a model."""
+    taps = LAYERS[name].taps + 1
+    many = Rule("many", lambda lam, step, dt: (lam, *[lam] * taps), "end", order=1, taps=taps)
+    monkeypatch.setitem(RULES, "many", many)
+    with pytest.raises(
+        RecipeError, match=f"model.layer.rule: 'many' has {taps} taps .*at most {taps - 1};"
+    ) as told:
+        load("digits_lru", [f"model.layer={name}", "model.layer.rule=many"])
+    assert all(rule.name in str(told.value) for rule in TAPPED)
+    assert "many" not in LAYERS[name].rules()
 
 
 def test_csrc_numbers_the_same_rules() -> None:

@@ -9,7 +9,7 @@ from lrnnx_app.ops import _selective as module
 from lrnnx_app.ops._compare import compared
 from lrnnx_app.ops._examples import Draw, Sizes
 from lrnnx_app.ops._table import OPERATORS, Variant
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import names
 from lrnnx_app.ops.selective_scan import reference, selective_scan
 from tests.helpers import needs_kernels
 
@@ -43,7 +43,7 @@ def test_constant_projections(device, planes):
     compare(given | {"B": alike["B"]}, (torch.float64,), device, softplus=True)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", names(1))
 def test_steps_of_every_size_and_zero_rates(device, rule):
     given = case(1, 50, 2, 8, 1, 4)
     given["delta"].copy_(10 ** (torch.rand(2, 50, 8) * 5 - 4))
@@ -66,7 +66,7 @@ def test_shapes_around_those_of_blocks(device, planes, time, channels, n):
         compare(fewer, (torch.bfloat16,), device, softplus=True)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", names(1))
 @pytest.mark.parametrize("planes", [1, 2])
 def test_sequences_cut_into_segments(device, planes, rule):
     """Long and few: kernels for GPUs cut time, and put together what was found of each segment."""

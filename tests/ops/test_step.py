@@ -10,7 +10,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops._compare import compared
 from lrnnx_app.ops._examples import Draw, Sizes
 from lrnnx_app.ops._table import OPERATORS, Variant
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import names
 from lrnnx_app.ops.step import diagonal_step
 
 STEP = OPERATORS["diagonal_step"]
@@ -27,7 +27,7 @@ def check(given, device, dtypes=(torch.float64,), **options):
         assert worst.within(STEP.allowed(dtype)), (dtype, worst)
 
 
-@pytest.mark.parametrize("rule", [None, *RULES])
+@pytest.mark.parametrize("rule", [None, *names(1)])
 @pytest.mark.parametrize("planes", [1, 2])
 def test_equals_the_definition(device, planes, rule):
     for (groups, n), contracted in itertools.product(((5, 1), (3, 16), (2, 37), (70, 1)), (True, False)):

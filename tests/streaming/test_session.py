@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.errors import StreamError
+from lrnnx_app.layers._examples import TWO_TAPS
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
@@ -27,19 +28,25 @@ DEVICES = [
 ]
 each_device = pytest.mark.parametrize("device", DEVICES)
 each_layer = pytest.mark.parametrize("name", LAYERS)
+BY_RULE = [
+    (name, rule) for name, entry in LAYERS.items() for rule in ("", *entry.rules()) if rule in ("", *TWO_TAPS)
+]
+each_rule = pytest.mark.parametrize(("name", "rule"), BY_RULE)
 SMALL = {"d_state": 4, "repeats": 2, "heads": 1, "window": 8}
 
 
-def layer(name: str) -> Any:
+def layer(name: str, **more: Any) -> Any:
     config = LAYERS[name].Config
     options = {key: value for key, value in SMALL.items() if key in config.__dataclass_fields__}
-    return LAYERS.config(name, **options)
+    return LAYERS.config(name, **options, **more)
 
 
 def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:
     spec = DataSpec(5, 3, tokens=bool(options.pop("tokens", False)))
+    rule = options.pop("rule", "")
+    chosen = {"rule": rule} if rule else {}
     options = {"d_model": 4, "depth": 2, **options}
-    return Backbone(spec, Backbone.Config(layer=layer(name), **options)).to(device)
+    return Backbone(spec, Backbone.Config(layer=layer(name, **chosen), **options)).to(device)
 
 
 def unet(name: str, device: str = "cpu") -> UNet:
@@ -62,9 +69,9 @@ def streamed(session: StreamingSession, x: Tensor, dt: Tensor | None = None) -> 
 
 @each_device
 @pytest.mark.parametrize("chunk", [1, 7, 32, LONG])
-@each_layer
-def test_backbone_streams_as_offline(name: str, chunk: int, device: str) -> None:
-    model = backbone(name, device, pool="none")
+@each_rule
+def test_backbone_streams_as_offline(name: str, rule: str, chunk: int, device: str) -> None:
+    model = backbone(name, device, pool="none", rule=rule)
     time = {1: 20, 7: 40, 32: 80}.get(chunk, chunk + 3)
     x = torch.randn(1 if chunk == LONG else 2, time, 5, device=device)
     session = StreamingSession(model, len(x), chunk)

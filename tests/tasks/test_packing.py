@@ -10,7 +10,6 @@ from lrnnx_app import recipe as recipes
 from lrnnx_app.data.module import collate, pack
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._examples import examples
-from lrnnx_app.recipe import _named
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, shipped
 from lrnnx_app.runs import run
 from lrnnx_app.runs.run import check_packing
@@ -35,8 +34,8 @@ CASES = [
 
 def build(task: str, model: str, case: Any, options: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    layer = _named(LAYERS[case.name].Config, case.name)(**case.options)
-    config = _named(MODELS[model].Config, model)(d_model=4, depth=2, layer=layer, **options)
+    layer = LAYERS.config(case.name, **case.options)
+    config = MODELS.config(model, d_model=4, depth=2, layer=layer, **options)
     built = TASKS[task](TASKS[task].Config(), config, SPEC).double()
     built.log = built.log_dict = lambda *_, **__: None  # which only a trainer takes
     return built
@@ -94,20 +93,20 @@ def test_every_pair_says_whether_it_takes_packed_rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in PACKING])
 def test_a_model_that_takes_one_sequence_a_row_says_so(name):
-    layer = _named(LAYERS["lru"].Config, "lru")(d_state=4)
-    model = MODELS[name](DataSpec(1, 1), _named(MODELS[name].Config, name)(layer=layer))
+    layer = LAYERS.config("lru", d_state=4)
+    model = MODELS[name](DataSpec(1, 1), MODELS.config(name, layer=layer))
     with pytest.raises(ValueError, match="one sequence a row"):
         model(torch.zeros(1, 4, 1), reset=torch.zeros(1, 4, dtype=torch.bool))
 
 
 def test_sources_of_batches_are_packed_too():
-    config = _named(DATA["image_sequence"].Config, "image_sequence")(batch_size=3, pack=True)
+    config = DATA.config("image_sequence", batch_size=3, pack=True)
     batch = next(iter(DATA["image_sequence"](config).loader("train")))
     assert batch.reset.sum(1).tolist() == [1, 1, 1]  # all are as long as the row
     assert batch.reset[:, 0].all()
 
 
 def test_buckets_want_lengths():
-    config = _named(DATA["image_sequence"].Config, "image_sequence")(bucket=True)
+    config = DATA.config("image_sequence", bucket=True)
     with pytest.raises(RecipeError, match=r"^data\.bucket: .*; expected false$"):
         DATA["image_sequence"](config).loader("train")
