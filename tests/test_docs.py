@@ -213,6 +213,12 @@ def test_the_readme_has_a_line_for_each_folder() -> None:
     assert told == folders | {"recipes", "data_modules", "csrc", "tests"}
 
 
+def test_the_guide_to_the_sources_has_each_of_them() -> None:
+    told = TEXT[ROOT / "csrc" / "README.md"]
+    shared = [path.name for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".def")]
+    assert [name for name in shared if name not in told] == []
+
+
 def test_extras_that_are_named_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = ",".join(re.findall(r"lrnnx-app\[([\w,-]+)\]", "".join(TEXT.values())))
