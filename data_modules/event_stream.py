@@ -126,17 +126,15 @@ class Events:
     """The examples of one split.
 
     Attributes:
-        lengths: events of each example before augmentation, for buckets.
+        lengths: events of each example before augmentation, for buckets; steps that count events follow them.
         labels: the classes.
     """
 
     def __init__(self, store: Store, rows: np.ndarray, module: EventStream, train: bool) -> None:
         self.store, self.rows, self.module, self.train = store, rows, module, train
         most = module.config.events or np.iinfo(np.int64).max
-        lengths = np.minimum(store.lengths[rows], most)
+        self.lengths = np.minimum(store.lengths[rows], most)
         self.labels = store.labels[rows]
-        if module.tokens:
-            self.lengths = lengths
 
     def __len__(self) -> int:
         return len(self.rows)
