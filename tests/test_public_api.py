@@ -13,9 +13,21 @@ import pytest
 import torch
 
 import lrnnx_app
-from lrnnx_app import LAYERS, Run, Session, UserError, export_run, layer, load, load_recipe, model
+from lrnnx_app import (
+    LAYERS,
+    Run,
+    Session,
+    UserError,
+    evaluate,
+    export_run,
+    layer,
+    load,
+    load_recipe,
+    model,
+    train_recipe,
+)
 from lrnnx_app.registry import MODELS
-from tests.helpers import DOCS, ROOT
+from tests.helpers import DENOISE, DOCS, ROOT
 
 NAMES = {
     *("LAYERS", "Run", "Session", "UserError", "convert", "evaluate", "export_run", "layer", "load"),
@@ -87,11 +99,14 @@ def test_every_layer_and_model_is_made_by_its_name() -> None:
     assert [type(block.layer) for block in mixed.blocks] == [LAYERS["lru"], LAYERS["gru"]]  # type: ignore
 
 
-def test_a_run_is_loaded_streamed_and_exported(denoiser: Path, tmp_path: Path) -> None:
-    session = Session(load(str(denoiser)), batch=2)
+def test_a_run_is_trained_judged_loaded_streamed_and_exported(tmp_path: Path) -> None:
+    run = train_recipe(*DENOISE, out=tmp_path / "run")
+    assert run.summary()["steps"] == 3
+    assert evaluate(run, "test")["si_snr"] == pytest.approx(run.summary()["metrics"]["test/si_snr"], abs=1e-4)
+    session = Session(load(str(run.path)), batch=2)
     assert session.push(torch.randn(2, session.chunk, 1)).shape == (2, session.chunk, 1)
     assert load_recipe("denoise_lru", "model.layer.d_state=7").model.layer.d_state == 7
-    (said,) = export_run(Run(str(denoiser)), tmp_path / "model.safetensors")
+    (said,) = export_run(Run(str(run.path)), tmp_path / "model.safetensors")
     assert "model.safetensors" in said
 
 

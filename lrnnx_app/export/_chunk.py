@@ -16,7 +16,7 @@ from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import frozen, own_memory
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
-from lrnnx_app.streaming.session import _named
+from lrnnx_app.streaming.session import named_tensors
 
 CHUNKS = 5  # that a written program must run as the model does
 TOLERANCE = 100 * ROUNDING[torch.float32]  # ‖program − model‖ / ‖model‖
@@ -54,7 +54,7 @@ class Chunk(nn.Module):
         if timed and model.hop > 1:
             raise StreamError("timed: this model takes evenly spaced samples; leave it out")
         fresh = model.init_state(1)
-        self.names = [name for name, _ in _named(fresh)]
+        self.names = [name for name, _ in named_tensors(fresh)]
         leaves, self.tree = tree_flatten(fresh)
         self.states = [
             State(name, tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch."), _brief(leaf[0]))

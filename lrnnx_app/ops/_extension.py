@@ -1,8 +1,6 @@
 """Builds csrc/ on first use of an operator, into a user cache, and loads it; never fails, only warns.
 
-    LRNNX_BUILD=off|cpu|cuda   build nothing; the CPU kernels alone; both (default), each when first needed
-    LRNNX_CACHE=DIR            where builds are kept, instead of ~/.cache/lrnnx; see lrnnx_app.disk.cache
-    LRNNX_ARCH=80;90           GPUs to build for, instead of this machine's (8.0 and 9.0 if it has none)
+The environment variables that say what is built, for which GPUs and where: `lrnnx docs kernels`.
 
 A build is keyed by sources, torch, compiler, processor and architectures. Several processes may start at
 once: one builds behind a file lock, the others wait for it and load the result. A library that another user

@@ -69,7 +69,7 @@ class StreamingSession:
         self.device, self._real = like.device, like.dtype
         self._fresh = _tensors(self._model.init_state(1))
         self._state = _cloned(self._model.init_state(batch))
-        self._names, self._leaves = zip(*_named(self._state), strict=True)
+        self._names, self._leaves = zip(*named_tensors(self._state), strict=True)
         self._active = torch.ones(batch, dtype=torch.bool, device=self.device)
         self._all_active = True
         self._passes: dict[bool, _Pass] = {}
@@ -322,18 +322,18 @@ class StreamingSession:
         return f"samples wait for the end of their hop of {self.hop}: expected whole hops in order to {what}"
 
 
-def _named(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors of nested tuples with their dotted names."""
     if isinstance(state, Tensor):
         yield prefix, state
         return
     keys = getattr(state, "_fields", range(len(state)))
     for key, value in zip(keys, state, strict=True):
-        yield from _named(value, f"{prefix}.{key}" if prefix else str(key))
+        yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _tensors(state: Any) -> list[Tensor]:
-    """The tensors of nested tuples, in the order of `_named`."""
+    """The tensors of nested tuples, in the order of `named_tensors`."""
     return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _tensors(part)]
 
 
