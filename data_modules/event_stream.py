@@ -46,7 +46,7 @@ class EventStream(DataModule):
         frame_events: int = 0  # events that are counted in a step; 0: each event is a step
         frame_ms: float = 0.0  # ms whose events are counted in a step; 0: each event is a step
         augment: Augment = field(default_factory=Augment)  # what is drawn anew for each training example
-        bucket: bool = True  # batches of examples of about one length, where each event is a step
+        bucket: bool = True  # batches of examples of about as many events
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, layouts.LAYOUTS)
@@ -56,8 +56,6 @@ class EventStream(DataModule):
                 raise RecipeError("events, frame_events and frame_ms: expected at least 0")
             if self.frame_events and self.frame_ms:
                 raise RecipeError("frame_events and frame_ms: expected one of them")
-            if self.frame_events or self.frame_ms:
-                self.bucket = False  # how many frames there will be is not known beforehand
             if self.layout in EMBEDDED and self.root:
                 raise RecipeError(
                     f"root: the {self.layout} are embedded; expected a layout of files with a root"
