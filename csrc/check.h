@@ -100,15 +100,15 @@ struct Extent {
   int64_t row() const { return planes * channels; }
 };
 
-// Of a state, (B, N) or (B, P, N).
+// The shape of a state, (B, N) or (B, P, N), from that of a sequence.
 inline std::vector<int64_t> state_sizes(const Tensor& x) {
   std::vector<int64_t> shape = sizes(x);
   shape.erase(shape.begin() + 1);
   return shape;
 }
 
-// Coefficients that broadcast along batch and time: strides of 0 there, states contiguous. Where they may be `shared`,
-// each of real ones may serve a group of neighbouring channels, all groups of one size.
+// Coefficients (B or 1, T or 1, states): contiguous states, and a stride of 0 along a dimension that broadcasts. If they
+// may be `shared`, there may be fewer real ones than channels: each then serves a group of neighbours, all of one size.
 struct Coefficient {
   Tensor tensor;
   int64_t batch_stride, time_stride, width;

@@ -1,4 +1,14 @@
 // lrnnx::discretized_scan on the CPU and its gradients: coefficients and gains of a rule are made in registers.
+//
+// A block of 4 channels at step t:
+//
+//   cache, for all steps     z      | z0 z1 z2 z3 |       one rate for each channel
+//   memory                   dt[t]  one number for all channels     v[t]  | v0 v1 v2 v3 |
+//   registers                z, dt[t] -> a, gain          h <- a·h + gain·v     a and gain are never stored
+//
+//   backward                 a and gain are made again
+//                            dv[t]   a row              dt's   summed over the block: ddt[block][b][t]
+//                            z's     summed over time: dz[b], a row        sum_first adds over blocks and over b
 #include "rules.h"
 #include "run.h"
 

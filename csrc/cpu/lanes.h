@@ -1,4 +1,10 @@
 // A block of channels: planar numbers side by side, which the compiler vectorizes.
+//
+//   Lanes<float, 2>    value[0]   | re 0 | re 1 | .. | re 255 |      complex numbers of 256 channels, 2 KB
+//                      value[1]   | im 0 | im 1 | .. | im 255 |
+//
+//   each(70, f)        channels 0 .. 31     channels 32 .. 63     channels 64 .. 69
+//                      loops of kUnroll = 32, of a length known to the compiler      the rest
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,12 @@
-// lrnnx::linear_scan on the CPU, and its gradients of a, b and h0 in one pass.
+// lrnnx::linear_scan on the CPU, and its gradients of a, b and h0 in one pass. walk.h draws the walk over time.
+//
+//   memory      a (B or 1, T or 1, P, N)      b (B, T, P, N)       out
+//   step 0      | a0 a1 a2 a3 |               | b0 b1 b2 b3 |      | h0 h1 h2 h3 |      a task: one batch element
+//   step 1      | ..          |               | ..          |                          and a block of channels
+//               a_time is 0 where a is the same at all steps: the row stays
+//
+//   backward    db[t] = g      da[t] = conj(h[t − 1])·g      g before = conj(a[t])·g
+//               da: a row for each step; or, where a is the same at all steps, da_sum: one row for each batch element
 #include "run.h"
 
 namespace lrnnx::cpu {

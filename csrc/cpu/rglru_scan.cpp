@@ -1,4 +1,14 @@
 // lrnnx::rglru_scan on the CPU and its gradients: from the logits of the gates, in registers.
+//
+// A block of 4 channels at step t:
+//
+//   cache, for all steps    rate                          | . . . . |
+//   memory                  gate[t], input_gate[t], u[t]  | . . . . |     dt[t], first[t]: one number for all channels
+//   registers               r = σ(gate), i = σ(input_gate), a = exp(−rate·r·dt), root = √(1 − a²)
+//                           h <- a·h + root·i·u           (i·u where a sequence starts: `first`)
+//
+//   backward                d_gate[t], d_input_gate[t], du[t]: rows      ddt[block][b][t]: summed over the block
+//                           d_rate[b]: summed over time
 #include <cmath>
 
 #include "run.h"

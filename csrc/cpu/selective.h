@@ -2,6 +2,19 @@
 //
 // Lanes are channels, so that B and C are scalars and nothing is summed across lanes forward. Backward, states
 // are made again chunk by chunk, from the first of each, which a pass before has kept.
+//
+// 2 groups of 40 channels are 4 tiles: 0 .. 31, 32 .. 39 (24 lanes are zero), 40 .. 71, 72 .. 79. In a tile, N = 2 states:
+//
+//   lane = channel        0   1   ..   31
+//   u, step (Δ), y      | .   .        . |     a Row for the present step
+//   A[0], A[1]          | .   .        . |     Rows for all steps
+//   h[0]                | .   .        . |     h[n] <- a·h[n] + gain·B[t][n]·u     B[t][n], C[t][n]: one number for all
+//   h[1]                | .   .        . |     y <- D·u + Re(C[t][0]·h[0]) + Re(C[t][1]·h[1])     lanes of the group
+//
+//   backward, 70 steps    0 .. 31        32 .. 63       64 .. 69
+//   first, forward        h kept at 0    h kept at 32   h kept at 64
+//   then, third chunk first: held[0 .. 32], the states of one chunk, are made again, and walked from its last step back
+//   sums over lanes       dB[tile][b][t], dC, ddt       sums over time       dA[b], dD, dbias: a number for each lane
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -171,7 +184,7 @@ class Tile {
   bool cut(int64_t t) const { return p.reset && p.reset[b * T + t]; }
   Lane scalar(const S* row, int64_t n) const { return number<P>(row[n], row[(P - 1) * N + n]); }
 
-  // (D, P, N) as it lies to lanes of channels, and back.
+  // From (D, P, N) in memory to lanes of channels, and back.
   void gather(const S* from, int64_t row, State& to) const {
     for (int64_t n = 0; n < N; n++)
       for (int plane = 0; plane < P; plane++)

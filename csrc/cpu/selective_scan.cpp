@@ -1,4 +1,13 @@
 // lrnnx::selective_scan on the CPU and its gradients: entries, and tiles of channels over threads.
+//
+// 2 sequences, 1 group of 80 channels, 3 tiles: 6 tasks, which threads take in runs.
+//
+//   task         0          1          2          3          4          5
+//   sequence     0          0          0          1          1          1
+//   channels     0 .. 31    32 .. 63   64 .. 79   0 .. 31    32 .. 63   64 .. 79       selective.h draws a tile
+//
+//   each task writes its own part of   dA, dD, dbias [sequence][channel]     dB, dC, ddt [tile][sequence][step]
+//   and sum_first adds over sequences, or over tiles, in a fixed order
 #include "run.h"
 #include "selective.h"
 

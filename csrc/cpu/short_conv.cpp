@@ -1,4 +1,16 @@
 // lrnnx::short_conv on the CPU and its gradients: a block of channels walks through time, taps in its rows.
+//
+// W = 3 taps, a block of 4 channels at step t:
+//
+//   memory                               cache, for all steps
+//   x[t]        | . . . . |      ×       weight[0] | . . . . |
+//   x[t − 1]    | . . . . |      ×       weight[1] | . . . . |      left out if a sequence started at t  (seen = 0)
+//   x[t − 2]    | . . . . |      ×       weight[2] | . . . . |      left out if one started at t − 1 or t  (seen < 2)
+//                                   +    bias      | . . . . |      -> out, SiLU -> y[t]
+//   rows before step 0 are those of the state; without a state they are zero
+//
+//   backward    g[t]·weight[k] is added to dx[t − k] in memory (to d_state before step 0)
+//               g[t]·x[t − k] is added to the tap's sum, g[t] to the bias's: both in the cache, stored at the end
 #include <array>
 
 #include "run.h"

@@ -1,4 +1,11 @@
 // lrnnx::diagonal_step on the CPU. Lanes are the states of a group, or groups where each has one state.
+//
+//   N = 40 states     a task is one (b, g)     lanes 0 .. 31: states 0 .. 31, then lanes 0 .. 7: states 32 .. 39
+//                                              read: Re(c·after) of all lanes, added at the end -> one w[b][g]
+//   N = 1, G = 40     a task is one b          lanes 0 .. 31: groups 0 .. 31, then lanes 0 .. 7: groups 32 .. 39
+//                                              read: each lane gives its own w[b][g]
+//
+//   on the stack      h, a, gain, x, c: 32 numbers for each plane; step, elapsed: 32 numbers     after -> memory
 #include "rules.h"
 #include "run.h"
 

@@ -5,6 +5,18 @@
 // gradient g of a state and the state before it, keeps the gradients of what coefficient and input were made of, and
 // returns that of the state before; store(t) writes those of a step (after clear(), zeros), and finish() those summed
 // over time.
+//
+// Batch element 1, a block of 4 channels from channel 8 on, 3 steps (a block has up to 256 channels):
+//
+//   forward           8   9  10  11        one thread; h stays in the level-1 cache
+//   h               | .   .   .   . |      starts as h0
+//   t = 0   a, b    | .   .   .   . |      h <- a·h + b, a few channels at once in vector registers; h -> out[1][0]
+//   t = 1   a, b    | .   .   .   . |      h -> out[1][1]
+//   t = 2   ..                             after the last step h -> last[1]
+//
+//   backward, t = 2, 1, 0                  c, the gradient of the state, starts as grad_last[1]
+//   c, grad[1][t], states[1][t − 1]        c <- pull(c + grad, state before); the source stores gradients of step t
+//                                          after step 0 c -> the gradient of h0
 #pragma once
 #include <algorithm>
 
@@ -37,7 +49,7 @@ struct Block {
 
 constexpr int kAhead = 2;  // steps
 
-// Planes, and rows taken from the last to the first, are no stream that a processor foresees.
+// Asks for a row ahead of its use: processors do not prefetch by themselves rows of two planes, or rows taken backwards.
 template <int P, class E>
 INLINE void foresee(const E* row, int64_t plane, int width) {
   for (int p = 0; p < P; p++)

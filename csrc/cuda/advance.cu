@@ -1,4 +1,11 @@
-// lrnnx::advance on CUDA: the states of the streams that move on, all tensors by one launch.
+// lrnnx::advance on CUDA: new states replace the held ones of all active streams, all tensors in one launch.
+//
+// 3 streams, active = 1 0 1:
+//
+//                     stream 0    stream 1    stream 2
+//   blockIdx.y = 0    held[0]     held[0]     held[0]      threads of all blockIdx.x copy units of 16 bytes (4 or 1 where
+//                     ^ fresh     stays       ^ fresh      they are not aligned); unit i is of stream i / units
+//   blockIdx.y = 1    held[1] ..                           up to 64 tensors in a launch
 #include "chained.cuh"
 
 namespace lrnnx::cuda {

@@ -1,4 +1,9 @@
 // Launches of a few µs in a row: each is on the GPU before the one before it has ended, and waits there for its end.
+//
+//   time ->
+//   launch 1    | works .............. |
+//   launch 2       | on the GPU, waits | works ............. |    on the GPU once all blocks of 1 run
+//   launch 3             | waits                             | works .. |
 #pragma once
 #include "request.h"
 

@@ -7,8 +7,8 @@ namespace lrnnx::cuda {
 
 constexpr float kDistant = 1 << 20;  // half turns beyond which a float has too few bits to count quarters in
 
-// The phase (turns + rest) dt in half turns, less whole turns, where it is distant: Im z is found again, so that its
-// product with dt is exact, and whole turns are taken off in two rounds for the many there may be.
+// The phase (turns + rest) dt in half turns, less whole turns, for a phase of any size. Im z is computed again in double,
+// so that its product with dt is exact. Whole turns are taken off in two rounds, since there may be very many.
 static __device__ __noinline__ float near_phase(float turns, float rest, float dt) {
   const double pi = 3.141592653589793;
   double w = double(static_cast<float>((double(turns) + double(rest)) * pi)) * double(dt);

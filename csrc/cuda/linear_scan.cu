@@ -1,4 +1,9 @@
-// lrnnx::linear_scan and its backward on CUDA.
+// lrnnx::linear_scan and its backward on CUDA. The scan itself is scan.cuh. Here lengths and resets become the modes of
+// steps, one thread for each (b, t):
+//
+//   T = 6, length 5, reset before step 2     t           0      1      2      3      4      5
+//                                            forward     plain  plain  cut    plain  plain  hold
+//                                            reverse     plain  cut    plain  plain  plain  hold
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {

@@ -1,6 +1,18 @@
 // What a block reads: chunks of a sequence, copied asynchronously into a queue of ST stages ahead of their use.
 // A thread copies exactly the K steps x V channels that it reads, so its part of the queue needs no barrier; modes
 // and times are copied by the first lane of a row, whose lanes are of one warp.
+//
+// At a toy size: ST = 3 stages, K = 2 steps, TH = 8 threads in TS = 4 rows of CL = 2 lanes, V = 4 channels each.
+//
+//   this block's chunk   i            i + 1       i + 2
+//   stage                0            1           2            all are copied from global to shared memory ahead of use
+//                        in use       arriving    arriving     stage 0 is refilled with chunk i + 3 when i is done
+//
+//   a stage   step 0   x | t0 t1 | t2 t3 | t4 t5 | t6 t7 |     16 bytes a thread, which alone uses them
+//                      a | t0 t1 | t2 t3 | t4 t5 | t6 t7 |     a, or what a source makes it from; backward the states too
+//             step 1   x | ..                                  thread t3: row 1 = steps 2 and 3 of the chunk,
+//                      a | ..                                  lane 1 = channels 4 to 7 of the tile
+//             mode     |  r0   |  r1   |  r2   |  r3   |       and the elapsed time: one number for a step and row
 #pragma once
 #include "memory.cuh"
 #include "shape.h"

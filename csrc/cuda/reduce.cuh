@@ -1,4 +1,13 @@
 // Partial sums of blocks, added in a fixed order: one launch for up to two tensors.
+//
+// x of 3 rows (a row for each block that summed) and 4 columns, y of 2 rows and 2 columns:
+//
+//            x                      y
+//   row 0    | x00 x01 x02 x03 |    | y00 y01 |
+//   row 1    | x10 x11 x12 x13 |    | y10 y11 |
+//   row 2    | x20 x21 x22 x23 |
+//   thread     0   1   2   3          4   5        each goes down its column, from row 0 on, with the sum in a register
+//   sum      | s0  s1  s2  s3  |    | s4  s5  |
 #pragma once
 #include "request.h"
 

@@ -1,4 +1,10 @@
 // lrnnx::rglru_scan and its backward on CUDA: coefficients and drive are made in registers from the gates' logits.
+//
+// Many steps go through scan.cuh with the source `Gates`. A single step has a kernel of its own:
+//
+//   thread i    batch element b = i / N, channel n = i % N
+//   registers   gate[b][n], input_gate[b][n], u[b][n], rate[n], dt[b], h[b][n]  ->  a, drive  ->  a·h + drive
+//   global      y[b][n] and last[b][n] are both that number, in the dtypes of u and of states
 #include "chained.cuh"
 #include "gates.cuh"
 #include "reduce.cuh"

@@ -1,8 +1,20 @@
 // lrnnx::row_linear on CUDA: a matmul of a few rows by tensor cores, to the accuracy of float32, and what follows it.
 //
-// The weights are read once from global memory into the registers of a product of 16 outputs and 8 rows: a lane's 16
-// bytes are four of its 16 inputs, of which any may take the place of any, so long as both factors agree. Each number
-// is split into two that tensor cores take, of which three products are made. The warps of a block share its inputs.
+// A block computes 16 outputs for 8 rows. Its 16 warps share the inputs: warp 0 takes inputs 0 to 15, warp 1 inputs 16 to
+// 31, and so on. Each weight is read once, from global memory into registers. Lane 4 g + t of a warp reads:
+//
+//   input              0 - 3    4 - 7    8 - 11   12 - 15                    0 - 3    4 - 7    8 - 11   12 - 15
+//   weight, output g   t = 0    t = 1    t = 2    t = 3          x, row g    t = 0    t = 1    t = 2    t = 3
+//       output g + 8   t = 0    t = 1    t = 2    t = 3
+//
+//   row of x           0   1    2   3    4   5    6   7
+//   sums, output g     t = 0    t = 1    t = 2    t = 3          and output g + 8, in registers
+//
+//   registers --> shared parts[warp][row][output] --> a thread adds the 16 warps for one (row, output), and stores y
+//
+// A tensor core wants the inputs of a product in another order. Any order gives the same sum if weights and x have the
+// same one, so the 16 bytes that a lane reads are used as they come. Tensor cores take 11 bits of a number: each number
+// is split into a high and a low part, and three products of parts are added (low times low is too small to count).
 #include "chained.cuh"
 
 namespace lrnnx::cuda {
@@ -59,8 +71,13 @@ DEVICE float4 load_inputs(const float* from, bool ok) {
   return ok ? *reinterpret_cast<const float4*>(from) : make_float4(0, 0, 0, 0);
 }
 
-// TILES of 8 rows. HALVES: of 4 rows by two halves of the inputs, for as many blocks again: a product's lower outputs are
-// the upper ones from other inputs, as are its later rows, of which those that meet are of use.
+// A block takes TILES of 8 rows. With HALVES it takes 4 rows and 8 outputs, so that there are twice as many blocks. Its
+// product of 16 outputs and 8 rows then holds the same 8 outputs and 4 rows for two halves of 32 inputs. Two quarters of
+// it have weights and x of the same half, and are added; the other two are not used:
+//
+//                              rows 0-3, inputs 0-15    rows 0-3, inputs 16-31
+//   outputs 0-7, inputs 0-15   used                     -
+//   outputs 0-7, inputs 16-31  -                        used
 template <int TILES, bool HALVES>
 __global__ void __launch_bounds__(kWarps * 32) row_linear_kernel(const Rows p) {
   constexpr int N = HALVES ? 4 : TILES * 8, M = HALVES ? kOutputs / 2 : kOutputs, TURN = HALVES ? 2 * kInputs : kInputs;
@@ -112,7 +129,7 @@ __global__ void __launch_bounds__(kWarps * 32) row_linear_kernel(const Rows p) {
   }
 }
 
-// More blocks where there are fewer than a GPU holds, and more rows in each where there are more.
+// If there are too few blocks to fill the GPU, HALVES makes more; if there are many, each takes more rows.
 void start(const Rows& p, cudaStream_t stream) {
   const auto run = [&](auto kernel, int outputs, int rows) {
     const dim3 grid((p.outputs + outputs - 1) / outputs, (p.rows + rows - 1) / rows);
@@ -125,11 +142,11 @@ void start(const Rows& p, cudaStream_t stream) {
   run(row_linear_kernel<2, false>, kOutputs, 16);
 }
 
-// Rows of x side by side, each a whole; strides between them are free.
+// x itself if each row is contiguous, with any stride between rows; else a copy.
 Tensor rows_of(const Tensor& x) { return x.size(1) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x); }
 Optional rows_of(const Optional& x) { return x ? Optional(rows_of(*x)) : std::nullopt; }
 
-// For 16 bytes at once.
+// x itself if every row can be read 16 bytes at once; else a copy.
 Tensor quads(const Tensor& x) {
   const bool whole = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && (x.size(0) == 1 || x.stride(0) % 4 == 0);
   return whole ? x : torch::stable::clone(torch::stable::contiguous(x));

@@ -11,6 +11,23 @@
 //   4. replays its K steps from there, stores, and refills its slots of the queue.
 // With LEAD, step 2 of the next chunk comes before step 3 of this one, which hides the time of the exchange.
 //
+// A group at a toy size: 32 steps, J = 2 blocks, chunks of TC = 8 steps, a block of NW = 2 warps of WT = 2 rows, K = 2.
+//
+//   step       0 .. 7      8 .. 15     16 .. 23    24 .. 31
+//              chunk 0     chunk 1     chunk 2     chunk 3      each over the tile's C channels
+//              block 0     block 1     block 0     block 1
+//
+//   chunk 2    16 17   18 19 | 20 21   22 23      a row: CL lanes, the same K steps; V channels a lane
+//              row 0   row 1 | row 2   row 3
+//              warp 0        | warp 1
+//
+//   registers       of a lane: the map (A, H) of its K steps; `carry`, the state after this block's chunk before (0)
+//   shared memory   the queue of inputs; `totals`, a map for each warp; `between`, the maps of chunks in between (1)
+//   global memory   `maps`, a map for each chunk; its block writes it once, the other J - 1 blocks read it
+//
+//   enters chunk 2:  map of chunk 1 (from `between`) applied to `carry`              the last warp, handed by `entering`
+//   enters row 3:    map of row 2 (by shuffle) after that of warp 0 (from `totals`)  each lane
+//
 // Progress: blocks of a group wait for each other, so with J > 1 the launch is cooperative. The driver then starts
 // all blocks or none, whatever else runs on the GPU. With J = 1 nothing waits.
 #pragma once
@@ -61,7 +78,7 @@ struct Walk : Queue<G> {
   }
   // Where a sequence begins nothing is carried, NaN neither.
   DEVICE static X cut(const In& in, const X& x) { return unless(MASKED && in.mode & kCut, x); }
-  // What enters the recurrence; a held step takes no drive, but its state has a gradient.
+  // What the recurrence adds at this step. A held step (beyond the length) adds nothing, but its state has a gradient.
   DEVICE X drive(const In& in, const X& a, int st, int k) const {
     const X x = value(st, k, 0);
     if constexpr (BWD) return x;
@@ -114,7 +131,7 @@ struct Walk : Queue<G> {
       if constexpr (MASKED) pin(A);  // put off to the next step, ptxas 13.0 has read that one's mode for it
     }
   }
-  // What makes x is done here, not later.
+  // The compiler may not move the computation of x to a later place.
   DEVICE static void pin(X& x) {
     UNROLL for (int e = 0; e < PL * V; e++) {
       if constexpr (sizeof(S) == 4) asm volatile("" : "+f"(x.v[e / V][e % V]));

@@ -1,6 +1,6 @@
 // The selective scan's backward pass: from the state kept before every 8 steps, which are walked forward into registers
-// and then back. Lanes as forward (selective_scan.cuh); 8 warps for 64 channels, and a row of 8 steps for each warp's
-// elementwise role. Sums over channels go to scratch memory by block, and are added in order by other kernels.
+// and then back. Lanes as forward (selective_scan.cuh), 8 warps for 64 channels; selective_memory.cuh draws one chunk.
+// Sums over channels go to scratch memory, a row for each block; other kernels add the rows in order.
 #pragma once
 #include "memory.cuh"
 #include "selective_memory.cuh"
@@ -8,7 +8,7 @@
 
 namespace lrnnx::cuda {
 
-// Called where it is rare, so that it takes no registers from what is not.
+// Not inlined: it is called rarely, and inlined it would take registers from the usual path.
 static __device__ __noinline__ float4 numbers_or_0(float4 x) {
   const auto kept = [](float v) { return isfinite(v) ? v : 0.f; };
   return make_float4(kept(x.x), kept(x.y), kept(x.z), kept(x.w));
@@ -68,7 +68,7 @@ struct SelectiveBackward {
     __syncthreads();
   }
 
-  // Made again where they are used, since registers are what there is least of.
+  // Computed again at each use, since registers are scarce.
   DEVICE int64_t channel() const { return home.channel(ch); }
   DEVICE const Couple& couple() const { return sm.couples[lane]; }
 
@@ -157,7 +157,7 @@ struct SelectiveBackward {
   DEVICE float2 delta_of(int chunk) const {
     return add(raw(chunk, 1), *reinterpret_cast<const float2*>(&sm.constants[lane]));
   }
-  // What the walk of a chunk is given.
+  // Writes to shared memory what the walk over a chunk reads: span, drive and dy of two channels at a step.
   DEVICE void give(int chunk, float2 step, float2 u, float2 dy, float dt) {
     const int to = warp * C + lane * 2;
     const float2 span = mul(step, twice(dt)), drive = RULE == kEuler ? mul(u, span) : u;
@@ -180,8 +180,8 @@ struct SelectiveBackward {
       x[k] = *reinterpret_cast<const float2*>(&sm.sums[(which * kParts + k) * SUM + warp * C + lane * 2]);
     return add(add(x[0], x[1]), add(x[2], x[3]));
   }
-  // Gradients of a chunk's elements from the sums over their states, and the earlier chunk's turn to be walked: both
-  // at once, so that the chains of one hide those of the other.
+  // Turns the sums over states into gradients of this chunk's elements, and prepares the chunk before it for its walk.
+  // Both are done together, so that the latency of one hides behind the other.
   DEVICE void between(int chunk, float dt, float next_dt) {
     const int t = chunk * T + warp, at = warp * C + lane * 2;
     const float2 one = twice(1), none = twice(0);
@@ -251,7 +251,7 @@ struct SelectiveBackward {
     const float2 x = sm.x[t * C + ch];
     return {x.x, x.y, STEP ? sm.step[STEP ? t * C + ch : 0] : 0.f};
   }
-  // What is lost before a start stays out of sums that share an accumulator with those of the steps after it.
+  // Steps share an accumulator, so a NaN from before a sequence's start must not enter the sums (RARE).
   template <bool RARE>
   DEVICE static void add_numbers(Sums& sums, const X& x, int t, unsigned lane) {
     alignas(16) float v[kHeld];
@@ -332,7 +332,7 @@ struct SelectiveBackward {
         const bool next = slice + 1 < p.slices;
         put_weights();
         const bool far = R::any_thread(longer);
-        // What is read ahead goes where all threads had done with before this barrier.
+        // The next copies go to memory that no thread reads any more: all have passed the barrier above.
         if (slice == 0 && more) stage_elements(chunk - 1);
         if (next || more) stage_slice(next ? chunk : chunk - 1, next ? slice + 1 : 0, buffer ^ 1);
         commit_copies();

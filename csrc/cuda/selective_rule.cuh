@@ -1,4 +1,4 @@
-// What a lane of the selective scan makes of its eigenvalues at a step, for one rule, and the derivatives of that.
+// The selective scan's rules: from the eigenvalues of a lane and the span of a step to decay and gain, with derivatives.
 #pragma once
 #include "discretize.cuh"
 #include "selective.h"
@@ -47,7 +47,8 @@ struct Rates {
     }
   }
 
-  // Two parts of a phase that may be distant: the span, which one thread knows, and the turns of a state, which another.
+  // A phase = span · turns may be too large for the usual code. One thread knows the span, another the turns of a state,
+  // so each checks its own factor.
   DEVICE static bool far(float span) { return TURNS && span > kLongSpan; }
   DEVICE static bool any_thread(bool far) {  // of the block, which waits
     if constexpr (TURNS) return __syncthreads_or(far);
@@ -76,7 +77,7 @@ struct Rates {
     return r;
   }
 
-  // FAR: also of a span that `far` names or where a state is `wild`.
+  // FAR: right also for a long span (`far`) or fast turns (`wild`), and slower.
   template <bool FAR>
   DEVICE X decay(float span) const {
     X r;
@@ -144,8 +145,8 @@ struct Rates {
   }
 };
 
-// What a step hands to the lanes of a channel: `span` of the decay; `drive`, which is u times the part of the gain that
-// all states share; and Δ alone, where the gain has another span than the decay.
+// What the lanes of a channel read at a step. `span` = Δ·δ, from which the decay is made. `drive` = u times the part of
+// the gain that is the same for all states. `step` = Δ alone, where the rule makes the gain from it (asynchronous).
 struct Handed {
   float span, drive, step;
 };

@@ -13,7 +13,7 @@ bool constant(const Tensor& x, const Tensor& u) {
   return x.size(0) == 1 && x.size(1) == 1 && u.size(0) * u.size(1) != 1;
 }
 
-// As it lies, if only its rows (of `inner` dimensions) are whole.
+// x itself if its last `inner` dimensions are contiguous and it has the dtype; else a contiguous copy.
 Tensor rows_whole(const Tensor& x, ScalarType dtype, int64_t inner) {
   bool whole = x.scalar_type() == dtype;
   int64_t expected = 1;
@@ -100,7 +100,7 @@ struct Problem {
     const int64_t size = x.element_size(), time = x.size(1) == 1 ? 16 : size * x.stride(1);
     return {static_cast<const char*>(x.data_ptr()), size * x.stride(0), static_cast<int>(time)};
   }
-  // Whether so many bytes can be read at once, from places that are multiples of that.
+  // Whether `bytes` can be read in one access: all addresses are multiples of it.
   static bool whole(const Along& r, int64_t bytes) {
     return reinterpret_cast<uintptr_t>(r.data) % bytes == 0 && r.batch % bytes == 0 && r.time % bytes == 0;
   }
@@ -119,8 +119,9 @@ struct Problem {
     scratch_memory.push_back(empty(u, {count}, wide));
     return static_cast<float*>(scratch_memory.back().data_ptr());
   }
-  // What time is cut into: fewest rounds of blocks · steps, of a walk with so many `blocks` for a segment, of which a
-  // multiprocessor runs `at_once`, and of the walks before it, which cost `before` of that and have a segment less.
+  // Chooses the number of segments with the least estimated time. The main walk has `blocks` blocks for each segment,
+  // and a multiprocessor runs `at_once` of them, so they take some rounds, each as long as a segment. The walk before
+  // it has one segment less and takes `before` times as long. Each segment costs 16 steps more.
   void cut(int64_t blocks, int at_once, double before) {
     const int64_t slots = int64_t(attribute(cudaDevAttrMultiProcessorCount)) * at_once;
     const auto rounds = [&](int64_t segments) { return double((blocks * segments + slots - 1) / slots); };
@@ -155,7 +156,7 @@ struct Problem {
 
 }  // namespace
 
-// With `keep` also the state before every 8 steps, from which the backward pass starts.
+// With `keep` it also returns the state before every 8th step, from which the backward pass starts.
 std::tuple<Tensor, Tensor, Tensor> selective_scan(
     Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D, Optional z, Optional bias, Optional dt,
     Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule, bool keep) {
@@ -181,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
   return {y, last, kept};
 }
 
-// `kept` without elements is made again.
+// If `kept` is empty, the states are computed again.
 Gradients selective_scan_backward(
     Tensor grad, Tensor grad_last, Tensor kept, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Optional D,
     Optional z, Optional bias, Optional dt, Optional h0, Optional lengths, Optional reset, bool softplus, int64_t rule) {

@@ -6,13 +6,27 @@
 // are few channels, time is cut into segments: a walk before finds what each does to the state that it is given, and
 // the main walk folds the earlier segments in. More than 16 numbers of a state are walked slice after slice, over 32
 // steps at a time, while the state of the other slices waits in scratch memory.
+//
+// A block is 4 warps for 32 channels. Its threads change between two roles for each tile of 32 steps (real states):
+//
+//   recurrence      lane of warp 0    0 .. 7        8 .. 15       16 .. 23      24 .. 31
+//   (part, ch)      channel           0 .. 7        0 .. 7        0 .. 7        0 .. 7      warp 1: channels 8 .. 15
+//                   holds in h        states 0-3    states 4-7    states 8-11   states 12-15
+//   elementwise     thread 0          channels 0, 1 at steps 0, 8, 16, 24 of the tile; thread 1: channels 2, 3
+//   (couple, er)    thread 16         channels 0, 1 at steps 1, 9, 17, 25
+//
+//   global u, delta, z  --copied a tile ahead--> shared raw       --elementwise--> shared x: {span, drive}
+//   global B, C         --copied ahead---------> shared quads     -- as float ---> shared B, C
+//   shared x, B, C      --recurrence, h in registers; 4 lanes add up their parts of Re(C h)--> shared y
+//   shared y, raw       --elementwise: y + D u, gate--> global y
 #pragma once
 #include "selective_tile.cuh"
 
 namespace lrnnx::cuda {
 
-// kOutput: y. kStates: h alone, to be kept every 8 steps, or only what a segment does to it. kReverse: what a segment
-// does to the gradient of the state, r[t−1] = conj(a[t])·(r[t] + dy[t]·conj(C[t])): the same recurrence, time mirrored.
+// kOutput computes y. kStates computes h alone: either h is kept every 8 steps, or only the segment's decay and end
+// state are stored. kReverse computes decay and end for the gradient of the state, which is the same recurrence from the
+// last step to the first: r[t−1] = conj(a[t])·(r[t] + dy[t]·conj(C[t])).
 enum Pass { kOutput, kStates, kReverse };
 
 constexpr int kScanThreads = 128, kScanChannels = 32, kTileSteps = 32;
@@ -130,7 +144,7 @@ struct SelectiveScan {
     }
   }
 
-  // ---- copying, a tile ahead; beyond the last step what stands before it is read again ----
+  // ---- copying, one tile ahead. Beyond the last step the last row is read again; its values are not used ----
   DEVICE static void advance(const char*& at, const Along& x, int rows) { at += (BACK ? -rows : rows) * x.time; }
   DEVICE void next_weights(int s0) {
     const int further = s0 + int(tid / kParts) < steps ? TILE : 0;
@@ -174,8 +188,8 @@ struct SelectiveScan {
     return load_pair(&sm.raw[buffer][which][er + i * ROWS][tid % (C / 2) * 2]);
   }
 
-  // {span, drive} of two channels at each row; zeros hold the state after the last step. All rows at once, so that
-  // the chains of one hide those of another.
+  // Writes {span, drive} of two channels for each of this thread's rows. After the last step it writes zeros, which
+  // leave the state as it is. All rows are computed together, so that one row's latency hides behind another's.
   DEVICE void hand_over(int s0, int buffer, float2 bias) {
     float2 x[PS], step[PS];
     UNROLL for (int i = 0; i < PS; i++) {
@@ -202,7 +216,7 @@ struct SelectiveScan {
     }
   }
 
-  // ---- the recurrence over four steps, the sums of whose four lanes for y are exchanged at the end ----
+  // ---- the recurrence over four steps; then the four lanes of a channel exchange their parts of y ----
   template <bool RARE>
   DEVICE void walk(int s0, int t0, int t1, int slice, uint32_t cuts) {
     float y[kParts];
@@ -244,7 +258,7 @@ struct SelectiveScan {
       to = slice ? to + y[0] : y[0];
     }
   }
-  // Also for places beyond the last channel, so that what the backward pass reads there is finite.
+  // Places beyond the last channel are written too, so that the backward pass reads finite numbers there.
   DEVICE void keep(int t, int slice) const {
     store_column<PL>(kept + int64_t(t / kStepsKept * p.slices + slice) * (kSlice * p.padded), p.padded, h);
   }
@@ -313,7 +327,7 @@ struct SelectiveScan {
         const bool next = slice + 1 < p.slices;
         put_weights();
         const bool far = R::any_thread(longer);
-        // What is read ahead goes where all threads had done with before this barrier.
+        // The next copies go to memory that no thread reads any more: all have passed the barrier above.
         if (slice == 0 && more) stage_elements(s0 + TILE, buffer ^ 1);
         if (!next) next_weights(s0 + TILE);
         if (next || more) stage_weights(next ? slice + 1 : 0);

@@ -7,6 +7,17 @@ namespace lrnnx::cuda {
 // D += A·B of 16 × 8 numbers, where the products that a warp is to sum over channels are B, with channels along the
 // inner dimension, and A is a one-hot row that says which row of D gets the sum. So steps share an accumulator, and
 // nothing is wasted but multiplications by zero. Columns are pairs of (part of a state, half of the warp's channels).
+//
+// The j-th number of each lane at step t, summed over the warp's 8 channels (float32 and float16):
+//
+//   lane       0 .. 3   4 .. 7   8 .. 11   12 .. 15   ..   28 .. 31
+//   channel    0 .. 3   4 .. 7   0 .. 3    4 .. 7          4 .. 7
+//   part       0        0        1         1               3
+//   B          col 0    col 1    col 2     col 3           col 7      a lane gives one of 4 numbers of its column
+//
+//   A, row t   1 1 1 1, all other rows 0:   D row t, col n += sum of B's column n
+//   D          lane 4 t + part holds cols 2·part and 2·part + 1 of row t; added, they are the sum over all 8 channels
+//   rows 8 to 15 of D do the same for number j + 1. bfloat16 packs two numbers, so 4 steps share an accumulator.
 DEVICE void multiply_tf32(float (&d)[4], float a, float b0, float b1) {  // b0 to row g of D, b1 to row g + 8
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%5,%4}, {%6,%7}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -17,8 +28,8 @@ DEVICE void multiply_bf16(float (&d)[4], uint32_t a, uint32_t b0, uint32_t b1) {
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a), "r"(0), "r"(b0), "r"(b1));
 }
 
-// Four numbers of each of 8 steps, summed over a warp's channels. bfloat16 rounds what is summed once more, which its
-// results are anyway; the others take numbers in two parts of 11 bits (float16 itself would overflow).
+// Four numbers of each of 8 steps, summed over a warp's channels. For bfloat16 each number is rounded to bfloat16 before
+// it is added, as the result will be. The others split a number into two parts of 11 bits (float16 would overflow).
 template <class E>
 struct ChannelSums {
   static constexpr bool ROUND = std::is_same<E, __nv_bfloat16>::value;

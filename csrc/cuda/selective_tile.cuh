@@ -1,4 +1,19 @@
 // What the kernels of the selective scan share: where a block's channels lie, and storage types in twos and fours.
+//
+// 2 groups of 40 channels, blocks of C = 32 channels. A block has channels of one group only, and scratch memory pads
+// each group to a multiple of 64 places:
+//
+//   channel          0 .. 31    32 .. 39                  40 .. 71   72 .. 79
+//   block            0          1                         2          3
+//   Home.from        0          32                        40         72
+//   Home.width       32         8 (24 lanes repeat 39)    32         8 (24 lanes repeat 79)
+//   scratch place    0 .. 31    32 .. 39, padding to 63   64 .. 95   96 .. 103, padding to 127
+//
+// A slice is 16 numbers of a channel's state. Four lanes hold four each:
+//
+//   part             0                     1                     2                        3
+//   real             states 0 1 2 3        4 5 6 7               8 9 10 11                12 13 14 15
+//   complex          re 0 1, im 0 1        re 2 3, im 2 3        re 4 5, im 4 5           re 6 7, im 6 7
 #pragma once
 #include "memory.cuh"
 #include "selective_rule.cuh"
@@ -84,7 +99,7 @@ DEVICE void put_quad(float* to, const Quad<E>& quad, bool conjugate) {
   *reinterpret_cast<float4*>(to) = v;
 }
 
-// The channels of a block, C at most, all of a group; places beyond them read the last.
+// The channels of a block: at most C, all of one group. Lanes beyond the last channel read the last channel.
 template <int C>
 struct Home {
   int group, from;
@@ -101,7 +116,7 @@ struct Home {
   DEVICE int channel(int c) const { return from + min(c, width - 1); }
 };
 
-// Two channels, of which there may be `one` or both; as a whole if they come in pairs.
+// Stores two channels, of which the first (`one`) or both may exist; in one access if channels come in pairs.
 template <class E>
 DEVICE void put_pair(bool pairs, bool one, bool both, E* to, float2 v) {
   if (pairs) {
@@ -117,7 +132,7 @@ struct Couple {
   int first, next;     // channels; `next` is how far the second is away: 1, or 0 beyond the last
   bool inside, both;
 
-  // Beyond the last channel that of the last pair, since pairs are read as a whole.
+  // A thread beyond the last channel takes the last pair, since a pair is read in one access.
   Couple() = default;
   template <int C>
   DEVICE Couple(const Home<C>& home, int c)
@@ -138,14 +153,15 @@ template <class E>
 DEVICE const E* row_of(const Along& x, int t) {  // of the sequence that `of_sequence` chose
   return reinterpret_cast<const E*>(x.data + int64_t(t) * x.time);
 }
-// The problem with what is read along time at its b-th sequence.
+// The same problem; pointers to what is read along time now point to the b-th sequence.
 DEVICE Selective of_sequence(Selective p, int b) {
   for (Along* x : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.grad})
     if (x->data) x->data += b * x->batch;
   return p;
 }
 
-// A number of the state (B, D, P, N), or of A (D, P, N): of `row` and of a lane's j-th place; 0 beyond the last state.
+// Where the j-th number of a lane lies in a state (B, D, P, N) or in A (D, P, N), for a `row` of B·D or D. Numbers
+// beyond the last state are 0.
 template <int PL>
 struct StateAt {
   static constexpr int V = kHeld / PL;
@@ -166,7 +182,7 @@ struct StateAt {
   }
 };
 
-// Four numbers of a lane in scratch memory, (…, 16, padded), from the row of its first; neighbours are channels.
+// A lane's four numbers in scratch memory (…, 16, padded): four rows from `from` on. Neighbours in a row are channels.
 template <int PL>
 DEVICE Val<float, PL, kHeld / PL> load_column(const float* from, int padded) {
   Val<float, PL, kHeld / PL> r;
@@ -177,7 +193,7 @@ template <int PL>
 DEVICE void store_column(float* to, int padded, const Val<float, PL, kHeld / PL>& x) {
   UNROLL for (int j = 0; j < kHeld; j++) to[int64_t(j) * padded] = x.v[j / (kHeld / PL)][j % (kHeld / PL)];
 }
-// And in shared memory, side by side.
+// A lane's four numbers in shared memory, side by side.
 template <int PL>
 DEVICE Val<float, PL, kHeld / PL> load_four(const float* from) {
   const float4 v = *reinterpret_cast<const float4*>(from);

@@ -1,4 +1,18 @@
 // The walks of selective_launch.h; an instance file names those that it compiles.
+//
+// Time cut into 3 segments. Each walk is one launch, with a block for each tile of channels, sequence and segment:
+//
+//   segment          0                 1                 2
+//   forward
+//     walk_states    decay and end     decay and end     -                 -> ahead
+//     walk_output    h0                0 folded in       0 and 1 folded    <- state that enters; -> y, last, kept
+//   backward
+//     walk_reverse   -                 decay and end     decay and end     -> behind, of the state's gradient
+//     walk_back      2 and 1 folded    2 folded          grad_last         <- gradient that enters; -> du, .., part_*
+//     finish_*       one thread for each sum adds the partial sums of blocks, always in the same order
+//
+// With one segment walk_states and walk_reverse have nothing to do. Without kept states, the backward pass first
+// runs walk_states again, now to keep the state before every 8th step.
 #pragma once
 #include "selective_backward.cuh"
 #include "selective_launch.h"
@@ -21,7 +35,7 @@ void walk_output(const Selective& p, int rule, cudaStream_t stream) {
   by_rule(rule, [&](auto r) { start_scan<E, PL, decltype(r)::value, kOutput>(p, p.segments, stream); });
 }
 
-// What each segment but the last does to a state; or, where they are kept, the states.
+// Decay and end state of each segment but the last; or, if `saved` is given, the states to be kept.
 template <class E, int PL>
 void walk_states(const Selective& p, int rule, cudaStream_t stream) {
   const int segments = p.saved ? p.segments : p.segments - 1;

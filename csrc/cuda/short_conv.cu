@@ -1,5 +1,17 @@
 // lrnnx::short_conv on CUDA and its gradients. A thread has a vector of channels and a strip of steps: it reads each
 // input once, and keeps the window, or the gradients that the window still owes, in registers.
+//
+// At a toy size: W = 3 taps, strips of 4 steps, V = 4 channels in a vector.
+//
+//   step            0 1 2 3   4 5 6 7   8 9 ..       8 strips in a block; blockIdx.y: further strips
+//   threadIdx.y     0         1         2
+//   threadIdx.x     c has the channels 4 c .. 4 c + 3; 32 vectors in a block; blockIdx.x: further ones; blockIdx.z: batch
+//
+//   forward, strip 1 at step 5       window  x5 x4 x3       y5 = bias + w0 x5 + w1 x4 + w2 x3
+//   (it starts with x3 and x2)
+//   backward, strip 1 at step 5      owed    for x5, x4, x3: += w0 g5, w1 g5, w2 g5; strip 0 stores dx3
+//   (it reads the gradients g4 to g9)        for x4 is complete after step 6: stored as dx4
+//   sums for bias and taps           registers of a thread -> shared memory, 8 strips added -> global part -> sum_first
 #include "chained.cuh"
 #include "reduce.cuh"
 
@@ -136,7 +148,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
         now[i] = next_input[i];
       }
       fetch(t + 1);
-      if (t == walk.length)  // what the state after the last step owes to the inputs before
+      if (t == walk.length)  // the state after the last step holds the last inputs: add its gradient to theirs
         UNROLL for (int k = 0; k < SPAN; k++)
           if (walk.sees(k) || t == 0) {
             S of_last[V];
@@ -184,7 +196,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
   }
 }
 
-// Strips short enough for several waves of blocks; the inputs read twice, at their seams, are still in a cache.
+// Strips are short enough to give several waves of blocks. Inputs where strips meet are read twice, but from a cache.
 int strip_of(const Conv& p, int V, int most) {
   const int64_t rows = (int64_t(p.B) * p.D + kLanes * V - 1) / (kLanes * V);
   int strip = most;
@@ -231,7 +243,7 @@ void run_conv(ScalarType dtype, const Conv& p, int64_t width, bool aligned, cuda
   by_dtype(dtype, [&](auto e) { by_width<decltype(e), BWD>(p, width, aligned, stream); });
 }
 
-// What both passes read: x as it lies unless its channels are apart, the rest in the precision of sums.
+// What both passes read: x without a copy if its channels are contiguous; the rest in the precision of sums.
 struct Tensors {
   Tensor x, weight;
   Optional bias, state, lengths, reset;

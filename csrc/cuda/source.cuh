@@ -37,7 +37,8 @@ struct Params {
   bool sum_a;                  // da is summed over time and batch
 };
 
-// Of a step: after its row's end; drops its incoming state; takes its input in whole.
+// What is special about a step. kHold: beyond the sequence's length, the state stays. kCut: a sequence starts, the state
+// before is dropped. kUnit: the input enters without the RG-LRU's factor.
 enum Mode : int { kPlain = 0, kHold = 1, kCut = 2, kUnit = 4 };
 
 template <class S, class X, int EXTRA>

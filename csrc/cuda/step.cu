@@ -1,4 +1,15 @@
-// lrnnx::diagonal_step on CUDA: lanes for the states of a group, which a reduction over them contracts.
+// lrnnx::diagonal_step on CUDA: lanes have the states of a group, and a sum over the lanes gives the group's output.
+//
+// At a toy size: 2 items (b, g) with N = 8 states each, V = 4 states for a lane, so p.lanes = 2:
+//
+//   thread       0             1             2             3
+//   item         0             0             1             1
+//   states       0 1 2 3       4 5 6 7       0 1 2 3       4 5 6 7       more than 32 lanes hold: it goes on by lanes·V
+//   registers    h, a, gain, c, v: V numbers of each, read from global memory before anything is computed
+//
+//   every thread    after = a·h + gain·v  -> global
+//                   sum = Re(c·after), added over the lanes of an item by shuffles
+//   lane 0          w[item] = (sum + direct·v)·silu(gate)  -> global
 #include "chained.cuh"
 #include "discretize.cuh"
 
@@ -121,7 +132,7 @@ void start(Step p, cudaStream_t stream) {
   const int64_t groups = int64_t(p.B) * p.G;
   p.lanes = 1;
   while (p.lanes < 32 && p.lanes * V < p.N) p.lanes *= 2;
-  // Lanes with a state each are soonest done; more than a GPU holds, and four states share what is done once.
+  // One state for a lane is fastest. With more lanes than a GPU holds, up to four states share the work of one lane.
   for (int halved = 0; V == 1 && halved < 2 && p.lanes > 1 && groups * p.lanes > kHeldThreads; halved++) p.lanes /= 2;
   const unsigned blocks = static_cast<unsigned>((groups * p.lanes + kStepThreads - 1) / kStepThreads);
   const auto run = [&](auto kernel) { start_chained(kernel, blocks, kStepThreads, stream, p); };
