@@ -45,6 +45,7 @@ class S5(DiagonalLayer):
         {"d_state": 4, "rule": "bilinear", "blocks": 2, "step_rescale": 2.0},
         {"d_state": 4, "conj_sym": False, "rule": "dirac"},
         {"d_state": 4, "both_directions": True},
+        {"d_state": 4, "both_directions": True, "rule": "trapezoid"},
     )
 
     @dataclass
