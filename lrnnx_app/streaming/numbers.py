@@ -1,4 +1,4 @@
-"""Numbers that a stream keeps away from: subnormal ones, which are slow, and sound far beyond full scale."""
+"""Keeps subnormal numbers, which are slow, and sound far above full scale out of a stream."""
 
 import sys
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from lrnnx_app.spec import DataSpec
 
-LOUDEST = 16.0  # full scales; a sample beyond is taken for that
+LOUDEST = 16.0  # in full scales; samples are clipped to it
 
 
-class Flushing:  # by a class, since it is entered for each hop
-    """Let this thread, and those that it starts meanwhile, take subnormal numbers (below 1.2e-38) for zero.
+class Flushing:  # a class is entered faster than a generator, and each hop enters it
+    """While entered, this thread and those that it starts treat subnormal numbers (below 1.2e-38) as zero.
 
-    In silence the state of a stream decays into them, and a CPU is many times slower with them. What the
-    thread did before is restored.
+    In silence the state of a stream decays to such numbers, and a CPU is many times slower with them. At the
+    end the thread's earlier mode is restored.
     """
 
     def __enter__(self) -> None:
-        self._before = sys.float_info.min * 0.5 == 0  # torch has no function that tells
+        self._before = sys.float_info.min * 0.5 == 0  # torch has no function to ask for the mode
         torch.set_flush_denormal(True)
 
     def __exit__(self, *error: object) -> None:
@@ -26,5 +26,5 @@ class Flushing:  # by a class, since it is entered for each hop
 
 
 def bounded(x: Tensor, spec: DataSpec) -> Tensor:
-    """x with every sample of sound within ±LOUDEST; other inputs as they are."""
+    """x clipped to ±LOUDEST if it is sound, else x itself."""
     return x.clamp(-LOUDEST, LOUDEST) if spec.sample_rate and not spec.tokens else x

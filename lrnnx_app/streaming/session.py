@@ -1,4 +1,4 @@
-"""Live streams through a model: fixed buffers, one CUDA graph, state in and out."""
+"""Runs live streams through a model chunk by chunk, on a GPU by a CUDA graph; states can be saved."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,12 +20,12 @@ from lrnnx_app.ops.capture import CaptureError, capture
 from lrnnx_app.streaming.health import Health
 from lrnnx_app.streaming.numbers import Flushing, bounded
 
-WAITING = "waiting"  # name in a saved state of the samples that do not fill a hop yet
+WAITING = "waiting"  # in a saved state, the name of the samples that do not yet fill a hop
 
 
 @dataclass
 class _Pass:
-    """The buffers of one shape of chunk, and its graph where there is one."""
+    """The input and output buffers of the usual chunk, and its graph if it has one."""
 
     x: Tensor
     dt: Tensor | None
@@ -36,23 +36,23 @@ class _Pass:
 class StreamingSession:
     """Feeds a model in evaluation mode chunk by chunk and carries the state of `batch` streams.
 
-    On a GPU the work of one chunk is captured as a CUDA graph and replayed; where that is impossible, or on
-    a CPU, the same code runs without. The session shares the model's weights as they are at its start: after
-    changing them, make a new one.
+    On a GPU the work of one chunk is captured as a CUDA graph and replayed. On a CPU, or where a capture
+    fails, the same code runs without a graph. The session uses the weights that the model has when the
+    session is made; make a new session after changing them.
 
-    A stream whose output or state is not finite begins anew and gives silence until then; the others go on.
-    Samples of sound beyond ±16 full scales are taken for that. On a CPU, subnormal numbers are taken for zero
-    by the thread that pushes, while it does.
+    If the output or state of a stream is not finite, the stream is reset; until then its output is zero.
+    Other streams are not affected. Sound is clipped to ±16 full scales. On a CPU, the thread that calls
+    `push` treats subnormal numbers as zero during the call.
 
     Args:
-        model: any causal model; it stays in whatever mode it is.
-        batch: streams side by side, each of which may start, pause and end on its own.
-        chunk: samples of the usual push, the model's hop if None; a push of any other size works too.
-        graph: False runs without a graph on a GPU too.
+        model: any causal model. Its own training or evaluation mode is not changed.
+        batch: number of streams; each may start, pause and end on its own.
+        chunk: samples of the usual push; None is the model's hop. A push of another size works too.
+        graph: False runs without a CUDA graph.
 
     Attributes:
-        graph_reason: why no graph runs; empty if one does or will at the first push.
-        restarts: how often each stream began anew because its numbers were not finite.
+        graph_reason: why no graph runs; "" if one runs or will at the first push.
+        restarts: for each stream, how often it was reset because its numbers were not finite.
 
     Raises:
         StreamError: the model is not causal, or chunk or batch is below 1.
@@ -62,7 +62,7 @@ class StreamingSession:
         self.chunk, self.batch, self.hop = model.hop if chunk is None else chunk, batch, model.hop
         if min(self.chunk, batch) < 1:
             raise StreamError(f"chunk {self.chunk} and batch {batch}: expected at least 1")
-        self.usual = max(self.hop, self.chunk // self.hop * self.hop)  # samples that the model takes at once
+        self.usual = max(self.hop, self.chunk // self.hop * self.hop)  # samples of one pass
         self.spec = model.spec
         self._model = frozen(model)
         like = next(self._model.parameters())
@@ -86,15 +86,15 @@ class StreamingSession:
         return self._health.restarts
 
     def warm_up(self, timed: bool = False) -> None:
-        """Prepare everything that the first push would pay for; no stream moves.
+        """Do now what would make the first push slow. The states of streams do not change.
 
         Args:
-            timed: pushes will come with dt.
+            timed: whether pushes will have dt.
         """
         usual = self._pass(timed)
         if usual.graph is None:
             with self._untouched():
-                self._advance(usual.x, usual.dt)
+                self._run_model(usual.x, usual.dt)
 
     def push(
         self,
@@ -104,13 +104,16 @@ class StreamingSession:
         active: Tensor | Sequence[bool] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """The outputs that are ready: those of whole hops, (B, T', d_output), or (B, d_output) of a pool.
+        """Feed samples to the streams, and return the outputs of all hops that they complete.
 
         Args:
             x: (B, T, d_input), or (B, T) tokens, T ≥ 1; moved to the model's device and dtype.
-            dt: (B, T) time since each previous sample.
-            active: (B,) false for streams that pause; their output is of no meaning.
-            lengths: (B,) samples of x that belong to each stream; 0 pauses it.
+            dt: (B, T) elapsed time since the sample before each one.
+            active: (B,) bool; false for streams that pause. Ignore their output.
+            lengths: (B,) number of samples of x that belong to each stream; 0 pauses it.
+
+        Returns:
+            y (B, T', d_output), where T' counts whole hops; or (B, d_output) of a model that pools over time.
 
         Raises:
             StreamError: a shape or an option does not fit; says which was expected. Lengths on a GPU are
@@ -141,14 +144,14 @@ class StreamingSession:
         return torch.cat(parts, 1) if len(parts) > 1 and parts[0].ndim == 3 else parts[-1]
 
     def finish(self) -> Tensor:
-        """The outputs that wait for the end of their hop, as if silence followed; then all is fresh."""
+        """Fill the last hop with silence, return its outputs, and reset all streams."""
         count = self._waiting.shape[1]
         y = self.push(self._input(-count % self.hop)) if count else self._nothing()
         self.reset()
         return y[:, :count]
 
     def reset(self, streams: Tensor | Sequence[bool] | None = None) -> None:
-        """Let streams begin anew: those where `streams` (B,) is true, all if None.
+        """Reset the states of the streams where `streams` (B,) is true; None resets all.
 
         Raises:
             StreamError: single streams, while samples wait for the end of their hop.
@@ -160,7 +163,7 @@ class StreamingSession:
         self._restart(torch.ones(self.batch, dtype=torch.bool) if streams is None else self._mask(streams))
 
     def _heal(self) -> None:
-        """Restart the streams that are known to have left the finite numbers."""
+        """Reset the streams whose numbers were found not to be finite."""
         if (bad := self._health.told()) is not None:
             self._restart(bad)
 
@@ -179,7 +182,7 @@ class StreamingSession:
         return {name: tensor[rows].clone() for name, tensor in everything.items()}
 
     def load_state(self, state: dict[str, Tensor], streams: Sequence[int] | None = None) -> None:
-        """Go on from what `state` returned, here or elsewhere, in these streams (all if None).
+        """Continue these streams (all if None) from the states that `state` returned, here or elsewhere.
 
         Raises:
             StreamError: it is another model's, or for another number of streams.
@@ -211,7 +214,7 @@ class StreamingSession:
         save_file({name: tensor.cpu().contiguous() for name, tensor in self.state(streams).items()}, path)
 
     def load(self, path: Path, streams: Sequence[int] | None = None) -> None:
-        """Go on from a file that `save` wrote.
+        """Continue from a file that `save` wrote.
 
         Raises:
             StreamError: the file is missing, unreadable, or another model's.
@@ -227,36 +230,36 @@ class StreamingSession:
     def _run(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None) -> Tensor:
         if lengths is not None or x.shape[1] != self.usual:
             dt = None if dt is None else dt.to(self.device, self._real)
-            y = self._advance(x.to(self._waiting), dt, lengths)
+            y = self._run_model(x.to(self._waiting), dt, lengths)
         else:
             usual = self._pass(dt is not None)
             usual.x.copy_(x)
             if dt is not None and usual.dt is not None:
                 usual.dt.copy_(dt)
             if usual.graph is None:
-                y = self._advance(usual.x, usual.dt)
+                y = self._run_model(usual.x, usual.dt)
             else:
                 usual.graph.replay()
                 assert usual.y is not None
                 y = usual.y
         return y.clone()  # a graph's result is overwritten by the next replay
 
-    def _advance(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
-        """One pass of the model; the states of active streams move on in place."""
+    def _run_model(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+        """Run the model once; overwrites the states of active streams and returns its outputs."""
         with torch.inference_mode(), Flushing() if self.device.type == "cpu" else nullcontext():
             y, state = self._model(bounded(x, self.spec), self._state, dt=dt, lengths=lengths)
             advance(self._leaves, _tensors(state), self._active)
             return self._health.seen(y, self._active, lengths)
 
     def _pass(self, timed: bool) -> _Pass:
-        """The buffers, and the graph if there can be one, of the usual chunk."""
+        """The buffers of the usual chunk, and its graph, which the first call captures if it can."""
         if timed not in self._passes:
             dt = torch.ones(self.batch, self.usual, device=self.device, dtype=self._real)
             made = _Pass(self._input(self.usual), dt if timed else None)
             if not self.graph_reason:
                 try:
                     with self._untouched():
-                        made.graph, made.y = capture(lambda: self._advance(made.x, made.dt), self.device)
+                        made.graph, made.y = capture(lambda: self._run_model(made.x, made.dt), self.device)
                 except CaptureError as error:
                     self.graph_reason = str(error)
             self._passes[timed] = made

@@ -1,4 +1,4 @@
-"""Where samples go: an audio file that appears whole, or raw PCM through a pipe."""
+"""Outputs for samples: an audio file, which appears only when it is complete, or raw PCM to a pipe."""
 
 import os
 from pathlib import Path
@@ -28,12 +28,12 @@ EXACT = (
 )
 FLOATS = ("FLOAT", "DOUBLE")
 WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes of a sample
-FINEST = {".flac": "PCM_24"}  # in place of what is finer than a format can be
-WAV_BYTES = 2**32 - 2**20  # that a wav's header can count, without what else is in the file
+FINEST = {".flac": "PCM_24"}  # the finest encoding of a format, used for inputs that are finer
+WAV_BYTES = 2**32 - 2**20  # of samples: a wav's header counts up to 2^32 bytes, headers included
 
 
 class Sink(Protocol):
-    """Takes samples (T,), 1 is full scale; `close` completes the result, `abort` leaves none."""
+    """Takes samples (T,), with full scale at ±1. `close` completes the result, `abort` removes it."""
 
     def write(self, samples: Tensor) -> None: ...
 
@@ -43,15 +43,15 @@ class Sink(Protocol):
 
 
 class AudioFile:
-    """A mono file written beside its final name, which it gets when it is whole.
+    """A mono audio file. It is written under a hidden name, and gets its own name when it is complete.
 
-    A wav that outgrows its header's count of bytes becomes an RF64, which most programs read as a wav.
+    A wav that grows beyond what its header can count becomes an RF64, which most programs read as a wav.
 
     Args:
-        subtype: encoding of the input (soundfile's name); kept where the output's format has it.
+        subtype: encoding of the input (soundfile's name); the output has the same, if its format allows it.
 
     Raises:
-        DataError: the name or the folder does not serve.
+        DataError: the file's format is unknown, or the file cannot be written.
     """
 
     def __init__(self, target: Path, rate: int, subtype: str | None = None) -> None:
@@ -80,7 +80,7 @@ class AudioFile:
 
     def close(self) -> None:
         self._file.close()
-        if self._part.exists():  # not there if an interrupt came after the last call did its work
+        if self._part.exists():  # missing if an interrupt came right after the rename
             atomic.finish(self._part, self.target)
 
     def abort(self) -> None:
@@ -88,7 +88,7 @@ class AudioFile:
         self._part.unlink(missing_ok=True)
 
     def _opened(self, form: str) -> soundfile.SoundFile:
-        """The part, new and empty."""
+        """Open the hidden file, new and empty."""
         try:
             place: Any = os.fsencode(atomic.begin(self.target))  # any bytes of a name
             return soundfile.SoundFile(place, "w", self._rate, 1, self._subtype, format=form)
@@ -97,7 +97,7 @@ class AudioFile:
             raise DataError(f"{self.target}: cannot be written ({error})") from error
 
     def _widen(self) -> None:
-        """Go on in an RF64 with what was written so far."""
+        """Copy what was written so far to an RF64, and continue in that."""
         self._file.close()
         narrow = self._part.with_name(f"{self._part.name}.wav")
         os.replace(self._part, narrow)
@@ -114,7 +114,7 @@ class AudioFile:
 
 
 def encoding(suffix: str, subtype: str | None) -> str:
-    """What a file of this suffix is written in: the input's encoding, or the nearest that serves."""
+    """The encoding for a file of this suffix: the input's own, or the nearest one that the format has."""
     form = suffix[1:].upper()
     if subtype is not None and subtype in EXACT and soundfile.check_format(form, subtype):
         return subtype
@@ -123,7 +123,7 @@ def encoding(suffix: str, subtype: str | None) -> str:
 
 
 class Pcm:
-    """Raw samples in one of FORMATS, each chunk handed on at once."""
+    """Raw samples in one of FORMATS; each chunk is written at once."""
 
     def __init__(self, stream: BinaryIO, form: str) -> None:
         self._stream, self._dtype = stream, FORMATS[form]

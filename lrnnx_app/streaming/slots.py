@@ -24,15 +24,16 @@ EVERYTHING = 1 << 62  # more steps than any source has
 
 @dataclass
 class Timing:
-    """What streams cost.
+    """Work and time of streams.
 
     Attributes:
-        steps: taken by all of them.
-        compute: seconds of reading, computing and writing, without waiting for the world.
+        steps: number of steps, of all streams.
+        compute: seconds of reading, computing and writing, without waiting for live input.
         chunks: seconds of each of the latest chunks.
-        restarts: of streams whose numbers were not finite.
-        paced: chunks were due at times.
-        misses: chunks that were not done when the next one was due; late: seconds, of the worst.
+        restarts: number of resets of streams whose numbers were not finite.
+        paced: whether chunks had deadlines.
+        misses: number of chunks that were not done when the next one arrived.
+        late: by how many seconds the latest of these was late.
     """
 
     steps: int = 0
@@ -53,20 +54,20 @@ class Timing:
 
 @dataclass
 class Pace:
-    """Hands out chunks at the rate at which they would arrive."""
+    """Delays chunks so that they come at the rate of a live source."""
 
     seconds: float  # of a chunk
     start: float = 0.0
     count: int = 0
 
     def wait(self) -> None:
-        """Sleep until the next chunk is there."""
+        """Sleep until the next chunk would have arrived."""
         self.start = self.start or time.perf_counter()
         self.count += 1
         time.sleep(max(0.0, self.start + self.count * self.seconds - time.perf_counter()))
 
     def late(self) -> float:
-        """Seconds by which the chunk in hand missed the arrival of the next one; negative if in time."""
+        """Seconds from the arrival of the next chunk to now; negative if this chunk was done in time."""
         return time.perf_counter() - self.start - (self.count + 1) * self.seconds
 
 
@@ -77,11 +78,11 @@ def stream(
     pace: Pace | None = None,
     failed: Callable[[str, UserError], None] | None = None,
 ) -> Timing:
-    """Run every track from its start to its end; `done` hears of each that ended.
+    """Run every track from its start to its end, and call `done` with each track that has ended.
 
-    A track whose input or output does not serve is aborted, one that is live is finished where it is; then
-    `failed` hears of it, which may raise (and does if None), else the others go on. An interrupt (Ctrl-C)
-    finishes the tracks in hand where they are. After any other error they are aborted.
+    If a track's input or output fails, the track is aborted, or finished early if it is live. Then `failed`
+    is called with its name and the error; if that returns, the other tracks go on. Without `failed` the error
+    is raised. Ctrl-C finishes all running tracks early. After any other error they are aborted.
     """
     timing, waiting = Timing(paced=pace is not None), iter(tracks)
     slots: list[Track | None] = [None] * session.batch
@@ -128,7 +129,7 @@ def stream(
 def _on_its_own(
     slots: list[Track | None], i: int, track: Track, failed: Callable[[str, UserError], None] | None
 ) -> Iterator[None]:
-    """While one track is read or written: its failure frees its slot and touches no other."""
+    """Wraps reading or writing of one track: if it fails, only this track ends, and its slot becomes free."""
     try:
         yield
     except UserError as error:
@@ -155,7 +156,7 @@ def _part(
 
 
 def _told(now: list[int], before: list[int], slots: list[Track | None]) -> int:
-    """How many streams began anew, with a line for each."""
+    """The number of streams that were reset; prints a line for each."""
     found = [i for i, (count, old) in enumerate(zip(now, before, strict=True)) if count > old]
     for i in found:
         track = slots[i]
@@ -165,7 +166,7 @@ def _told(now: list[int], before: list[int], slots: list[Track | None]) -> int:
 
 
 def whole(model: Model, track: Track) -> Timing:
-    """Run one track in one go."""
+    """Run the model once over a whole track."""
     timing, started = Timing(), time.perf_counter()
     try:
         x, dt = track.read(EVERYTHING)
@@ -184,7 +185,7 @@ def whole(model: Model, track: Track) -> Timing:
 
 
 def _fill(slots: list[Track | None], waiting: Iterator[Track], session: StreamingSession) -> bool:
-    """Give free slots their next track, with a fresh state; False if there is nothing left to run."""
+    """Give each free slot the next track and reset its state. False if no track is left to run."""
     free = [track is None for track in slots]
     for i, empty in enumerate(free):
         slots[i] = next(waiting, None) if empty else slots[i]
@@ -195,7 +196,7 @@ def _fill(slots: list[Track | None], waiting: Iterator[Track], session: Streamin
 
 
 def _push(session: StreamingSession, parts: list[Steps | None], timing: Timing) -> Tensor:
-    """The outputs of one chunk on the CPU; a model that takes whole hops hears silence after an end."""
+    """The outputs of one chunk, on the CPU. If a track ends in the middle of a hop, silence fills it."""
     lengths = [0 if part is None else len(part.x) for part in parts]
     if not any(lengths):
         return torch.zeros(session.batch, 0, session.spec.d_output)

@@ -1,4 +1,4 @@
-"""Where samples come from: blocks of an audio file, or of raw PCM that arrives through a pipe."""
+"""Inputs of samples: blocks of an audio file, or of PCM that arrives through a pipe."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from lrnnx_app.errors import DataError
 from lrnnx_app.streaming.numbers import LOUDEST
 from lrnnx_app.streaming.wav import Wav, wav_header, wav_samples
 
-READ_BYTES = 1 << 16  # of a pipe at the most
+READ_BYTES = 1 << 16  # most bytes of one read from a pipe
 FORMATS = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
-FULL_SCALE = 2**15  # of 16-bit samples
+FULL_SCALE = 2**15  # a 16-bit sample of this size is 1
 PIPE = Path("standard input")
-OTHERS = {  # by their first bytes
+OTHERS = {  # other kinds of files, known by their first bytes
     **{b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"RIFX": "a big-endian wav"},
     **{b"FORM": "aiff", b".snd": "au", b"caff": "caf", b"riff": "w64"},
 }
@@ -34,23 +34,23 @@ class Steps(NamedTuple):
 
 
 def file_blocks(reader: soundfile.SoundFile, path: Path) -> Iterator[Tensor]:
-    """Mono blocks (T,) of an open file; DataError where it is damaged or holds no finite number."""
+    """Mono blocks (T,) of an open file; DataError if it is damaged or a sample is not finite."""
     with reader:
         yield from map(torch.from_numpy, mono_blocks(reader, path))
 
 
 class Pipe:
-    """Mono blocks (T,) of raw interleaved PCM, or of a wav, each as soon as it has arrived.
+    """Mono blocks (T,) of raw interleaved PCM, or of a wav. Each block is given as soon as it arrives.
 
     Args:
-        file: a descriptor to read from; a buffered file would hold samples back.
-        rate, channels, form: of raw samples; a wav says its own.
+        file: a file descriptor; reads from a buffered file object would wait for more samples.
+        rate, channels, form: rate in Hz, number of channels and format of raw samples; a wav has its own.
 
     Attributes:
-        rate: samples a second.
+        rate: samples per second.
 
     Raises:
-        DataError: what arrives has the header of another kind of file.
+        DataError: the input starts with the header of another kind of file.
     """
 
     def __init__(self, file: int, rate: int, channels: int, form: str) -> None:
@@ -86,7 +86,7 @@ class Pipe:
             rest = rest[whole:] + more
 
     def _exactly(self, count: int) -> bytes:
-        """So many bytes, or what there is up to the end."""
+        """`count` bytes, or fewer at the end of the input."""
         while len(self._held) < count and (data := os.read(self._file, READ_BYTES)):
             self._held += data
         found, self._held = self._held[:count], self._held[count:]
@@ -94,12 +94,12 @@ class Pipe:
 
 
 class Resampled:
-    """Samples of blocks (T,) at `source` Hz, as many at a time as asked for, at `target` Hz.
+    """Reads blocks (T,) of samples at `source` Hz, and gives any number of samples at `target` Hz.
 
     Attributes:
-        taken: samples that the blocks have given so far.
-        beyond: how many samples a session takes for LOUDEST.
-        delay: seconds that the conversion adds, at the most.
+        taken: number of samples read from the blocks so far.
+        beyond: number of samples above LOUDEST, which a session clips.
+        delay: largest delay of the conversion, in seconds.
     """
 
     def __init__(self, blocks: Iterable[Tensor], source: int, target: int) -> None:

@@ -1,4 +1,4 @@
-"""How many threads of a CPU a stream takes."""
+"""The number of CPU threads for a stream."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads, all if None.
+    """While entered, torch uses `count` threads; None leaves their number as it is.
 
-    A chunk is little work: threads that wait for each other make it late, hundredfold where anything else
-    wants a core, so that streams take one.
+    Streams use one thread. A chunk is little work, and threads wait for each other at its end: on a busy
+    machine that makes a chunk a hundred times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

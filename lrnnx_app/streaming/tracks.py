@@ -1,4 +1,4 @@
-"""One stream from its source to its sink, as the slots of a session take it."""
+"""Tracks: one stream each, from its source to its sink."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,16 +10,16 @@ from lrnnx_app.data.resample import Resampler
 from lrnnx_app.streaming.sinks import Sink
 from lrnnx_app.streaming.sources import Resampled, Steps
 
-Watch = Callable[[Tensor, Tensor], None]  # sees inputs and outputs on their way, for a plot
+Watch = Callable[[Tensor, Tensor], None]  # called with inputs and outputs, for a plot
 
 
 class Track(Protocol):
-    """A stream of steps that is read, and whose outputs are written.
+    """A stream: its steps are read, and the outputs for them are written.
 
     Attributes:
-        name: for messages.
-        live: reading waits for the world.
-        delay: seconds that conversions of the rate add, at the most.
+        name: used in messages.
+        live: whether the input arrives in real time, so that reading may wait.
+        delay: largest delay of the conversions of the sampling rate, in seconds.
     """
 
     name: str
@@ -33,24 +33,24 @@ class Track(Protocol):
         ...
 
     def write(self, y: Tensor) -> None:
-        """The outputs (T, d_output) of the steps read, or one (d_output,) of a pooled model."""
+        """Write the outputs (T, d_output) of the steps read, or one (d_output,) of a model that pools."""
         ...
 
     def finish(self) -> None:
-        """Complete the result, all of it or what there is of it."""
+        """Complete the result, also where the stream ended early."""
         ...
 
     def abort(self) -> None:
-        """Leave no result."""
+        """Remove the result."""
         ...
 
 
 class AudioTrack:
-    """Mono samples through a model at its own rate and back, as many out as in.
+    """Mono sound that is converted to the model's rate and back. It writes as many samples as it reads.
 
     Args:
-        name: for messages.
-        source: samples at `model_rate`, made of those at `rate`.
+        name: used in messages.
+        source: the input, converted from `rate` to `model_rate` (Hz).
         sink: takes samples at `rate`.
     """
 
@@ -71,12 +71,12 @@ class AudioTrack:
 
     @property
     def delay(self) -> float:
-        """Seconds that the conversion of the rate adds, at the most."""
+        """Largest delay of the conversions of the sampling rate, in seconds."""
         return self._source.delay + self._back.delay
 
     @property
     def beyond(self) -> int:
-        """Samples that were too loud to be taken as they are."""
+        """Number of samples that were clipped because they were too loud."""
         return self._source.beyond
 
     @property
@@ -107,14 +107,14 @@ class AudioTrack:
 
 
 class OutputTrack:
-    """Steps whose latest output is the result, and every chunk's is shown if wanted.
+    """A stream whose result is its last output, such as the classes of a file.
 
     Args:
-        name: for messages.
-        read: the next steps.
-        show: called with the time so far and the latest output (d_output,), after each chunk.
-        done: called with them once, at the end.
-        rate: steps in a unit of time, where steps come without dt.
+        name: used in messages.
+        read: returns the next steps.
+        show: called after each chunk with the time so far and the latest output (d_output,).
+        done: called once at the end with the same.
+        rate: steps per unit of time, for steps without dt.
         delay: see `Track`.
     """
 
@@ -152,7 +152,7 @@ class OutputTrack:
 
 
 def in_parts(whole: Steps) -> Callable[[int], Steps]:
-    """A reader of steps that are all there."""
+    """A function that reads the given steps part by part."""
     at = 0
 
     def read(count: int) -> Steps:

@@ -1,4 +1,4 @@
-"""The samples of a wav that arrives in order, by numpy alone; exported scripts carry a copy of this file."""
+"""Reads a wav from a pipe, with numpy only. Exported scripts contain a copy of this file."""
 
 import struct
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-ENDLESS = 0x7FFF0000  # bytes; sizes from here on, and 0, are what writers to a pipe put for unknown ones
+ENDLESS = 0x7FFF0000  # bytes; programs that write to a pipe give 0 or a size above this for an unknown one
 
 
 class Wav(NamedTuple):
-    """`form` is i or f, then the bytes of a sample; `size` bytes are samples, None: all up to the end."""
+    """`form` is i (integer) or f (float) and bytes per sample; `size` is the bytes of all samples or None."""
 
     rate: int
     channels: int
@@ -22,7 +22,7 @@ def wav_header(read: Callable[[int], bytes]) -> Wav:
     """Read up to the first sample.
 
     Args:
-        read: gives so many bytes, fewer only at the end.
+        read: called with a number of bytes; returns them, or fewer at the end.
 
     Raises:
         ValueError: not a wav, or one of another encoding than PCM of 8 to 32 bits, or float; says which.
@@ -37,7 +37,7 @@ def wav_header(read: Callable[[int], bytes]) -> Wav:
         content = read(size + size % 2)
         if name == b"fmt " and len(content) >= 16:
             tag, channels, rate, _, frame, _ = struct.unpack("<HHIIHH", content[:16])
-            if tag == 0xFFFE and len(content) >= 26:  # extensible: the tag stands further on
+            if tag == 0xFFFE and len(content) >= 26:  # an extensible header, which has the format's tag later
                 tag = struct.unpack("<H", content[24:26])[0]
             width = frame // max(1, channels)
             form = {1: "i", 3: "f"}.get(tag, "?") + str(width)
@@ -51,7 +51,7 @@ def wav_samples(data: bytes, wav: Wav) -> np.ndarray:
     """(T, channels) float32 in [−1, 1] (float formats: as they are) of the whole frames in `data`."""
     width = int(wav.form[1])
     data = data[: len(data) // (width * wav.channels) * width * wav.channels]
-    if wav.form == "i1":  # 8 bits are unsigned
+    if wav.form == "i1":  # 8-bit samples are unsigned
         x = (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
     elif wav.form == "i3":
         wide = np.zeros((len(data) // 3, 4), np.uint8)

@@ -1,1 +1,1 @@
-"""Training, on Lightning: all that leans on it is here."""
+"""Training with Lightning. Code that depends on Lightning's internals is in this folder only."""

@@ -13,8 +13,13 @@ LONGEST = 60  # letters of a picture's name
 
 
 def draw(task: Task, folder: Path, step: int) -> None:
-    """Write plots/*.png, and the same pictures and the task's sounds to TensorBoard, at the step of the
-    weights that they show."""
+    """Write plots/*.png. Write the same pictures and the task's sounds to TensorBoard.
+
+    Args:
+        task: the trained task.
+        folder: the run folder.
+        step: the optimizer step of the task's weights, under which TensorBoard shows them.
+    """
     plots = folder / PLOTS
     plots.mkdir(exist_ok=True)
     curves = learning_curves(folder / METRICS) if (folder / METRICS).is_file() else None
@@ -33,5 +38,5 @@ def draw(task: Task, folder: Path, step: int) -> None:
 
 
 def plain(title: str) -> str:
-    """A title as a file and a tag of TensorBoard can be called, whatever a user's files are called."""
+    """A title as a name that is valid for a file and for a tag of TensorBoard."""
     return re.sub(r"[^\w.+-]+", "_", title)[:LONGEST]

@@ -17,7 +17,7 @@ from lrnnx_app.runs.folder import LAST
 
 
 class SealedIO(TorchCheckpointIO):
-    """Lightning's reader and writer of checkpoints, by `write` and `verify`."""
+    """Reads and writes checkpoints for Lightning, with a digest: `write` adds it, `verify` checks it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -37,15 +37,16 @@ class SealedIO(TorchCheckpointIO):
 class Checkpoints(Callback):
     """Writes checkpoints/step_N.ckpt every so many steps and when asked to stop; last.ckpt is the newest.
 
-    A step's checkpoint is written when the next batch is about to start: what the step logged, and the
-    validation that may follow it, are then done, and a resumed run neither repeats nor misses them. The state
-    of the loops is that from the end of the step or epoch, which Lightning knows to resume from.
+    The checkpoint of a step is written just before the next batch starts. By then the step's log entries and
+    its validation, if there is one, are done, so a resumed run neither repeats nor misses them. The state of
+    Lightning's loops is copied earlier, at the end of the step or epoch, since Lightning can resume from
+    there.
 
     Args:
         folder: of the checkpoints.
         every: optimizer steps between checkpoints.
         keep: how many to keep.
-        interrupts: says whether to stop; then the checkpoint is written and `Interrupted` raised.
+        interrupts: says whether to stop. Then the checkpoint is written and `Interrupted` is raised.
     """
 
     def __init__(self, folder: Path, every: int, keep: int, interrupts: Interrupts) -> None:
@@ -64,7 +65,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interrupts.hold()
-        if self._position[1] == 0:  # with max_steps, Lightning would validate the epoch before once more
+        if self._position[1] == 0:  # else Lightning would repeat the last validation if max_steps is set
             trainer.fit_loop.epoch_loop.restarting = False
 
     def on_train_batch_end(
@@ -81,10 +82,10 @@ class Checkpoints(Callback):
             self._position = (trainer.current_epoch, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_last_batch:  # and not the last step of the training inside an epoch
+        if trainer.is_last_batch:  # false if the training ended in the middle of an epoch
             self._loops = deepcopy(trainer.fit_loop.state_dict())
             for progress in self._loops["epoch_progress"].values():
-                progress["completed"] = progress["processed"]  # no hook of Lightning's comes between epochs
+                progress["completed"] = progress["processed"]  # Lightning does so later, after the last hook
             self._position = (trainer.current_epoch + 1, 0)
 
     def on_train_batch_start(
@@ -117,14 +118,15 @@ class Checkpoints(Callback):
             _link(path, self.folder / LAST)
             for old in candidates(self.folder):
                 if old.name != LAST and step_of(old) > trainer.global_step:
-                    old.unlink()  # of a part of the run that was thrown away
+                    old.unlink()  # from before a resume at an earlier step: no longer part of the run
             for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
                 old.unlink()
 
     def finish(self, trainer: Trainer, source: Path | None) -> None:
         """Write the checkpoint of the end of training.
 
-        A run that was resumed from `source` after its end has it; a kill may have come before last.ckpt.
+        If the run was resumed from `source` after its last step, that checkpoint is there already. Only
+        last.ckpt may be missing, where a kill came between the two.
         """
         if self._loops is not None:
             self.save(trainer)
@@ -139,7 +141,10 @@ class Checkpoints(Callback):
 
 
 def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
-    """Let ModelCheckpoint's paths be in `folder`, in place: a run that was moved or copied keeps its best."""
+    """Change ModelCheckpoint's paths to lie in `folder`, in place.
+
+    So a run that was moved or copied still finds its best checkpoint.
+    """
 
     def moved(path: str) -> str:
         return path and os.path.join(folder, os.path.basename(path))
@@ -155,7 +160,7 @@ def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Let `name` be `path` as well, in one move."""
+    """Make `name` a second name of the file `path`, replacing an older file of that name in one move."""
     with atomic.whole(name) as part:
         try:
             atomic.discard(part)

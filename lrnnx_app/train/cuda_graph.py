@@ -14,12 +14,12 @@ from lrnnx_app.train.progress import say
 NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class Graphed(Callback):
-    """Captures forward and backward of the first batch of whole rows, and replays them for all of its shape.
+class GraphReplay(Callback):
+    """Captures the forward and backward pass of one batch as CUDA graphs, and replays them for that shape.
 
-    Others, padded, timed or packed ones, run as ever. So does everything where no graph can hold the passes,
-    which one line says; where not a single GPU trains; or where gradients of several batches are added up,
-    since a replay writes them to the same place.
+    The first batch without padding, elapsed times or packed sequences is captured; batches of other kinds or
+    shapes run without a graph. Nothing is captured on several GPUs, or if gradients of several batches are
+    added up, since each replay overwrites them. If a capture fails, one line says so and training goes on.
     """
 
     def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
@@ -39,12 +39,14 @@ class Graphed(Callback):
             say(f"training without a CUDA graph: {error}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        vars(self.model).pop("forward", None)  # the class's again
+        vars(self.model).pop("forward", None)  # restores the method of the class
 
 
 class Outputs(nn.Module):
-    """A model without its states, which training drops. Its forward pass alone runs under autocast to dtype,
-    as without a graph: a backward pass there would round what the forward pass kept in float32.
+    """A model that returns y without its state.
+
+    Only the forward pass runs under autocast to `dtype`, as it does without a graph. A backward pass under
+    autocast would round numbers that the forward pass kept in float32.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -57,12 +59,12 @@ class Outputs(nn.Module):
 
 
 def replay(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
-    """Let `model` replay its passes for inputs shaped like x; the states that it returns then are None.
+    """Make `model` replay captured passes for inputs shaped like x; it then returns None for its state.
 
     Args:
         model: returns (y, state).
         x: the input whose shape counts.
-        dtype: of autocast; None is none.
+        dtype: of autocast; None for no autocast.
 
     Raises:
         CaptureError: no graph holds the passes.

@@ -28,7 +28,7 @@ from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import artifacts, processes, progress, trainers
 from lrnnx_app.train import resume as resumption
 from lrnnx_app.train.checkpoints import Checkpoints
-from lrnnx_app.train.cuda_graph import Graphed
+from lrnnx_app.train.cuda_graph import GraphReplay
 from lrnnx_app.train.loaders import Loaders
 from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
 from lrnnx_app.train.rates import Rates
@@ -36,7 +36,7 @@ from lrnnx_app.train.strategies import WHOLE
 from lrnnx_app.train.summary import summary
 from lrnnx_app.train.totals import Totals
 
-FOLDER = "LRNNX_RUN"  # environment variable: the run folder, for the other processes of a job
+FOLDER = "LRNNX_RUN"  # environment variable that tells the other processes of a job the run folder
 
 
 def train(
@@ -54,8 +54,8 @@ def train(
         The run folder and its summary.
 
     Raises:
-        RecipeError: Lightning does not take the settings of `trainer`, or a setting differs from that of
-            `resume` and cannot count any more.
+        RecipeError: Lightning does not take the settings of `trainer`, or a setting that a resumed run cannot
+            change differs from that of `resume`.
         RunError: `out` holds files already, another process trains there, none of the checkpoints of `resume`
             is good, or one cannot be written.
         DataError: the data are not as expected, or a process that prepares them was killed.
@@ -98,7 +98,7 @@ def train_recipe(recipe: str | Path, *overrides: str, out: str | Path | None = N
 
 
 class _Watch:
-    """What looks on while a training runs."""
+    """The callbacks of a training, and those of them that `train` asks for results."""
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path) -> None:
         settings = recipe.trainer
@@ -112,7 +112,7 @@ class _Watch:
         self.peers = processes.PeerWatch(folder)
         self.callbacks: list[Callback] = [
             LambdaCallback(setup=self.peers.watch),
-            Graphed(task.model, settings),
+            GraphReplay(task.model, settings),
             trainers.Addressed(recipe.seed),
             Rates(),
             self.nonfinite,
@@ -130,7 +130,7 @@ def _leads() -> bool:
 def _start(
     config: DictConfig, out: Path | None, resume: Path | None, stack: ExitStack
 ) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to go on from, with its content; the folder of a resumed run is locked until the end."""
+    """The checkpoint to resume from and its content, or None and {}. Locks the folder of a resumed run."""
     if resume is not None:
         run = Run(resume)
         if _leads():
@@ -142,14 +142,14 @@ def _start(
 
 
 def _built(recipe: Recipe) -> tuple[DataModule, Task]:
-    """Data and a task that learns from them; nothing is read yet."""
+    """The data module and the task of a recipe, with random numbers seeded; reads no data."""
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
     return build(recipe)
 
 
 def _opened(recipe: Recipe) -> tuple[DataModule, Task]:
-    """The same; what is wrong with the files is said before anything is written."""
+    """As `_built`, and opens all data, so that an error in the files comes before anything is written."""
     data, task = _built(recipe)
     for split in SPLITS:
         data.source(split)
@@ -157,7 +157,7 @@ def _opened(recipe: Recipe) -> tuple[DataModule, Task]:
 
 
 def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
-    """The run folder to make; the processes that this one starts are told its name."""
+    """Make the run folder and lock it. Processes that this one starts find its name in `FOLDER`."""
     if _leads():
         folder = stack.enter_context(folders.new(name, out))
         os.environ[FOLDER] = str(folder)
@@ -168,14 +168,14 @@ def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
 
 
 def _open(folder: Path, config: DictConfig, content: dict[str, Any]) -> None:
-    """Write the recipe, and set aside what a resumed run keeps."""
+    """Write the recipe, keep the metrics of the resumed run so far, and remove half-written checkpoints."""
     folders.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
     metrics.carry(folder, content.get("global_step", 0))
     Checkpoints.clear(folder / CHECKPOINTS)
 
 
 def _fit(trainer: Trainer, task: Task, data: DataModule, checkpoint: Path | None, watch: _Watch) -> None:
-    """Train until a limit of the recipe; raises Interrupted if a signal came meanwhile."""
+    """Train up to the recipe's limit of steps or epochs. Raises Interrupted if a signal came meanwhile."""
     with watch.interrupts:
         watch.totals.start()
         trainer.fit(task, Loaders(data), ckpt_path=checkpoint, weights_only=True)
@@ -186,7 +186,7 @@ def _fit(trainer: Trainer, task: Task, data: DataModule, checkpoint: Path | None
 
 
 def _test(trainer: Trainer, task: Task, data: DataModule, folder: Path) -> int:
-    """Test the best checkpoint; the step that it is of."""
+    """Test the best checkpoint, and return its optimizer step."""
     best = read_checkpoint(Run(folder).checkpoint())
     set_model_state_dict(task, best["state_dict"], options=WHOLE)
     trainer.test(task, Loaders(data), verbose=False)
@@ -194,7 +194,7 @@ def _test(trainer: Trainer, task: Task, data: DataModule, folder: Path) -> int:
 
 
 def _close(folder: Path, task: Task, found: dict[str, Any], step: int) -> None:
-    """Write all that a finished run has beside its checkpoints; `step` is that of the tested weights."""
+    """Write metrics, summary and pictures of a finished run; `step` is that of the tested weights."""
     metrics.keep(folder)
     folders.write_summary(folder, found)
     artifacts.draw(task, folder, step)

@@ -25,7 +25,7 @@ from lrnnx_app.train import resume as resumption
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "'\""
 LONGEST = 60  # letters of a value in the name of a folder
-_running: list[subprocess.Popen[bytes]] = []  # the training that runs, if one does
+_running: list[subprocess.Popen[bytes]] = []  # the training that runs now, if any
 
 
 class Cell(NamedTuple):
@@ -82,9 +82,10 @@ def cells(overrides: Sequence[str], seeds: Sequence[int] = ()) -> list[Cell]:
 
 
 def _label(key: str, value: str) -> str:
-    """A value as a part of a folder's name, with its key unless it is a name or shows it.
+    """A value as a part of a folder's name, after its key, unless the key is that of a name (layer=lru).
 
-    What no folder can be called is replaced, and the value's digest says which of the like ones it is.
+    Characters that are not valid in a folder's name are replaced. Then a digest of the value follows, so that
+    two such values get different names.
     """
     last = key.rpartition(".")[2]
     prefix = "" if last in ("name", "layer", "model", "data", "task") else f"{last}_"
@@ -99,7 +100,7 @@ def _mark(value: str) -> str:
 
 
 def seeds_from(recipe: str, overrides: Sequence[str], count: int) -> list[int]:
-    """`count` seeds upwards from the recipe's own.
+    """`count` seeds: the recipe's own seed, and the integers that follow it.
 
     Raises:
         RecipeError: count is below 1, or the overrides name seeds as well.
@@ -117,7 +118,7 @@ def seeds_from(recipe: str, overrides: Sequence[str], count: int) -> list[int]:
 def plan(
     recipe: str | None, overrides: Sequence[str], seeds: int | None, resume: Path | None
 ) -> tuple[str, list[Cell], list[DictConfig]]:
-    """The recipe, the runs and their settings that a command means.
+    """What a command asks for: the recipe's name, its runs, and the settings of each run.
 
     Raises:
         RecipeError: there is no recipe and no run to resume, or it does not resolve.
@@ -135,17 +136,18 @@ def plan(
 def run(
     recipe: str, grid: Sequence[Cell], out: Path | None = None, resume: Path | None = None
 ) -> tuple[Path, Iterator[tuple[str, str]]]:
-    """Train every cell in turn, each in a process of its own, so that whatever ends one leaves the others.
+    """Train every cell in turn, each in a process of its own, so that a crash does not stop the others.
 
     Args:
         recipe: as of `lrnnx train`.
         grid: from `cells`.
         out: parent folder to make; by default runs/<recipe>/<time>.
-        resume: parent folder of an earlier grid, in which what is missing is made or continued.
+        resume: parent folder of an earlier grid. Its finished runs are kept, the others are made or
+            continued.
 
     Returns:
-        The parent folder, and an iterator that trains and yields each cell's folder and what went wrong,
-        "" if nothing.
+        The parent folder, and an iterator. Each step of it trains one cell, and yields the cell's folder and
+        an error message, "" if the training succeeded.
 
     Raises:
         RecipeError: a cell's recipe does not resolve; nothing has been trained then.
@@ -190,13 +192,13 @@ def _train(recipe: str, grid: Sequence[Cell], parent: Path, lock: ExitStack) -> 
 
 
 def _hand_on(number: int) -> None:
-    """Send a signal to the training that runs; if it had come to both, the training takes the two as one."""
+    """Pass a signal on to the running training, which counts two signals at almost the same time as one."""
     for process in _running:
         process.send_signal(number)
 
 
 def train_one(words: Sequence[str]) -> str:
-    """Run `lrnnx` with these words, its output shown; the last line of what it said if it failed, else ""."""
+    """Run `lrnnx` with these arguments and show its output. Returns its last line if it failed, else ""."""
     command = [sys.executable, "-m", "lrnnx_app.cli", *words, *plugins.words()]
     tail = b""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -1,6 +1,7 @@
-"""What training takes of Lightning beyond its documented interface; a test looks for it in the installed one.
+"""The parts of Lightning that training uses although they are not documented.
 
-A place is a path from an object of Lightning's, through attributes, keys in [] and the results of calls.
+A test checks that the installed Lightning still has them. Each key is a path from an object of Lightning's:
+it goes through attributes, keys in [] and results of calls in (). The value says who uses it, and for what.
 """
 
 PLACES = {

@@ -1,4 +1,4 @@
-"""A data module as Lightning asks for it: loaders are made when all processes of a job have been started."""
+"""A data module as Lightning takes it: loaders are made after all processes of a job have started."""
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: the step is skipped, counted; too many in a row end the training."""
+"""Skips and counts steps whose loss or gradient is not finite; too many in a row end the training."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,21 @@ from lrnnx_app.console.interrupts import Interrupts
 from lrnnx_app.errors import TrainingError
 from lrnnx_app.runs.folder import NONFINITE, write_whole
 
-SHOWN = 4  # names of sources in the message; the report has all
+SHOWN = 4  # names of examples in the message; the report names all
 
 
 class SkipNonfinite(Callback):
-    """Skips steps without finite numbers: their gradients are dropped, so that neither the weights nor the
-    optimizer's averages see them; the schedule goes on.
+    """Skips steps whose loss or gradient is not finite.
+
+    Their gradients are dropped, so they change neither the weights nor the optimizer's averages. The learning
+    rate schedule counts such a step.
 
     Args:
-        folder: of the run; trouble.json goes there: step, losses, sources and gradient norms by parameter.
-        patience: how many skipped steps in a row end the training.
-        interrupts: their processes agree on them along with the numbers, by one reduction in a step.
+        folder: the run folder. If the training ends, trouble.json there tells the step, the losses, the
+            examples of the batch and the norm of each parameter's gradient.
+        patience: this many skipped steps in a row end the training.
+        interrupts: signals to stop. One reduction in each step tells all processes of a job both whether the
+            numbers are finite and whether to stop.
     """
 
     def __init__(self, folder: Path, patience: int, interrupts: Interrupts) -> None:
@@ -71,7 +75,7 @@ class SkipNonfinite(Callback):
         optimizer.zero_grad(set_to_none=True)
 
     def _agree(self, trainer: Trainer, finite: Tensor) -> bool:
-        """Whether all processes have finite numbers; the device is waited for once a step."""
+        """Whether the numbers of all processes are finite. Waits for the device, once in a step."""
         if trainer.world_size == 1:
             self.interrupts.agreed = self.interrupts.asked
             return bool(finite)
@@ -108,14 +112,14 @@ class SkipNonfinite(Callback):
 
 
 class Finite(Callback):
-    """Looks at what the model gives in validations and tests: weights that grew beyond numbers give none.
+    """Checks that the model's outputs are finite in validations and tests.
 
-    A validation ends the training if no batch has finite outputs. A test ends at the first batch that has
-    others, since what would be computed from them is wrong.
+    A validation in which no batch has finite outputs ends the training. A test ends at the first batch with
+    an output that is not finite, since its metrics would be wrong.
     """
 
     def __init__(self) -> None:
-        self._good = torch.zeros(2)  # batches, and those with finite outputs
+        self._good = torch.zeros(2)  # number of batches, and of those with finite outputs
         self._hook: Any = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,7 +146,7 @@ class Finite(Callback):
 
     def _count(self, module: Any, inputs: Any, output: Any) -> None:
         finite = output[0].isfinite().all().to(self._good)
-        self._good += torch.stack((torch.ones_like(finite), finite))  # on the device, which is not waited for
+        self._good += torch.stack((torch.ones_like(finite), finite))  # no wait for the device
 
     def _insist(self, module: Any, inputs: Any, output: Any) -> None:
         if not output[0].isfinite().all():

@@ -1,7 +1,8 @@
-"""The processes of a job: which one speaks, and how all of them end when one is gone.
+"""The processes of a job: if one of them ends, the others end too, and one of them says why.
 
-What started them sees to that under torchrun and SLURM. Of those that Lightning starts, the first one watches
-the others and they watch it, since a process that waits for a lost one may wait for long.
+A process that exchanges gradients with a dead one would wait for a long time. torchrun and SLURM end the
+others themselves. Where Lightning starts the processes, the first process watches the others, and they watch
+it.
 """
 
 import contextlib
@@ -18,16 +19,16 @@ from typing import Any, Self
 from lrnnx_app.errors import Interrupted
 from lrnnx_app.machine import rank
 
-TICK = 0.2  # seconds between looks at the others
-GRACE = 3.0  # seconds in which a process may end by itself, for the reason for which another did
-BROKEN = ("connection", "gloo", "nccl")  # one of them is in the message of an exchange that failed
+TICK = 0.2  # seconds between two checks whether the others still run
+GRACE = 3.0  # seconds in which a process may end by itself, with its own message for the same cause
+BROKEN = ("connection", "gloo", "nccl")  # the message of a failed exchange holds one of these words
 
 
 class PeerWatch:
-    """While entered, the loss of one process ends the others, with one line by one of them and exit code 1.
+    """While entered, the end of one process ends all others with exit code 1. One of them prints one line.
 
     Args:
-        folder: of the run, to say how to go on.
+        folder: the run folder, for the line that says how to resume.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +40,7 @@ class PeerWatch:
         self._ending = threading.Lock()
 
     def watch(self, trainer: Any, module: Any, stage: str) -> None:
-        """A `Callback.setup`, which Lightning calls when all processes have been started."""
+        """Start watching; Lightning calls this as `Callback.setup`, after it has started all processes."""
         if stage != "fit" or trainer.world_size == 1:
             return
         self._many = True
@@ -58,7 +59,7 @@ class PeerWatch:
             if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in BROKEN):
                 self._end(self._lost(GRACE) or "another process of this job ended")
             if rank():
-                self._lost(GRACE)  # the first process has the same to say, or ends this one
+                self._lost(GRACE)  # time for the first process to print the same error, or to end this one
             self._kill()
         self._left.set()
 
@@ -68,7 +69,7 @@ class PeerWatch:
                 self._end(lost)
 
     def _lost(self, within: float = 0.0) -> str:
-        """What happened to a process that is gone, or goes within so many seconds; "" if none does."""
+        """What happened to a process that has ended, or ends within `within` seconds; "" if none does."""
         until = time.monotonic() + within
         while True:
             if os.getppid() != self._parent:
@@ -84,7 +85,7 @@ class PeerWatch:
     def _end(self, lost: str) -> None:
         with self._ending:
             self._kill()
-            if rank() == (os.getppid() != self._parent):  # the first that is left
+            if rank() == (os.getppid() != self._parent):  # rank 0 prints; if it is gone, rank 1
                 line = f"error: {lost}, and so do the others; go on with: lrnnx train --resume {self.folder}"
                 print(f"\n{line}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -1,4 +1,4 @@
-"""What a training shows of itself on standard error: a bar in a terminal, lines in a log."""
+"""The progress of a training on standard error: a bar in a terminal, lines in a log file."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def callback(folder: Path) -> Callback:
-    """What draws the progress of a training in `folder` where standard error goes."""
+    """The callback that shows progress: a bar if standard error is a terminal, else lines."""
     return Bar() if sys.stderr.isatty() else Lines(folder)
 
 

@@ -7,7 +7,7 @@ from lrnnx_app.tasks._base import Task, parameter_groups
 
 
 class Rates(Callback):
-    """Those of the recipe count, which may have changed since a checkpoint was written."""
+    """Takes the rates from the recipe, not from the checkpoint, since an override may have changed them."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)

@@ -1,7 +1,8 @@
-"""What a resumed run goes on with: its own settings, and those overrides that can count.
+"""The settings of a resumed run: its own, changed by those overrides that can still have an effect.
 
-What is built anew counts: the trainer, the loss, the learning rates, the processes that prepare batches. What
-the weights or the place in the data came from stays as it was.
+The trainer, the loss, the learning rates and the workers that prepare batches are built again, so they may
+change. The model and the order of the data may not, since weights and position in the checkpoint depend on
+them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ GLOBAL = ("data.batch_size", "trainer.devices", "trainer.nodes")
 
 
 def settings(recipe: str | None, run: Path, overrides: Sequence[str]) -> DictConfig:
-    """The settings of a run with overrides; its recipe, if one is named, must be the one that it began with.
+    """The settings of a run, with overrides. A `recipe`, if named, must be the one that the run began with.
 
     Raises:
         RunError: the run was begun with another recipe.
@@ -38,10 +39,10 @@ def settings(recipe: str | None, run: Path, overrides: Sequence[str]) -> DictCon
 
 
 def start(run: Run, config: DictConfig, say: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to go on from with these settings, and its content; None and nothing if there is none.
+    """The checkpoint to resume from and its content; None and {} if the run has no checkpoint yet.
 
     Raises:
-        RecipeError: a setting differs from the run's that cannot count any more; names its key.
+        RecipeError: a setting that a resumed run cannot change differs from the run's own; names its key.
         RunError: no checkpoint of the run is good.
     """
     found = newest(run.path / CHECKPOINTS, read_checkpoint, say)

@@ -2,9 +2,9 @@
 
 auto       one process, or ddp where there are several
 ddp        each process has all weights and a share of every batch; gradients are averaged
-fsdp       so too, and weights, gradients and optimizer states are spread over the processes (FSDP2)
+fsdp       as ddp, but each process keeps only a part of the weights, gradients and optimizer states (FSDP2)
 
-Each has checkpoints of one process: whole state dicts that run, export and resume under any other.
+Checkpoints are alike for all of them: one whole state dict. So a run can be resumed under another strategy.
 """
 
 import os
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from lrnnx_app.recipe import TrainerConfig
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-PATIENCE = timedelta(minutes=30)  # of a process for the others, which may be building kernels
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, which may be building kernels
 
 
 def build(settings: "TrainerConfig") -> Strategy | str:
-    """What `lightning.Trainer` takes as its strategy.
+    """The `strategy` argument of `lightning.Trainer`.
 
     Raises:
-        RecipeError: more processes than this CPU has cores; every one would be started.
+        RecipeError: more processes are asked for than this CPU has cores.
     """
     on_cpu = settings.accelerator == "cpu" or not torch.accelerator.is_available()
     most = max(2, os.cpu_count() or 1)
@@ -49,15 +49,17 @@ def build(settings: "TrainerConfig") -> Strategy | str:
     if settings.strategy == "fsdp":
         return FullyShard(processes)
     if settings.strategy == "ddp" or processes > 1:
-        # All parameters take part in every step, so there are none to search for, which is what a static
-        # graph would spare.
+        # Every parameter has a gradient in every step, so DDP need not search for unused ones, and
+        # static_graph, which saves that search, would bring nothing.
         return Replicated(gradient_as_bucket_view=True, timeout=PATIENCE)
     return settings.strategy
 
 
 class Replicated(DDPStrategy):
-    """DDP, wrapped on the stream that trains: on another one, where Lightning does it, each gradient would be
-    waited for across streams."""
+    """DDP that is set up on the CUDA stream of the training.
+
+    Lightning sets it up on another stream; then every gradient would wait for an exchange between streams.
+    """
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
@@ -66,15 +68,15 @@ class Replicated(DDPStrategy):
 class FullyShard(ModelParallelStrategy):
     """FSDP2 over all processes, with whole checkpoints.
 
-    Their optimizer states are numbered as those of one process, in the order of the optimizer's groups;
-    Lightning's are in that of the model's parameters.
+    A checkpoint numbers the parameters of the optimizer's state as a single process does, in the order of the
+    optimizer's groups. Lightning would number them in the order of the model's parameters.
     """
 
     def __init__(self, processes: int) -> None:
         super().__init__(processes, 1, save_distributed_checkpoint=False, timeout=PATIENCE)
 
     def shard(self, model: nn.Module) -> None:
-        """Spread a model's weights, block by block; once."""
+        """Spread a model's weights over the processes, block by block; does nothing the second time."""
         if isinstance(model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -105,7 +107,7 @@ class FullyShard(ModelParallelStrategy):
 
 
 def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with its parameters called otherwise."""
+    """An optimizer's state, in which the parameter `key` is called `names[key]`."""
     return {
         "state": {names[key]: value for key, value in state["state"].items()},
         "param_groups": [

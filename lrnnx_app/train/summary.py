@@ -1,4 +1,4 @@
-"""What summary.json says of a finished training."""
+"""The content of summary.json, which a finished training writes."""
 
 import subprocess
 import sys
@@ -17,7 +17,10 @@ RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
 
 
 def summary(recipe: Recipe, task: Task, trainer: Trainer, skipped: int, totals: Totals) -> dict[str, Any]:
-    """Its content; steps, seconds, rates and memory are those of all parts of a resumed run."""
+    """Metrics, size, steps, time (s), speed (samples/s), peak memory and versions of a finished training.
+
+    Steps, seconds, speed and memory cover all parts of a run that was resumed.
+    """
     return {
         "recipe": recipe.name,
         "metrics": {

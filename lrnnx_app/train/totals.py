@@ -1,4 +1,4 @@
-"""What a training took in all, over every part of a run that was resumed."""
+"""Samples, time and memory of a whole training, over all parts of a run that was resumed."""
 
 import time
 from typing import Any
@@ -13,10 +13,10 @@ class Totals(Callback):
     """Samples, seconds and peak memory from the start of a run on; checkpoints carry them.
 
     Attributes:
-        samples: of training, in all processes.
-        training: seconds of training, without the time spent in validation.
-        seconds: of all that `start` and `stop` enclose.
-        memory: as of `lrnnx_app.machine.peaks`, the most of any part.
+        samples: number of training samples, in all processes.
+        training: seconds of training, without validations.
+        seconds: all seconds between `start` and `stop`.
+        memory: the largest values of `lrnnx_app.machine.peaks`, in MiB.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Totals(Callback):
         return self.samples / self.training if self.training else 0.0
 
     def _measure(self) -> None:
-        """Add what passed since the last look."""
+        """Add the time since the last call, and update the peak memory."""
         if self._since:
             now = time.perf_counter()
             self.seconds, self._since = self.seconds + now - self._since, now

@@ -1,4 +1,4 @@
-"""Lightning's trainers as a recipe has them: one that leaves a run behind, one that passes over data once."""
+"""Lightning's trainers for a recipe: one that writes a run folder, and one for a single pass over data."""
 
 import logging
 import warnings
@@ -24,14 +24,17 @@ from lrnnx_app.train.nonfinite import Finite
 
 
 class Events(TensorBoardLogger):
-    """TensorBoard's events, without the file of hyperparameters, which recipe.yaml holds."""
+    """Writes TensorBoard's events, but no file of hyperparameters, since recipe.yaml holds these."""
 
     def save(self) -> None:
         self.experiment.flush()
 
 
 class Addressed(Callback):
-    """Dropout of a batch is seeded by (seed, epoch, batch, rank): no generator's state needs keeping."""
+    """Seeds dropout for each batch by (seed, epoch, batch, rank).
+
+    So a resumed run repeats it exactly, although no checkpoint holds the state of a random generator.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -92,7 +95,7 @@ def passing(recipe: Recipe, callbacks: list[Callback], **options: Any) -> Traine
 
 @contextmanager
 def _settings_checked() -> Iterator[None]:
-    """Say in one line what Lightning does not take."""
+    """Turns Lightning's complaints about settings into a RecipeError of one line."""
     try:
         yield
     except (MisconfigurationException, ValueError) as error:

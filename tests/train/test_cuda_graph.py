@@ -77,7 +77,7 @@ def refused(monkeypatch):
 
     def start(trainer):
         settings = SimpleNamespace(graph=True, precision="32-true")
-        cuda_graph.Graphed(model, settings).on_train_batch_start(trainer, model, batch, 0)
+        cuda_graph.GraphReplay(model, settings).on_train_batch_start(trainer, model, batch, 0)
         assert "forward" not in vars(model)
 
     return start
