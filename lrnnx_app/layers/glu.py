@@ -1,6 +1,7 @@
 """A layer followed by GELU and a gated linear unit over channels, as the blocks of S4 and S4D end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,15 @@ from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import Rows
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    """Errors of the layer inside name the key that its options stand at."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"options.{error}") from error
 
 
 class GLU(Layer):
@@ -34,14 +44,15 @@ class GLU(Layer):
                 return
             given = dict(self.options or {})
             known = [option.name for option in fields(kind)]
-            self.options = kind(**{one_of("options", name, known): given[name] for name in given})
+            for name in given:
+                one_of("options", name, known)
+            with _inside():
+                self.options = kind(**given)
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
-        try:
+        with _inside():
             self.layer: Layer = LAYERS[config.layer](d_model, config.options)
-        except RecipeError as error:
-            raise RecipeError(f"options.{error}") from error
         self.output_linear = Linear(d_model, 2 * d_model)
         self.causal, self.uses_dt = self.layer.causal, self.layer.uses_dt
 
