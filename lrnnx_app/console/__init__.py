@@ -1,1 +1,1 @@
-"""What a terminal gives and takes: text, tables, options, signals."""
+"""Input and output of a terminal: text, tables, options, signals."""

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training writes a checkpoint after the step and exits; a second one exits at once."""
+"""SIGTERM and Ctrl-C: the first one lets training write a checkpoint and exit, the second exits at once."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from typing import Any, Self
 from lrnnx_app import machine
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME = 0.5  # seconds within which signals are one request, sent to the group and handed on by a launcher
+SAME = 0.5  # seconds; signals this close are one: a process group and a launcher may both pass it on
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; only the main thread can take signals."""
+    """While entered, SIGTERM raises KeyboardInterrupt, as Ctrl-C does. Works in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -33,16 +33,16 @@ def terminated_as_interrupted() -> Iterator[None]:
 class Interrupts:
     """While entered, the first signal is noted and a second one ends the process.
 
-    The processes of a job agree in `lrnnx_app.train.nonfinite`, by the reduction that each step makes anyway.
-    Outside the main thread, where Python takes no handlers, signals do what they did before.
+    The processes of a job agree whether to stop in `lrnnx_app.train.nonfinite`, by a reduction that each step
+    needs anyway. Outside the main thread Python allows no handlers, so signals act as before.
 
     Args:
-        hand_on: for a process that only waits for one that trains: called with the number of each signal.
+        hand_on: called with the number of each signal; for a process that waits for another one that trains.
     """
 
     def __init__(self, hand_on: Callable[[int], None] | None = None) -> None:
-        self.asked = False  # by a signal to this process
-        self.agreed = False  # by all processes of the job, after the same step
+        self.asked = False  # a signal asked this process to stop
+        self.agreed = False  # all processes of the job will stop after the same step
         self._hand_on = hand_on
         self._since = 0.0
         self._before: dict[int, Any] = {}
@@ -53,8 +53,11 @@ class Interrupts:
         return self
 
     def hold(self) -> None:
-        """Take the signals, also from Lightning, whose own handler ends a fit without a checkpoint, and
-        talks to other processes in the midst of a step."""
+        """Install the handlers, also in place of Lightning's.
+
+        Lightning's own handler ends a training without a checkpoint, and exchanges messages with other
+        processes in the middle of a step.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._note)
@@ -77,5 +80,5 @@ class Interrupts:
             return
         name = signal.Signals(number).name
         text = f"\n{name}: stopping after this step with a checkpoint; once more to exit at once\n"
-        with contextlib.suppress(OSError):  # nobody listens any more
+        with contextlib.suppress(OSError):  # nobody reads this output any more
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what their numbers may be."""
+"""Arguments and options that several commands share, and the ranges of their numbers."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,8 @@ import typer
 
 from lrnnx_app.registry import DATA, plug_in, recipes
 
-MOST_SEED = 2**32 - 1  # what every generator of random numbers takes
-MOST_STEPS = 2**24  # of one chunk
+MOST_SEED = 2**32 - 1  # largest seed that all random generators take
+MOST_STEPS = 2**24  # most steps of one chunk
 MOST_THREADS = 1024
 MOST_SLOTS = 2**16
 MOST_CHANNELS = 1024
@@ -38,17 +38,17 @@ def not_negative(value: float) -> float:
 
 
 def _recipes(incomplete: str) -> list[str]:
-    """Names for the completion of a shell."""
+    """Names of recipes, for completion in a shell."""
     return [name for name in recipes() if name.startswith(incomplete)]
 
 
 def _data(incomplete: str) -> list[str]:
-    """The same, of recipes and data modules."""
+    """Names of recipes and data modules, for completion in a shell."""
     return [*_recipes(incomplete), *(name for name in DATA if name.startswith(incomplete))]
 
 
 def _plug_in(paths: list[Path] | None) -> list[Path]:
-    """Load the files, so that recipes can name what is in them."""
+    """Load plugin files, so that recipes can name the parts that they define."""
     for path in paths or ():
         plug_in(path)
     return list(paths or ())

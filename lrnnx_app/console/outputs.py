@@ -1,4 +1,4 @@
-"""What a training prints does not end it: a closed stream, a pipe that nobody reads, a lost terminal."""
+"""Keeps a training alive if its output fails: a closed stream, a pipe without a reader, a closed terminal."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from lrnnx_app.console.terminal import Nowhere
 
 
 class Lasting:
-    """A text stream whose failures are forgotten, and from the first one on all that is written to it.
+    """A text stream that drops all text after its first failure, instead of raising an error.
 
     Args:
-        stream: as Python gives it; None where it was closed when the process began.
+        stream: sys.stdout or sys.stderr; None if it was closed when the process started.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -36,10 +36,10 @@ class Lasting:
 
     def _forget(self, error: Exception) -> None:
         if isinstance(error, ValueError) and not self.stream.closed:
-            raise error  # a letter that the stream cannot encode
+            raise error  # not a failure of the stream: a letter that it cannot encode
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, self.stream.fileno())  # what it still holds can be flushed; C++ writes there too
+            os.dup2(nowhere, self.stream.fileno())  # later flushes then work, also those of C++ code
         except (OSError, ValueError):
             self.stream = Nowhere()
         finally:
@@ -51,7 +51,7 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting(*names: str) -> Iterator[None]:
-    """Let sys.stdout and sys.stderr, or those named, be `Lasting`, and ignore that the terminal hung up."""
+    """While entered, sys.stdout and sys.stderr, or those named, are `Lasting`, and SIGHUP is ignored."""
     before = {name: getattr(sys, name) for name in names or ("stdout", "stderr")}
     hang_up = None
     if not names and hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():

@@ -1,4 +1,4 @@
-"""Rows, each a flat dictionary from column to value, as text."""
+"""Formats rows as text; a row is a flat dictionary from column to value."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def table(rows: Rows) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row with its names, for progress."""
+    """One row in a line, as names and values."""
     return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
 
 

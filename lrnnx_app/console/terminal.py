@@ -1,4 +1,4 @@
-"""What commands print: safe on any terminal, whole where there is none, and JSON that any reader takes."""
+"""Printing for commands: text that is safe on any terminal, tables, and JSON that every parser accepts."""
 
 import contextlib
 import io
@@ -15,20 +15,20 @@ from lrnnx_app import machine
 from lrnnx_app.errors import UserError
 
 UNSEEN = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-quiet = machine.rank() > 0  # of several processes one speaks
+quiet = machine.rank() > 0  # of several processes only the first one prints
 
 
 class Nowhere(io.TextIOWrapper):
-    """In place of a standard stream that is closed: it takes text and keeps none."""
+    """Replaces a closed standard stream: it accepts text and drops it."""
 
     def __init__(self) -> None:
         super().__init__(io.FileIO(os.devnull, "w"), encoding="utf-8")
 
 
 def prepare() -> None:
-    """Make the standard streams fit for any text: closed ones lead nowhere, none stops at a character."""
+    """Prepare the standard streams: closed ones drop text, and no character causes an encoding error."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # it took the place of a closed stream, which a file of ours would take otherwise
+        pass  # it keeps the number of a closed stream, which a file opened later would get
     os.close(number)
     sys.stdout, sys.stderr = sys.stdout or Nowhere(), sys.stderr or Nowhere()
     for stream in (sys.stdout, sys.stderr):
@@ -59,29 +59,29 @@ def target() -> BinaryIO:
 
 
 def hang_up() -> None:
-    """The reader of standard output has left: what is still written leads nowhere, without a complaint."""
-    with contextlib.suppress(OSError, ValueError):  # one that is no file
+    """Drop all further text to standard output, without an error, since its reader has closed the pipe."""
+    with contextlib.suppress(OSError, ValueError):  # standard output may be no file
         number = os.open(os.devnull, os.O_WRONLY)
         os.dup2(number, sys.stdout.fileno())
         os.close(number)
 
 
 def shown(text: object) -> str:
-    """A line of text in which nothing can act on a terminal; control characters are escaped, as in \\x1b.
+    """A line of text that cannot control a terminal: control characters are escaped, as in \\x1b.
 
-    A byte of a file's name that is no UTF-8 is shown as that byte.
+    A byte in a file's name that is not UTF-8 is shown as an escaped byte.
     """
     return UNSEEN.sub(_escape, str(text))
 
 
 def _escape(match: re.Match[str]) -> str:
     number = ord(match[0])
-    number -= 0xDC00 if 0xDC80 <= number <= 0xDCFF else 0  # as os.fsdecode hides a byte
+    number -= 0xDC00 if 0xDC80 <= number <= 0xDCFF else 0  # os.fsdecode turns a byte into such a number
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 def results_only() -> AbstractContextManager[object]:
-    """While entered, what is printed goes to standard error: progress bars and words of libraries."""
+    """While entered, printed text goes to standard error, such as progress bars and messages of libraries."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
@@ -92,7 +92,7 @@ def say(*lines: object, aside: bool = False) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[object]], header: bool = True) -> None:
-    """Print a table: drawn into the width of a terminal; elsewhere one row a line, whatever its width."""
+    """Print a table: fitted to the width of a terminal, or one row in a line if there is no terminal."""
     cells = [[shown(cell) for cell in row] for row in rows]
     if quiet:
         return
@@ -103,14 +103,14 @@ def table(columns: Sequence[str], rows: Iterable[Iterable[object]], header: bool
 
     drawn = Table(*columns, show_header=header)
     for column in drawn.columns:
-        column.overflow = "fold"  # rather than cut
+        column.overflow = "fold"  # instead of cutting text off
     for row in cells:
         drawn.add_row(*row)
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(drawn)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of columns."""
+    """Rows of cells as lines of text with aligned columns."""
     from rich.cells import cell_len, set_cell_size
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
@@ -118,7 +118,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON of one line, or with an indent; null for a number that is not finite, since JSON has none."""
+    """JSON in one line, or indented. Numbers that are not finite become null, since JSON has none."""
     return json.dumps(_finite(value), allow_nan=False, indent=indent)
 
 

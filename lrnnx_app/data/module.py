@@ -232,7 +232,7 @@ class DataModule:
         raise NotImplementedError
 
     def read(self, path: Path) -> Example:
-        """One file of a user as an example, for inference; its y is of no meaning.
+        """One file of a user as an example, for inference; do not use its y.
 
         Raises:
             DataError: the file is not what this module takes; says what that is.

@@ -1,1 +1,1 @@
-"""Files and folders: whole or absent, walked, cached, read as plain YAML."""
+"""Files and folders: written whole or not at all, listed, cached, and read as plain YAML."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and that no planted link leads elsewhere."""
+"""Writes files and folders whole or not at all. A link that someone else put in the way is not followed."""
 
 import contextlib
 import os
@@ -10,15 +10,15 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
 def part_of(path: Path) -> Path:
-    """The hidden name beside `path` under which it is written."""
+    """The hidden name, in the same folder, under which `path` is written."""
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def begin(path: Path) -> Path:
-    """A new, empty file that will be `path`; whatever lay at its hidden name is removed, a link not followed.
+    """Make a new, empty file that will become `path`. Removes an old file or link with the same hidden name.
 
     Raises:
-        OSError: the folder is missing or may not be written.
+        OSError: the folder is missing or cannot be written.
     """
     part = part_of(path)
     discard(part)
@@ -27,10 +27,10 @@ def begin(path: Path) -> Path:
 
 
 def finish(part: Path, path: Path) -> None:
-    """Flush a file or folder to the disk, then give it its name in one move.
+    """Flush a file or folder to the disk, then rename it to its own name.
 
     Raises:
-        OSError: the disk is full or refuses; what stood at `path` is as it was.
+        OSError: the disk is full or cannot be written. An older file at `path` is unchanged.
     """
     for below in sorted(part.rglob("*")) if part.is_dir() else ():
         flush(below)
@@ -40,7 +40,7 @@ def finish(part: Path, path: Path) -> None:
 
 
 def discard(part: Path) -> None:
-    """Remove a file, a folder or a link itself, if it is there."""
+    """Remove a file, a folder, or a link but not its target; does nothing if there is none."""
     if part.is_dir() and not part.is_symlink():
         shutil.rmtree(part)
     else:
@@ -49,7 +49,7 @@ def discard(part: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A new file, or folder, to write to; it becomes `path` if nothing fails, else it is removed.
+    """A new file, or folder, to write to. If nothing fails it is renamed to `path`, else it is removed.
 
     Raises:
         OSError: see `begin` and `finish`.
@@ -68,23 +68,23 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text in one move; see `whole`."""
+    """Write a text whole or not at all; see `whole`."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:
-    """What was written to a file, or which names a folder has, is on the disk afterwards."""
+    """Make sure that the content of a file, or the names in a folder, are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
-        if path.is_dir():  # some systems open no folders
+        if path.is_dir():  # some systems cannot open folders
             return
         raise
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems flush no folders
+        if not path.is_dir():  # some file systems cannot flush folders
             raise
     finally:
         os.close(handle)

@@ -1,7 +1,7 @@
-"""What is made once and kept on disk: whole or not there, however many processes ask, and nobody else's.
+"""The user's cache: folders that are made once and kept on disk, also if several processes ask at once.
 
-A folder of the cache has a seal: the size of each of its files, and of small ones the digest. What does not
-fit its seal, as after a power cut, is made again. What another user owns or may write to is refused.
+Each folder has a seal: the size of each of its files, and a digest of the small ones. A folder that does not
+fit its seal, as after a power cut, is made again. A folder that another user owns or may write to is refused.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ except ImportError:  # Windows: no locks; two processes may both build, and one 
 
 Make = Callable[[Path], None]
 SEAL = "seal.json"
-DIGESTED = 1 << 25  # bytes of a file up to which its content is compared, and not the size alone
-ROOM = "building-"  # begins the name of a folder in which one is made
+DIGESTED = 1 << 25  # bytes; the seal has a digest of files up to this size, of larger ones only the size
+ROOM = "building-"  # start of the name of a folder in which another is being made
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def root() -> Path:
-    """$LRNNX_CACHE, else lrnnx in $XDG_CACHE_HOME or ~/.cache; a user without a home has a temporary one."""
+    """$LRNNX_CACHE, or lrnnx in $XDG_CACHE_HOME or ~/.cache; without a home, a temporary folder."""
     if named := os.environ.get("LRNNX_CACHE"):
         return Path(named)
-    with contextlib.suppress(RuntimeError):  # of a user whom the system does not know
+    with contextlib.suppress(RuntimeError):  # the system does not know the user's home
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lrnnx")
         there = next(folder for folder in (usual, *usual.parents) if folder.exists())
         if there == usual or os.access(there, os.W_OK | os.X_OK):
@@ -43,30 +43,30 @@ def root() -> Path:
 
 
 def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of files: facts for `folder` that a changed file changes."""
+    """Path, size and time of change of files, as facts for `folder`: they differ if a file has changed."""
     return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
 
 
 def folder(kind: str, facts: Any, make: Make) -> Path:
-    """The cached folder of these facts; see `made`.
+    """The cached folder for these facts; see `made`.
 
     Args:
         kind: the subfolder of the cache, such as "events".
-        facts: all that the content depends on; its `repr` is hashed.
-        make: writes the content into the folder that it is given.
+        facts: everything on which the content depends; its `repr` is hashed.
+        make: a function that writes the content into a given folder.
     """
     return made(root(), f"{kind}/{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}", make)
 
 
 def made(top: Path, name: str, make: Make) -> Path:
-    """The folder `name` of the cache `top`, made first if it is not there or does not fit its seal.
+    """The folder `name` of the cache `top`. It is made first if it is missing or does not fit its seal.
 
-    `make` fills a folder beside it that gets the final name by one rename when all is on the disk: a build
-    that fails, is interrupted or killed leaves no folder of that name; the next one sweeps up its remains.
-    One process builds while the others wait; the lock falls with the process that holds it.
+    `make` fills a temporary folder, which is renamed to its final name when everything is on the disk. So a
+    build that fails or is killed leaves no folder of that name, and the next build removes its remains. One
+    process builds while the others wait for its lock, which ends with that process.
 
     Raises:
-        CacheError: another user owns or may write to the folder, a file in it, or a folder that holds it.
+        CacheError: another user owns or may write to the folder, a file in it, or a folder above it.
         OSError: the cache cannot be written.
     """
     top = _own(top)
@@ -90,7 +90,7 @@ def made(top: Path, name: str, make: Make) -> Path:
 
 
 def distrust(path: Path) -> str:
-    """Why a file or folder may be of another user's making; "" if it is this user's or root's alone."""
+    """Why another user may have changed a file or folder; "" if only this user or root can write to it."""
     if os.name != "posix":
         return ""
     facts = path.lstat()
@@ -104,10 +104,10 @@ def _user() -> int:
 
 
 def _own(place: Path) -> Path:
-    """A folder of the cache itself, made if it is not there; no link."""
+    """A folder of the cache itself, made if it is missing, with links resolved."""
     if not place.is_dir():
         place.mkdir(0o700, parents=True, exist_ok=True)
-    _trust(place)  # a link too, which another user could turn elsewhere
+    _trust(place)  # also if it is a link, which another user could change
     place = place.resolve()
     _trust(place)
     return place
@@ -122,7 +122,7 @@ def _trust(path: Path) -> None:
 
 
 def _sound(home: Path) -> bool:
-    """Whether a folder is there and is what was written."""
+    """Whether a folder exists and fits its seal."""
     if not home.is_dir():
         return False
     for path in (home, *home.iterdir()):
@@ -135,7 +135,7 @@ def _sound(home: Path) -> bool:
 
 
 def _facts(path: Path) -> list[Any]:
-    """Size and, of a small file, digest."""
+    """The size of a file, and its digest if it is small."""
     size = path.stat().st_size
     if size > DIGESTED:
         return [size, ""]
@@ -144,7 +144,7 @@ def _facts(path: Path) -> list[Any]:
 
 
 def _seal(part: Path) -> None:
-    """Write the seal, and take from others the right to write, which a lax umask gives."""
+    """Write the seal, and remove the right of other users to write, which some umasks give."""
     content = json.dumps({path.name: _facts(path) for path in part.iterdir()})
     (part / SEAL).write_text(content, encoding="utf-8")
     for path in part.iterdir():
@@ -153,19 +153,19 @@ def _seal(part: Path) -> None:
 
 @contextlib.contextmanager
 def _room(place: Path) -> Iterator[Path]:
-    """A new folder to build in, locked so that `_sweep` lets it be."""
+    """A new folder to build in, locked so that `_sweep` does not remove it."""
     with contextlib.ExitStack() as stack:
         room = Path(tempfile.mkdtemp(prefix=ROOM, dir=place))
         with contextlib.suppress(FileNotFoundError):
             stack.enter_context(_locked(room))
-        if not room.exists():  # swept away before it was locked
+        if not room.exists():  # another process removed it before it was locked
             room = stack.enter_context(_room(place))
         stack.callback(shutil.rmtree, room, ignore_errors=True)
         yield room
 
 
 def _sweep(place: Path) -> None:
-    """Remove what killed builds left: rooms that nobody holds."""
+    """Remove the remains of killed builds: folders to build in that no process has locked."""
     if fcntl is None:
         return
     for room in place.glob(f"{ROOM}*"):
@@ -175,7 +175,7 @@ def _sweep(place: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file or folder among processes; BlockingIOError if another does and not `wait`."""
+    """Hold the lock of a file or folder. Without `wait`, BlockingIOError if another process holds it."""
     if fcntl is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The files of a user's folder, without what file managers and archives leave behind."""
+"""Lists the files of a user's folder, without those that file managers and archive programs leave there."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -7,23 +7,24 @@ from pathlib import Path
 from lrnnx_app.console.terminal import say
 from lrnnx_app.errors import DataError
 
-LEFTOVERS = ("__macosx", "thumbs.db", "desktop.ini")  # in lower case; as are names that begin with a dot
+LEFTOVERS = ("__macosx", "thumbs.db", "desktop.ini")  # in lower case; names with a leading dot are others
 
 
 def leftover(name: str) -> bool:
-    """Whether a file or folder of this name holds no data of a user: ._a.wav, .DS_Store, __MACOSX."""
+    """Whether a name is one of a file or folder that a program left: ._a.wav, .DS_Store, __MACOSX."""
     return name.startswith(".") or name.lower() in LEFTOVERS
 
 
 def below(folder: Path, suffixes: Sequence[str] | None = None) -> list[Path]:
     """The files below a folder that end in one of `suffixes` (lower case; all if None), sorted.
 
-    What is a leftover is left out, with a line on standard error if it would have counted.
+    Leftovers are left out; a line on standard error says so if one has a suffix that counts.
 
-    Links to folders are followed, save those that lead back to a folder that holds them, which add nothing.
+    Links to folders are followed, except links to a folder that contains them.
 
     Raises:
-        DataError: a folder is not readable, or two ways lead to it, so that its files would count twice.
+        DataError: a folder is not readable, or can be reached in two ways, so that its files would count
+            twice.
     """
     wanted = tuple(suffixes or ("",))
     counted = [path for path in _walked(folder) if path.name.lower().endswith(wanted)]
@@ -40,7 +41,7 @@ def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without leftovers; links to folders count.
 
     Raises:
-        DataError: it is not readable, or a link in it leads nowhere, or back to a folder that holds it.
+        DataError: the folder is not readable, or a link in it leads nowhere or to a folder that contains it.
     """
     found = [path for path in _entries(folder) if not leftover(path.name)]
     here = folder.resolve()
@@ -53,7 +54,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def _walked(root: Path) -> Iterator[Path]:
-    """What lies below a folder and is no folder; links to folders are followed."""
+    """All files below a folder; links to folders are followed."""
     here = root.resolve()
     known = {_identity(here): root}
 
@@ -94,5 +95,5 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @cache
 def _say(line: str) -> None:
-    """Once in a process, for a folder is walked for every split."""
+    """Print a line once in a process, although a folder is listed for every split."""
     say(line, aside=True)

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lrnnx_app.disk import plain_yaml
 from lrnnx_app.errors import RecipeError, one_line
 
-OPENING = ("[", "{", "'", '"')  # of a list, a mapping or a quoted text
+OPENING = ("[", "{", "'", '"')  # first letters of a list, a mapping and a quoted text
 NAMED = re.compile(r"^(task|model|data|model\.layer(?:\[\d+\])?)=(\w+)$")  # model.layer=s5 chooses by name
 
 
@@ -35,10 +35,10 @@ def dotlist(overrides: Sequence[str]) -> DictConfig:
 
 
 def _value(text: str) -> Any:
-    """What an override sets: a list, a mapping or what is in quotes by the rules of YAML, else the text.
+    """The value of an override. Lists, mappings and quoted texts are read as YAML, others as they are.
 
     Raises:
-        NotPlainError: the text holds an interpolation.
+        NotPlainError: the text contains an interpolation.
     """
     plain_yaml.check(text)
     if text == "null":

@@ -1,26 +1,28 @@
-"""YAML of strangers: plain values only, of a bounded size, whatever the text makes a parser do."""
+"""Reads YAML that may come from strangers: only plain values, and only up to a given size."""
 
 import unicodedata
 from typing import Any, ClassVar
 
 import yaml
 
-MOST_BYTES = 1 << 18  # of a file
-MOST_NODES = 20_000  # values and keys, each counted as often as aliases repeat it
-MOST_LETTERS = 20_000  # of one value
-MISSING = "???"  # how OmegaConf marks a value that is yet to come
-LAYOUT = "\n\t"  # control characters that a text may hold
-JOINERS = "\u00ad\u200c\u200d"  # of the invisible characters, those that words and pictures need
-UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories that move, hide or reorder what is shown
+MOST_BYTES = 1 << 18  # bytes of a file
+MOST_NODES = 20_000  # values and keys; one that aliases repeat counts each time
+MOST_LETTERS = 20_000  # letters of one value
+MISSING = "???"  # OmegaConf's mark for a value that must still be set
+LAYOUT = "\n\t"  # control characters that are allowed in a text
+JOINERS = "\u00ad\u200c\u200d"  # invisible characters that are allowed, since words and emoji need them
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of letters that move, hide or reorder text
 
 
 class NotPlainError(ValueError):
-    """What in a text is more than plain values, and what to write instead; one line."""
+    """A text is more than plain values; the message says where, and what to write instead, in one line."""
 
 
 class Texts(yaml.SafeLoader):
-    """YAML whose scalars are text, which the type of a field converts: a folder `007`, `no` or `12:30` keeps
-    its name."""
+    """A YAML loader that reads every scalar as text; the type of its field converts it later.
+
+    So a folder called `007`, `no` or `12:30` keeps its name.
+    """
 
     yaml_implicit_resolvers: ClassVar = {
         first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
@@ -32,7 +34,8 @@ def read(text: str) -> Any:
     """The values of a text in YAML.
 
     Raises:
-        NotPlainError: too large or too deep, a key twice, an interpolation, or not YAML at all.
+        NotPlainError: the text is too large or nested too deeply, has a key twice or an interpolation, or is
+            no YAML.
     """
     size = len(text.encode(errors="surrogatepass"))
     if size > MOST_BYTES:
@@ -49,16 +52,16 @@ def read(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise NotPlainError(_place(error)) from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise NotPlainError(_first_line(error)) from error  # of numbers and dates that are none, too
+        raise NotPlainError(_first_line(error)) from error  # ValueError: a number or date that is none
     check(content)
     return content
 
 
 def check(content: Any) -> None:
-    """Refuse interpolations: they could read the environment, or unfold without end.
+    """Refuse interpolations, which could read the environment or refer to themselves without end.
 
     Raises:
-        NotPlainError: a text in `content` holds one, or stands for a value that is missing.
+        NotPlainError: a text in `content` contains one, or is the mark of a missing value.
     """
     if isinstance(content, dict):
         for key, value in content.items():
@@ -74,12 +77,12 @@ def check(content: Any) -> None:
 
 
 def unsafe(text: str) -> bool:
-    """Whether a text holds letters that steer a terminal, or that hide or reorder others."""
+    """Whether a text contains letters that control a terminal, or that hide or reorder other letters."""
     return any(unicodedata.category(c) in UNSAFE and c not in LAYOUT + JOINERS for c in text)
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """The nodes below and with this one, as many as there will be when aliases are unfolded."""
+    """The number of nodes from this one downwards, with aliases replaced by what they stand for."""
     size = known.get(id(node))
     if size == 0:
         raise NotPlainError(f"line {node.start_mark.line + 1}: an alias of what holds it")
@@ -110,7 +113,7 @@ def _keys_once(node: yaml.MappingNode) -> None:
 
 
 def _place(error: yaml.MarkedYAMLError) -> str:
-    """Line and fault of a text that is no YAML."""
+    """The line and the error of a text that is no YAML."""
     mark, problem = error.problem_mark, error.problem or _first_line(error)
     if mark is None:
         return problem

@@ -1,8 +1,8 @@
-"""Formats that other programs read: one file per format, found by its name; plugins may add to them.
+"""Export formats: one file for each format, found by its name; plugins may add more.
 
-A format's file holds `export(run, path, options)`, which writes one and says so in lines. lrnnx's own hold
-two things more: `ENDING` of the names of their files, None for a folder; and `outputs(path, x)`, what the
-written model makes of a signal.
+A format's file has a function `export(run, path, options)`, which writes a model and returns lines about it.
+lrnnx's own formats also have `ENDING`, the ending of their files (None for a folder), and `outputs(path, x)`,
+the outputs of the written model for a signal.
 """
 
 import importlib
@@ -26,7 +26,7 @@ def own() -> list[str]:
 
 
 def names() -> list[str]:
-    """All formats, those of plugins too."""
+    """The names of all formats, also those of plugins."""
     files = (name for name, module in plugins.files().items() if callable(getattr(module, "export", None)))
     return sorted({*own(), *plugins.installed("formats"), *files})
 
@@ -41,7 +41,7 @@ def module(name: str) -> Any:
 
 
 def find(name: str | None, output: Path) -> Callable[..., list[str]]:
-    """The function that writes a format, called `name` or else known by the output's ending.
+    """The function that writes format `name`, or if that is None, the format with the output's ending.
 
     Raises:
         UserError: there is no such format, or it needs a package that is not installed.
@@ -71,16 +71,17 @@ def export_run(
         run: a run folder.
         path: the file or folder to write.
         format: one of `names()`; by the ending of `path` if None.
-        chunk: samples of a call, for programs (torch, onnx); the model's hop by default.
-        timed: elapsed time dt (B, T) is an input too (torch, onnx).
-        int8: weights in 8 bits (onnx).
+        chunk: samples of one call of a program (torch, onnx); None is the model's hop.
+        timed: the program also takes elapsed time dt (B, T) (torch, onnx).
+        int8: store weights in 8 bits (onnx).
 
     Returns:
-        Lines that say what was written and how far it is from the model.
+        Lines that say what was written and how much its outputs differ from the model's.
 
     Raises:
-        UserError: an unknown format, one that needs a package that is not installed, or a path that exists.
-        RunError: the run has no checkpoint.
+        UserError: the format is unknown, or needs a package that is not installed, or an option is for
+            another format.
+        RunError: the run has no checkpoint, or `path` exists or cannot be written.
         StreamError: the model cannot be written as a program that streams.
     """
     from lrnnx_app.runs.run import Run

@@ -1,4 +1,4 @@
-"""One chunk of a stream as a pure function of tensors: what the formats that carry a program share."""
+"""One chunk of a stream as a pure function of tensors, which the formats that hold a program share."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.streaming.session import named_tensors
 
-CHUNKS = 5  # that a written program must run as the model does
+CHUNKS = 5  # chunks on which a written program is compared with the model
 TOLERANCE = 100 * ROUNDING[torch.float32]  # ‖program − model‖ / ‖model‖
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # (x, [dt,] *state) -> (y, *state)
 
 
 @dataclass(frozen=True)
 class State:
-    """A tensor that a program takes and returns: its shape without the batch, and its value at the start."""
+    """A state tensor of a program: its shape without the batch, and its initial value."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,15 +34,15 @@ class State:
 
 
 class Chunk(nn.Module):
-    """(x, [dt,] *state) -> (y, *state): `chunk` samples of a model, whose state is a list of tensors.
+    """A module (x, [dt,] *state) -> (y, *state) that runs a model on one chunk, with its state as tensors.
 
     Args:
         model: a causal model.
-        chunk: samples of a call, a multiple of the model's hop; None is the hop, or 64 where it is 1.
-        timed: the time before each sample is a second input.
+        chunk: samples of one call, a multiple of the model's hop; None is the hop, or 64 if the hop is 1.
+        timed: elapsed time dt is a second input.
 
     Raises:
-        StreamError: the model is not causal, takes no time, or the chunk is no multiple of its hop.
+        StreamError: the model is not causal or takes no elapsed time, or the chunk is no multiple of its hop.
     """
 
     def __init__(self, model: Model, chunk: int | None = None, timed: bool = False) -> None:
@@ -62,20 +62,20 @@ class Chunk(nn.Module):
         ]
         self.fresh = leaves
         self.model = frozen(model)
-        for module in self.model.modules():  # the choice depends on the batch, which is free
+        for module in self.model.modules():  # "auto" chooses by the batch, which is dynamic here
             if isinstance(module, Layer) and getattr(module, "path", "") == "auto":
                 module.path = "chunk" if isinstance(module, BankLayer) else "fft"  # type: ignore[assignment]  (a str, no part)
         with torch.no_grad():
-            self(*self.example(2))  # what follows from parameters alone becomes constants of the program
+            self(*self.example(2))  # computes what depends on parameters alone; it becomes constants
         own_memory(self.model)
 
     def example(self, batch: int, seed: int = 0) -> list[Tensor]:
-        """Inputs for a first chunk."""
+        """Random inputs for a first chunk, and the initial state."""
         generator = torch.Generator().manual_seed(seed)
         return [*self.signal(batch, self.chunk, generator), *self.start(batch)]
 
     def signal(self, batch: int, time: int, generator: torch.Generator) -> list[Tensor]:
-        """x, and dt where the program takes it."""
+        """Random x, and dt if the program takes it."""
         if self.spec.tokens:
             x = torch.randint(self.spec.d_input, (batch, time), generator=generator)
         else:
@@ -83,7 +83,7 @@ class Chunk(nn.Module):
         return [x, *([torch.rand(batch, time, generator=generator) * 2] if self.timed else [])]
 
     def start(self, batch: int) -> list[Tensor]:
-        """The state before the first sample."""
+        """The state tensors before the first sample."""
         return [leaf.expand(batch, *leaf.shape[1:]).contiguous() for leaf in self.fresh]
 
     def forward(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ class Chunk(nn.Module):
         return ["y", *(f"next.{name}" for name in self.names)]
 
     def description(self) -> str:
-        """What a user of the program must know, as JSON."""
+        """A description of the program for its users, as JSON."""
         return json.dumps(
             {
                 "chunk": self.chunk,
@@ -111,7 +111,7 @@ class Chunk(nn.Module):
 
 
 def traced(chunk: Chunk) -> ExportedProgram:
-    """The chunk as a program of torch's own operators, for any batch."""
+    """The chunk as an exported program of torch's own operators, for any batch size."""
     from lrnnx_app.ops._portable import DECOMPOSITIONS
 
     batch = Dim("batch", min=1)
@@ -123,7 +123,7 @@ def traced(chunk: Chunk) -> ExportedProgram:
 
 
 def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
-    """‖program − model‖ / ‖model‖ of a stream: the program chunk by chunk, the model at once."""
+    """‖program − model‖ / ‖model‖ on a random stream: the program runs chunk by chunk, the model once."""
     generator = torch.Generator().manual_seed(1)
     whole = chunk.signal(batch, chunk.chunk * CHUNKS, generator)
     pooled, state, ys = False, chunk.start(batch), []
@@ -139,7 +139,7 @@ def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
 
 
 def streamed(run: Run, description: str, x: Tensor) -> Tensor:
-    """What a written program makes of x (1, T, …) by its own description; T is a multiple of its chunk."""
+    """The outputs of a written program for x (1, T, …); T is a multiple of its chunk."""
     about, ys = json.loads(description), []
     state = [
         torch.tensor(z["initial"], dtype=getattr(torch, z["dtype"])).expand(1, *z["shape"]).contiguous()
@@ -152,6 +152,6 @@ def streamed(run: Run, description: str, x: Tensor) -> Tensor:
 
 
 def _brief(leaf: Tensor) -> Any:
-    """One number if all of the tensor is that, else nested lists."""
+    """One number if all numbers of the tensor are equal, else nested lists."""
     value = leaf.flatten()[0].item() if leaf.numel() else 0.0
     return value if bool((leaf == value).all()) else leaf.tolist()

@@ -1,4 +1,4 @@
-"""Scripts that run an exported program without lrnnx: a wav in and a 16-bit one out, or noise."""
+"""Scripts that run an exported program without lrnnx: on a wav, or on noise if the model is not for audio."""
 
 import inspect
 from pathlib import Path
@@ -99,7 +99,7 @@ about = json.loads(files["lrnnx.json"])""",
 
 
 def beside(path: Path) -> Path:
-    """Where the script that runs an exported program goes."""
+    """The path of the script that runs the exported program at `path`."""
     return path.with_name(f"{path.stem}_{path.suffix[1:]}.py")
 
 
@@ -125,7 +125,7 @@ def write(target: Path, path: Path, runtime: str, chunk: Chunk) -> None:
 
 
 def _reader(script: str, classifies: bool) -> str:
-    """The part of a script that reads a wav, with this project's own functions in it."""
+    """The part of a script that reads a wav; it contains this project's own functions for that."""
     source = inspect.getsource(wav).partition('"""\n\n')[2].rstrip()
     out = "" if classifies else " OUT.wav"
     words = 2 if classifies else 3

@@ -1,4 +1,4 @@
-"""What every format shares: its options, and outputs that get their name when they are whole."""
+"""Code that all formats share: options, outputs that appear only when complete, and error messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from lrnnx_app.errors import LrnnxError, RunError, UserError
 
 @dataclass(frozen=True)
 class Options:
-    """chunk: samples of a call, None for the model's own; timed: dt is an input; int8: 8-bit weights."""
+    """chunk: samples of a call, None for the model's hop; timed: dt is an input; int8: 8-bit weights."""
 
     chunk: int | None = None
     timed: bool = False
@@ -20,10 +20,10 @@ class Options:
 
 @contextmanager
 def whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """What to write to, a file or a folder; it becomes `path` if nothing fails, as of `atomic.whole`.
+    """A temporary file or folder to write to. If nothing fails it is renamed to `path`, see `atomic.whole`.
 
     Raises:
-        RunError: something is there already, or the folder does not exist or cannot be written.
+        RunError: `path` exists already, or its folder does not exist or cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise RunError(f"{path}: is there already; remove it first or choose another name")
@@ -37,10 +37,10 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def accept(path: Path, difference: float, tolerance: float) -> None:
-    """Refuse what does not run as the model does.
+    """Refuse an export whose outputs differ from the model's.
 
     Raises:
-        LrnnxError: the difference is beyond the tolerance, or is not a number.
+        LrnnxError: the difference is above the tolerance, or not a number.
     """
     if not difference <= tolerance:
         raise LrnnxError(
@@ -49,15 +49,15 @@ def accept(path: Path, difference: float, tolerance: float) -> None:
 
 
 def refuse(options: Options) -> None:
-    """For a format of weights alone.
+    """Refuse options that are for programs, in a format that holds only weights.
 
     Raises:
-        UserError: an option is given that is about calls.
+        UserError: one of these options is given.
     """
     if options != Options():
         raise UserError("--chunk, --timed and --int8 are of formats that run; expected torch or onnx")
 
 
 def needs(extra: str, error: ImportError) -> UserError:
-    """What to say where an optional package is missing."""
+    """The error for a missing optional package."""
     return UserError(f"{error.name} is not installed: pip install 'lrnnx-app[{extra}]'")

@@ -27,8 +27,8 @@ except ImportError as missing:
     raise needs("huggingface", missing) from missing
 
 ENDING = None  # a folder
-MARKS = r"[\\`*\[\]{}#|~$]|(?<![^\W_])_|_(?![^\W_])"  # that Markdown takes for more than text
-CARD_STEPS = 1000  # of the example of a model that takes whole sequences
+MARKS = r"[\\`*\[\]{}#|~$]|(?<![^\W_])_|_(?![^\W_])"  # characters with a meaning in Markdown
+CARD_STEPS = 1000  # steps in the card's example, for a model that takes whole sequences
 CARD = """---
 license: mit
 library_name: lrnnx
@@ -78,7 +78,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
 
     Args:
         recipe: the resolved recipe as YAML.
-        spec: what the model takes and gives, as of `DataSpec.read`.
+        spec: description of input and output, as `DataSpec.read` takes it.
     """
 
     def __init__(self, recipe: str, spec: dict[str, Any]) -> None:
@@ -88,16 +88,16 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         self.model = build_task(recipes.typed(config), DataSpec.read(spec)).model
 
     def forward(self, x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
-        """As of the model within."""
+        """Arguments and results of the model's own forward."""
         return self.model(x, state, **options)
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:
-    """Write the folder; returns what to tell.
+    """Write the folder; returns lines that describe it.
 
     Raises:
-        RunError: no checkpoint, or no place to write to.
-        UserError: an option is of another format.
+        RunError: the run has no checkpoint, or the folder cannot be written.
+        UserError: an option is for another format.
     """
     refuse(options)
     task = run.task()
@@ -108,7 +108,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     with whole(path, folder=True) as part:
         made.save_pretrained(part)
         (part / "README.md").write_text(card(run, made, recipe), encoding="utf-8")
-        with redirect_stdout(None):  # the hub's library says that it loads
+        with redirect_stdout(None):  # the hub's library prints that it loads a file
             loaded = HubModel.from_pretrained(str(part)).eval()
         found = _difference(made, loaded, task.spec)
         accept(path, found, 0.0)
@@ -117,7 +117,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 
 @torch.inference_mode()
 def outputs(path: Path, x: Tensor) -> Tensor:
-    """What the written model makes of a signal x (1, T, …)."""
+    """The outputs of the written model for a signal x (1, T, …)."""
     return HubModel.from_pretrained(str(path), local_files_only=True).eval()(x)[0]
 
 
@@ -158,7 +158,7 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text as Markdown that shows it as it is, in one line: no markup, no HTML, no cells of a table."""
+    """A text as one line of Markdown that shows it unchanged, without markup, HTML or table cells."""
     line = " ".join(text.encode(errors="replace").decode().split())
     return html.escape(re.sub(MARKS, r"\\\g<0>", line), quote=False)
 

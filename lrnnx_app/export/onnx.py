@@ -1,4 +1,4 @@
-"""ONNX: one chunk as a function of tensors, any batch, standard operators on real numbers."""
+"""ONNX: one chunk as a function of tensors, for any batch size, by standard operators on real numbers."""
 
 import logging
 import warnings
@@ -19,15 +19,15 @@ from lrnnx_app.runs.run import Run as RunFolder
 ENDING = ".onnx"
 OPSET = 20
 INT8_TOLERANCE = 0.1
-LEAST = 1024  # elements of a matrix that is worth 8 bits
+LEAST = 1024  # smaller matrices are not stored in 8 bits
 
 
 def export(run: RunFolder, path: Path, options: Options) -> list[str]:
-    """Write the program and a script that runs it; returns what to tell.
+    """Write the program and a script that runs it; returns lines that describe them.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed.
-        RunError: no checkpoint, or no place to write to.
+        RunError: the run has no checkpoint, or `path` cannot be written.
         StreamError: the model cannot stream, or an option does not fit it.
     """
     try:
@@ -54,7 +54,7 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
 
 
 def outputs(path: Path, x: Tensor) -> Tensor:
-    """What the written program makes of a signal x (1, T, …), chunk by chunk."""
+    """The outputs of the written program for a signal x (1, T, …), chunk by chunk."""
     import onnx
 
     about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -67,7 +67,7 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         exported = torch.onnx.export(
             program,
             input_names=chunk.inputs(),
@@ -97,7 +97,7 @@ def session(path: Path) -> Run:
 
 
 def weights_in_8_bits(model: Any) -> None:
-    """Store matrices as int8 with a scale for each row, widened where they are used; in place."""
+    """Replace matrices by int8 ones with a scale for each row, and convert them back where they are used."""
     from onnx import helper, numpy_helper
 
     for initial in list(model.graph.initializer):

@@ -1,4 +1,4 @@
-"""Weights as safetensors, with the recipe and the data's description in the header."""
+"""Weights as safetensors, with the recipe and the description of the data in the file's header."""
 
 import json
 from dataclasses import asdict
@@ -19,15 +19,15 @@ from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec
 
 ENDING = ".safetensors"
-STEPS = 4096  # length of the signal that the comparison runs
+STEPS = 4096  # length of the signal on which the written model is compared
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:
-    """Write the weights; returns what to tell.
+    """Write the weights; returns lines that describe them.
 
     Raises:
-        RunError: no checkpoint, or no place to write to.
-        UserError: an option is of another format.
+        RunError: the run has no checkpoint, or `path` cannot be written.
+        UserError: an option is for another format.
     """
     refuse(options)
     task = run.task()
@@ -43,7 +43,7 @@ def load(path: Path) -> Model:
     """The exported model, in evaluation mode.
 
     Raises:
-        RunError: the file is missing or not one that `export` wrote.
+        RunError: the file is missing, or `export` did not write it.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -61,7 +61,7 @@ def load(path: Path) -> Model:
 
 @torch.inference_mode()
 def outputs(path: Path, x: Tensor) -> Tensor:
-    """What the written model makes of a signal x (1, T, …)."""
+    """The outputs of the written model for a signal x (1, T, …)."""
     return load(path)(x)[0]
 
 

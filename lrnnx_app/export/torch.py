@@ -1,4 +1,4 @@
-"""A program of torch.export (.pt2): one chunk as a function of tensors, any batch, torch's own operators."""
+"""A program of torch.export (.pt2): one chunk as a function of tensors, for any batch size."""
 
 import warnings
 from pathlib import Path
@@ -18,10 +18,10 @@ ABOUT = "lrnnx.json"
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:
-    """Write the program and a script that runs it; returns what to tell.
+    """Write the program and a script that runs it; returns lines that describe them.
 
     Raises:
-        RunError: no checkpoint, or no place to write to.
+        RunError: the run has no checkpoint, or `path` cannot be written.
         StreamError: the model cannot stream, or an option does not fit it.
     """
     if path.suffix != ENDING:
@@ -41,14 +41,14 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 
 @torch.no_grad()
 def outputs(path: Path, x: Tensor) -> Tensor:
-    """What the written program makes of a signal x (1, T, …), chunk by chunk."""
+    """The outputs of the written program for a signal x (1, T, …), chunk by chunk."""
     about = {ABOUT: ""}
     program = _read(path, about)
     return streamed(lambda inputs: program(*inputs), about[ABOUT], x)
 
 
 def _read(path: Path, about: dict[str, Any] | None = None) -> nn.Module:
-    """The program as torch reads it, and `about` filled in; torch 2.11 warns of a buffer of its own."""
+    """Load a program, and fill `about` from it. Hides a warning of torch 2.11 about its own buffer."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.export.load(path, extra_files=about).module()

@@ -64,8 +64,8 @@ class Backbone(Model):
     def run(self, x: Tensor, state: BackboneState | None, rows: Rows) -> tuple[Tensor, BackboneState]:
         """x (B, T, d_input), or (B, T) tokens; see the class for the output.
 
-        With `reset`, a pooled model gives one output for each start, row by row; the pool of the state after
-        it is of no meaning.
+        With `reset`, a pooled model gives one output for each start, row by row. Do not use the pool in the
+        state that it then returns.
         """
         before = (None,) * len(self.blocks) if state is None else state.layers
         x = self.encoder(x)

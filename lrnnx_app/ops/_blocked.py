@@ -1,6 +1,6 @@
-"""The linear scan and its adjoint from torch calls alone: runs on every device, few Python steps.
+"""The linear scan and its adjoint by torch calls alone: for every device, with few steps in Python.
 
-Inside, everything has planes: (B, T, P, N) with P = 1 (real) or 2 (complex).
+The functions for parts of it take numbers with planes: (B, T, P, N) with P = 1 (real) or 2 (complex).
 """
 
 from typing import Any
@@ -15,19 +15,19 @@ RADIX = 8  # steps of a block: about 2·RADIX·log(T)/log(RADIX) Python steps fo
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision in which states are summed and handed on."""
+    """The dtype of states for values of `dtype`: float32 for half precision, else `dtype` itself."""
     return torch.float32 if dtype is torch.bfloat16 or dtype is torch.float16 else dtype
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, which takes a microsecond where there is nothing to do."""
+    """`x.to(dtype)`, but faster if x has that dtype already: `to` then takes a microsecond for nothing."""
     return x if x.dtype is dtype else x.to(dtype)
 
 
 def scan(
     a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Arguments and results of the operator `linear_scan`."""
+    """The scan; arguments and results as of the operator `linear_scan`."""
     if _grouped(a, b):
         return _by_group(scan, a, b, h0, lengths, reset, reverse)
     batch, time, *state = b.shape
@@ -44,9 +44,9 @@ def scan(
 def composed(
     a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """`scan` without side effects, so that torch can batch, trace and differentiate it in every mode.
+    """`scan` without writes in place, so that torch can batch, trace and differentiate it in every mode.
 
-    By doubling: after k rounds, every step has taken in the 2^k steps up to it.
+    It works by doubling: after k rounds, the sum at each step covers the 2^k steps up to that step.
     """
     if _grouped(a, b):
         return _by_group(composed, a, b, h0, lengths, reset, reverse)
@@ -85,9 +85,9 @@ def adjoint(
     reverse: bool,
     run=scan,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b and h0, by the same scan run the other way: c[t] = g[t] + conj(a[t+1])·c[t+1].
+    """Gradients of a, b and h0, by the same scan in the other direction: c[t] = g[t] + conj(a[t+1])·c[t+1].
 
-    `run` is the scan to use: a differentiable one makes the gradients differentiable.
+    `run` is the scan to use. If it is differentiable, the gradients are differentiable too.
     """
     if _grouped(given, states):
         return _adjoint_by_group(grad, grad_last, given, states, h0, lengths, reset, reverse, run)
@@ -118,12 +118,12 @@ def adjoint(
 
 
 def _grouped(a: Tensor, b: Tensor) -> bool:
-    """Whether each coefficient serves some neighbouring states, but not all of them, which broadcasts."""
+    """Whether each coefficient is for a group of neighbouring states: not for one, and not for all."""
     return a.shape[-1] not in (1, b.shape[-1])
 
 
 def _fold(x: Tensor, groups: int) -> Tensor:
-    """(B, …, groups·n) as rows (B·groups, …, n) of their own."""
+    """(B, …, groups·n) as (B·groups, …, n): each group becomes a row of the batch."""
     return x.unflatten(-1, (groups, -1)).movedim(-2, 1).flatten(0, 1)
 
 
@@ -133,7 +133,7 @@ def _unfold(x: Tensor, groups: int) -> Tensor:
 
 
 def _rows(groups: int, *of_rows: Tensor | None) -> list[Tensor | None]:
-    """What is of each row (B, …), once for each of its groups."""
+    """Tensors (B, …), with each row repeated for each of its groups."""
     return [None if x is None else x.repeat_interleave(groups, 0) for x in of_rows]
 
 
@@ -159,7 +159,7 @@ def _adjoint_by_group(
 
 
 def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Write a·h + b to out, which must not overlap h."""
+    """Write a·h + b to `out`, which must not share memory with h."""
     (ar, ai), (hr, hi), (br, bi), (re, im) = (planar.planes(z) for z in (a, h, b, out))
     torch.addcmul(br, ar, hr, out=re)
     if ai is not None and hi is not None and bi is not None and im is not None:
@@ -169,10 +169,10 @@ def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def _scan(a: Tensor, b: Tensor, h: Tensor, cuts: Tensor | None, out: Tensor, reverse: bool) -> Tensor:
-    """Scan (B or 1, T or 1, P, N), (B, T, P, N) from state h into out; returns the last state.
+    """Scan a (B or 1, T or 1, P, N) and b (B, T, P, N) from state h; writes to `out`, returns the last state.
 
-    Blocks of RADIX steps are reduced to one affine map each, side by side; the scan of those maps gives
-    every block its initial state; then the blocks are replayed from there.
+    First, each block of RADIX steps is reduced to one affine map, all blocks at once. A scan over these maps
+    gives the state that enters each block. Then all blocks run through their steps from that state.
     """
     time = b.shape[1]
     blocks = time // RADIX if time > 2 * RADIX else 0
@@ -183,7 +183,7 @@ def _scan(a: Tensor, b: Tensor, h: Tensor, cuts: Tensor | None, out: Tensor, rev
         return range(last - 1, first - 1, -1) if reverse else range(first, last)
 
     def walk(h: Tensor) -> Tensor:
-        """The steps that fill no block."""
+        """Run through the last steps, which do not fill a block."""
         for t in order(main, time):
             h = _affine(a[:, t], _uncut(h, None if cuts is None else cuts[:, t]), b[:, t], out[:, t])
         return h
@@ -213,14 +213,14 @@ def _scan(a: Tensor, b: Tensor, h: Tensor, cuts: Tensor | None, out: Tensor, rev
 
 
 def _starts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Tensor | None:
-    """The starts (B, T) that cut: not those between padded steps, which hold the state."""
+    """The starts (B, T) that count: a start among padded steps does not, since these keep the state."""
     if reset is None or lengths is None:
         return reset
     return reset & (torch.arange(reset.shape[1], device=reset.device) - int(reverse) < lengths[:, None])
 
 
 def _cuts(starts: Tensor | None, reverse: bool) -> Tensor | None:
-    """(B, T, 1, 1) bool: the steps whose incoming state is dropped; backwards, those before a start."""
+    """(B, T, 1, 1) bool: the steps that drop the state before them. In reverse, these precede a start."""
     if starts is None:
         return None
     if reverse:
@@ -229,12 +229,12 @@ def _cuts(starts: Tensor | None, reverse: bool) -> Tensor | None:
 
 
 def _uncut(z: Tensor, cuts: Tensor | None) -> Tensor:
-    """z with 0 where cut. A coefficient of 0 would not do: it leaves a state NaN that was so."""
+    """z, with 0 where `cuts` is true. To multiply the state by 0 would not remove a NaN."""
     return z if cuts is None else torch.where(cuts, 0, z)
 
 
 def _masked(a: Tensor, lengths: Tensor | None, cuts: Tensor | None, time: int) -> Tensor:
-    """`a` with 0 where a packed sequence starts, if it is of each step, and 1 where a row has ended."""
+    """`a` with 1 beyond a row's length and, if it varies along time, 0 where a packed sequence starts."""
     a = _uncut(a, cuts) if a.shape[1] > 1 else a
     return a if lengths is None else torch.where(within(lengths, time, a.ndim), a, planar.one(a))
 

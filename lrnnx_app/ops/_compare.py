@@ -1,4 +1,4 @@
-"""An operator against its definition: errors of outputs and gradients, and the calls that reach kernels."""
+"""Compares an operator with its definition: errors of outputs and of gradients."""
 
 import contextlib
 import warnings
@@ -15,7 +15,7 @@ from lrnnx_app.ops._table import PLAIN, Errors, Operator, Variant
 
 
 class Results(NamedTuple):
-    """Outputs, and the gradients by operand of a random projection of them, in float64 on the CPU."""
+    """Outputs, and the gradients of a random projection of them, by operand; float64 on the CPU."""
 
     outputs: list[Tensor]
     gradients: Operands
@@ -26,7 +26,7 @@ def outputs_of(found: Any) -> list[Tensor]:
 
 
 def results(operator: Operator, run: Any, operands: Operands, variant: Variant) -> Results:
-    """Call run(…), `operator.run` or its definition, once without and once with gradients."""
+    """Call `run`, which is `operator.run` or its definition, once without and once with gradients."""
     with torch.no_grad():
         alone = outputs_of(run(**operands, **variant.options))
     leaves = {k: x.detach().requires_grad_() for k, x in operator.leaves(operands).items()}
@@ -37,7 +37,7 @@ def results(operator: Operator, run: Any, operands: Operands, variant: Variant) 
         along = [draw.normal(*y.shape).to(y.device, y.dtype) for y in outputs]
         found = torch.autograd.grad(outputs, list(leaves.values()), along, materialize_grads=True)
         gradients = dict(zip(leaves, map(_exactly, found), strict=True))
-        alone += [y.detach() for y in outputs]  # by another kernel, maybe
+        alone += [y.detach() for y in outputs]  # another kernel may have made these
     return Results([*map(_exactly, alone)], gradients)
 
 
@@ -54,7 +54,7 @@ def compared(
     device: str = "cpu",
     dtypes: Sequence[torch.dtype] = (),
 ) -> dict[torch.dtype, Errors]:
-    """The errors of one call by dtype, all of them if none is given."""
+    """The errors of one call, for each of `dtypes`, or for all that the operator takes."""
     want = results(operator, operator.definition, operator.typed(operands, torch.float64, "cpu"), variant)
     found = {}
     for dtype in dtypes or operator.dtypes:
@@ -65,7 +65,7 @@ def compared(
 
 
 def worst_errors(operator: Operator, device: str, sizes: Sequence[Sizes]) -> dict[torch.dtype, Errors]:
-    """By dtype, the largest errors of all variants at the sizes, with all operands and with those needed."""
+    """For each dtype, the largest errors over variants and sizes, with and without optional operands."""
     found: dict[torch.dtype, Errors] = {}
     for variant, size in product(operator.variants, sizes):
         whole = operator.draw(Draw(), size, variant)
@@ -77,7 +77,7 @@ def worst_errors(operator: Operator, device: str, sizes: Sequence[Sizes]) -> dic
 
 
 def relative(value: Tensor, definition: Tensor) -> float:
-    """‖value − definition‖ / ‖definition‖, of a norm of at least 10⁻⁶; infinite where it is no number."""
+    """‖value − definition‖ / max(‖definition‖, 10⁻⁶); infinite if a value is not finite."""
     difference = (value - definition).norm() / definition.norm().clamp_min(1e-6)
     return difference.nan_to_num(float("inf")).item()
 
@@ -88,7 +88,7 @@ def _exactly(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that a kernel asks for is NaN at first, so that an element that it does not write shows."""
+    """While entered, new memory is filled with NaN, so that an element that a kernel forgets is noticed."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -107,7 +107,7 @@ def poisoned() -> Iterator[None]:
 
 
 class Recorded(TorchDispatchMode):
-    """`calls`: the operators of this package that are reached, with their arguments."""
+    """While entered, `calls` records each call of one of this package's operators, with its arguments."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Example operands of every operator, and definitions for those whose file has none with the same arguments.
+"""Example operands for every operator, and definitions for operators whose own file has none that fits.
 
-Each `…_example(draw, sizes, …)` returns operands by the name of the function's argument. Sizes of different
-axes differ where that is possible, so that an exchanged pair of them shows.
+Each `…_example(draw, sizes, …)` returns a dictionary from arguments of the function to operands. Axes have
+different sizes where possible, so that two exchanged axes cause an error.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ Operands = dict[str, Tensor]
 
 
 class Sizes(NamedTuple):
-    """Rows, steps and channels (or groups, where an operator has states for each)."""
+    """Numbers of rows, steps and channels (or of groups, if each group has several states)."""
 
     batch: int
     time: int
@@ -32,8 +32,8 @@ class Sizes(NamedTuple):
 class Draw:
     """Random numbers on a device.
 
-    Unless `fine`, they are rounded to what float16 and bfloat16 both hold: the right result is then the same
-    for every dtype.
+    Unless `fine`, they are rounded to numbers that both float16 and bfloat16 can hold. Then the exact result
+    is the same for every dtype.
     """
 
     def __init__(self, seed: int = 0, device: str = "cpu", fine: bool = False) -> None:
@@ -48,7 +48,7 @@ class Draw:
         return self._rounded(low + (high - low) * x)
 
     def masks(self, batch: int, time: int) -> Operands:
-        """Rows of the whole length, of half of it and of none, and starts of packed sequences in them."""
+        """Lengths T, T/2 and 0 in turn, and random starts of packed sequences."""
         lengths = torch.tensor(([time, time // 2, 0] * batch)[:batch], dtype=torch.int64, device=self.device)
         return {"lengths": lengths, "reset": self.uniform(0, 1, batch, time) < 0.15}
 
@@ -62,7 +62,7 @@ class Draw:
 
 
 def linear_example(draw: Draw, sizes: Sizes, planes: int = 1, a: str = "full") -> Operands:
-    """`a` is "full", alike for all "rows", "steps" or both ("constant"), or of "heads" (n, 3, 2)."""
+    """`a` is "full", the same for all "rows" or "steps" or both ("constant"), or one of each of n "heads"."""
     batch, time, n = sizes
     state = {"heads": (n, 3, 2), "constant heads": (n, 3, 2)}.get(a, (n,) if planes == 1 else (2, n))
     of_state = {"heads": (n,), "constant heads": (n, 1, 1)}.get(a, state)
@@ -90,7 +90,7 @@ def discretized_example(draw: Draw, sizes: Sizes, planes: int = 2) -> Operands:
 
 
 def discretized_definition(z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None = None, *, rule: str, **rest):
-    """Coefficients and gains of every step in memory, and a loop over them."""
+    """A loop over steps, from coefficients and gains of all steps."""
     a, gain = RULES[rule](z, z.new_ones(1), dt)
     given: list[Any] = [a.expand(v.shape), planar.mul(gain.expand(v.shape), v), h0]
     if v.shape[2] == 1:
@@ -102,7 +102,7 @@ def discretized_definition(z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None =
 def rglru_definition(
     gate: Tensor, input_gate: Tensor, u: Tensor, rate: Tensor, h0=None, *, dt=None, first=None, **rest
 ):
-    """The multiplier of every step in memory, and a loop over them."""
+    """A loop over steps, from coefficients and inputs of all steps."""
     a, b = coefficients(gate, input_gate, u, rate, dt, first)
     return linear_definition(a, b, h0, **rest)
 
@@ -179,7 +179,7 @@ def gru_example(draw: Draw, sizes: Sizes) -> Operands:
 
 
 def gru(inputs: Tensor, recurrent: Tensor, h0: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
-    """`gru_scan` to the digits of its precision, without the number of iterations."""
+    """`gru_scan`, solved to about the precision of its dtype; does not return the number of iterations."""
     solve = {"tolerance": torch.finfo(inputs.dtype).eps ** 0.75, "max_iterations": 50}
     return gru_op.gru_scan(inputs, recurrent, h0, **rest, **solve)[:2]
 
@@ -262,7 +262,7 @@ def advance_example(draw: Draw, sizes: Sizes) -> Operands:
 
 
 def advance(held: Tensor, more: Tensor, new: Tensor, new_more: Tensor, active: Tensor) -> tuple[Tensor, ...]:
-    """`ops.advance` on copies of two tensors, which it would overwrite."""
+    """`ops.advance` on copies of two tensors, since it overwrites its arguments."""
     states = [x.clone(memory_format=torch.contiguous_format) for x in (held, more)]
     advance_op.advance(states, [new, new_more], active)
     return tuple(states)

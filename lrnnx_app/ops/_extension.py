@@ -1,10 +1,11 @@
-"""Builds csrc/ on first use of an operator, into a user cache, and loads it; never fails, only warns.
+"""Builds csrc/ at the first use of an operator, into the user's cache, and loads it.
 
-The environment variables that say what is built, for which GPUs and where: `lrnnx docs kernels`.
+A build that fails gives a warning, and torch code is used instead. `lrnnx docs kernels` lists the environment
+variables that choose what is built, for which GPUs and where.
 
-A build is keyed by sources, torch, compiler, processor and architectures. Several processes may start at
-once: one builds behind a file lock, the others wait for it and load the result. A library that another user
-owns or may write to is not loaded.
+A build belongs to its sources, torch, compiler, processor and GPU architectures; if one changes, it is made
+again. If several processes start at once, one builds while the others wait at a file lock. A library that
+another user owns or may write to is not loaded.
 """
 
 import contextlib
@@ -43,21 +44,21 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-MARK = b"lrnnx rules: "  # before what csrc/rule.h lists
+MARK = b"lrnnx rules: "  # comes before the list of rules that csrc/rule.h puts into a library
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
 class BuildError(Exception):
-    """A reason and its cure, in one line."""
+    """A build failed; the message says why and what to do, in one line."""
 
 
 def first_use(device: str) -> bool:
-    """True where this call made kernels available: the caller, torch code, was reached for want of them."""
+    """Load the kernels if that was not tried yet. True if this call made them available."""
     return device not in _loaded and load(device)
 
 
 def load(device: str) -> bool:
-    """Make the kernels for "cpu" or "cuda" available, building them if need be; False if it fails."""
+    """Load the kernels for "cpu" or "cuda", and build them first if necessary; False if that fails."""
     if device in _loaded:
         return True
     if device in _failures or device not in wanted():
@@ -80,7 +81,7 @@ def load(device: str) -> bool:
 
 
 def check_rules(library: Path) -> None:
-    """Refuse kernels that number the rules of discretization in another way, before they are loaded.
+    """Refuse a library whose rules of discretization have other numbers than in Python, before it is loaded.
 
     Raises:
         BuildError: the library lists other rules than `rules.RULES`.
@@ -111,7 +112,7 @@ def status(device: str) -> str:
 
 
 def build(device: str) -> Path:
-    """The built library for a device, from the cache or made now; BuildError if that fails."""
+    """The library for a device, from the cache or built now; raises BuildError if that fails."""
     commands = _commands(device)
     top, key, name = root(), f"{device}-{_key(device, commands)}", f"lrnnx_{device}.so"
     try:
@@ -123,7 +124,7 @@ def build(device: str) -> Path:
 
 
 def _build_into(part: Path, name: str, device: str, commands: tuple[str, str], report: Path) -> None:
-    """Compile in a folder within `part`, and leave the library alone there."""
+    """Compile in a folder within `part`, and leave only the library in `part`."""
     started = time.monotonic()
     print(
         f"lrnnx: building {device.upper()} kernels, once for this machine ...",
@@ -145,9 +146,9 @@ def _build_into(part: Path, name: str, device: str, commands: tuple[str, str], r
 
 
 def _run(command: Sequence[str], scratch: Path) -> tuple[int, str]:
-    """Exit code and output of ninja, which ends with this process and ends its compilers, however that comes.
+    """Run ninja; returns its exit code and output. If this process ends, ninja and its compilers end too.
 
-    `scratch` gets the compilers' own files too, so that nothing of a killed build lies elsewhere.
+    Compilers put their temporary files into `scratch`, so that a killed build leaves nothing elsewhere.
     """
     launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
     with subprocess.Popen(
@@ -213,15 +214,18 @@ def _commands(device: str) -> tuple[str, str]:
 
 @functools.cache
 def _shared_runtime(cxx: str) -> str:
-    """The shared C++ library, which torch uses too. Where a compiler prefers a static one, an exception of a
-    kernel would be thrown by another library than the one that catches it, and end the process."""
+    """Linker option for the shared C++ library, which torch uses.
+
+    Some compilers link a static one instead. Torch could then not catch an exception of a kernel, which would
+    end the process.
+    """
     command = [cxx, "-print-file-name=libstdc++.so.6"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return f'-Xlinker "{found}"' if os.path.isabs(found) else ""  # as g++ and nvcc both take it
 
 
 def host_compiler() -> str:
-    """The C++ compiler: of CXX, or on PATH."""
+    """The C++ compiler: the one that CXX names, or one on PATH."""
     named = os.environ.get("CXX", "")
     found = (
         shutil.which(named)
@@ -236,7 +240,7 @@ def host_compiler() -> str:
 
 
 def find_nvcc() -> str:
-    """CUDA's compiler: of CUDA_HOME, on PATH, of the usual folder, or of pip's nvidia packages."""
+    """CUDA's compiler: in CUDA_HOME, on PATH, in /usr/local/cuda, or in pip's nvidia packages."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     packages = Path(sysconfig.get_paths()["purelib"], "nvidia")
     candidates = [
@@ -252,7 +256,7 @@ def find_nvcc() -> str:
 
 
 def architectures() -> list[int]:
-    """Compute capabilities to build for, ascending: 90 is an H100."""
+    """Compute capabilities to build for, in ascending order; 90 is an H100."""
     if named := os.environ.get("LRNNX_ARCH"):
         return sorted(int(part.replace(".", "")) for part in named.split(";"))
     if not torch.cuda.is_available():
@@ -262,7 +266,7 @@ def architectures() -> list[int]:
 
 
 def ninja() -> str:
-    """ninja beside this Python, which a bare interpreter has not on its PATH, or on PATH."""
+    """Path of ninja: in this Python's folder of scripts, which may not be on PATH, or on PATH."""
     beside = Path(sysconfig.get_path("scripts"), "ninja")
     found = str(beside) if beside.exists() else shutil.which("ninja")
     if not found:
@@ -302,7 +306,7 @@ def _key(device: str, commands: tuple[str, str]) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """The instruction sets, since -march=native binds a build to them and a home folder may be shared."""
+    """The processor's instruction sets. -march=native uses them, and machines may share a home folder."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -1,8 +1,7 @@
-"""What an operator demands of its operands, checked in one place, before a kernel or torch code reads any.
+"""Checks the operands of all operators, before a kernel or torch code reads them.
 
-Sizes, kinds of numbers and devices are looked at, but no value that a GPU would have to be waited for. A
-length is from 0 to T: any other is refused where it can be seen, on a CPU outside of compiled code; elsewhere
-kernels and torch code alike hold it to that range.
+Shapes, dtypes and devices are checked. Values on a GPU are not, since that would wait for the GPU. So lengths
+outside 0 … T are refused on a CPU; on a GPU and in compiled code they are clamped to that range.
 """
 
 import torch
@@ -25,10 +24,15 @@ WORDS = {
 
 
 def principal(name: str, x: Tensor, axes: str) -> torch.Size:
-    """Sizes of the operand that sets those of the others; its `axes` begin with B, which alone may be 0.
+    """The sizes of the operand x, from which those of all others follow.
+
+    Args:
+        name: name of x, for messages.
+        x: the operand.
+        axes: a letter for each axis, such as "BTN"; all sizes but the first, B, must be at least 1.
 
     Raises:
-        ValueError: it has other dimensions, one of no size, or no floating-point numbers.
+        ValueError: x has another number of axes, an axis of size 0, or no floating-point dtype.
     """
     sizes = x.shape
     if len(sizes) != len(axes) or 0 in sizes[1:]:
@@ -43,7 +47,7 @@ def principal(name: str, x: Tensor, axes: str) -> torch.Size:
 def check(
     name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor, kind: tuple[torch.dtype, ...] = FLOAT
 ) -> None:
-    """Refuse an operand of another shape, kind or device than that of `like`; None is none.
+    """Refuse an operand with another shape or kind of dtype, or on another device than `like`; None passes.
 
     Raises:
         ValueError: says what was expected.
@@ -58,7 +62,7 @@ def check(
 
 
 def check_broadcast(name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
-    """As `check`, of an operand that broadcasts to `shape`."""
+    """As `check`, for an operand that may broadcast to `shape`."""
     if x is None:
         return
     sizes = x.shape
@@ -73,7 +77,7 @@ def check_broadcast(name: str, x: Tensor | None, shape: tuple[int, ...], like: T
 
 
 def check_range(lengths: Tensor | None, time: int) -> None:
-    """Refuse lengths that are not from 0 to `time`, but on a GPU and in code that is compiled or transformed.
+    """Refuse lengths outside 0 … `time`; checks nothing on a GPU and in compiled or transformed code.
 
     Raises:
         ValueError: says which range was expected.
@@ -93,7 +97,7 @@ def check_steps(
     dt: Tensor | None = None,
     first: Tensor | None = None,
 ) -> None:
-    """Refuse what says of the steps (B, T) of `like` how long they are or where sequences begin and end.
+    """Refuse lengths (B,), or reset, dt and first (B, T), that do not fit the first two axes of `like`.
 
     Raises:
         ValueError: says what was expected.

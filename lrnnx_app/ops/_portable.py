@@ -1,7 +1,8 @@
-"""The operators in plain real torch calls, functional and without a loop that data end: for other runtimes.
+"""The operators by plain torch calls on real numbers, for programs that run outside lrnnx.
 
-An exported program first holds the operators themselves; `DECOMPOSITIONS` says what they become. Only what a
-stream needs is covered: no packed sequences, forward in time, no gradients.
+An exported program first contains the operators themselves; `DECOMPOSITIONS` maps each to the function that
+replaces it. These functions write nothing in place, and no loop depends on data. They serve streams only: one
+sequence a row, forward in time, no gradients.
 """
 
 from collections.abc import Callable

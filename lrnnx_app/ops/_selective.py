@@ -1,4 +1,4 @@
-"""The selective scan in torch code: `blocked` where there are no kernels, and the definition, `reference`."""
+"""The selective scan by torch calls: `blocked`, for use without kernels, and the definition, `reference`."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,19 @@ from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import Rule, find, numbered
 from lrnnx_app.spec import unpadded
 
-SHORTEST = 16  # steps of a chunk at least
-ELEMENTS = {"cpu": 2**20}  # of the states of a chunk: a few fit a processor's cache (measured)
-ELEMENTS_ELSEWHERE = 2**25  # where launching costs more than memory
-KEPT = 2**23  # states of a sequence that are kept for the backward pass rather than computed again
+SHORTEST = 16  # least number of steps in a chunk
+ELEMENTS = {"cpu": 2**20}  # numbers in the states of a chunk, which then fit a CPU's cache (measured)
+ELEMENTS_ELSEWHERE = 2**25  # more on a GPU, where each launch costs time
+KEPT = 2**23  # up to so many numbers, states are kept for the backward pass; beyond, they are computed again
 
 
 def blocked(
     u, delta, A, B, C, D, z, bias, dt, h0, lengths, reset, softplus, rule, whole=False
 ) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, chunk by chunk of time or in one; differentiable. A rule or its number."""
+    """The operator by torch calls, over chunks of time or, if `whole`, at once; differentiable.
+
+    Arguments and results are those of `selective_scan`; `rule` may also be a rule's number.
+    """
     batch, time, _ = u.shape
     dtype = state_dtype(u.dtype)
     real = A.ndim == 2
@@ -73,7 +76,7 @@ def _chunk(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Everything with planes: A (D, P, N), B and C (B, T, G, P, N), h0 (B, D, P, N)."""
+    """y and the last state of a chunk, with planes: A (D, P, N), B and C (B, T, G, P, N), h0 (B, D, P, N)."""
     channels, planes, n = A.shape
     shape = (*u.shape, planes, n)
     a, gain = rule(A, delta[..., None], None if dt is None else dt[..., None])

@@ -1,7 +1,7 @@
 """The table of operators: what `lrnnx doctor` checks, `lrnnx bench ops` times and the tests range over.
 
 An entry holds example operands, the definition in float64, the dtypes and devices with kernels, and what the
-benchmark times. An operator that is registered with torch and stands in no entry fails a test.
+benchmark times. A test fails if an operator is registered with torch but is in no entry.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ DTYPES = (DOUBLE, FLOAT, HALF, BRAIN)
 
 
 class Errors(NamedTuple):
-    """The largest ‖value − definition‖ / ‖definition‖; infinite where a value is not finite."""
+    """The largest ‖value − definition‖ / ‖definition‖; infinite if a value is not finite."""
 
     output: float
     gradient: float
@@ -44,14 +44,14 @@ class Errors(NamedTuple):
         return self.output <= times * allowed.output and self.gradient <= times * allowed.gradient
 
 
-# What rounding may cost, as ‖value − definition‖ / ‖definition‖: a matmul, and storage in half precision.
+# Allowed ‖value − definition‖ / ‖definition‖, from rounding in a matmul and in storage of half precision.
 TOLERANCE = {DOUBLE: 1e-14, FLOAT: 1e-6, HALF: 1e-3, BRAIN: 8e-3}
-OUTPUTS = {BRAIN: 0.6}  # the share of it that outputs may take: gradients are sums of what was rounded
+OUTPUTS = {BRAIN: 0.6}  # times TOLERANCE for outputs; gradients, sums of rounded numbers, may use all of it
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to call an operator: settings of its example, and options that are no tensors."""
+    """One way to call an operator: arguments of its `example`, and options that are not tensors."""
 
     words: str = ""
     example: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ PLAIN = Variant()
 
 @dataclass(frozen=True)
 class Operator:
-    """A public function over an operator, and all that is needed to try it."""
+    """A public function that calls an operator, with all that is needed to test and time it."""
 
     run: Callable[..., Any]
     definition: Callable[..., Any]  # takes the same arguments, in float64
@@ -73,15 +73,15 @@ class Operator:
         str, ...
     ] = ()  # operands stored in the dtype under test; other numbers are float32 or wider
     optional: tuple[str, ...] = ()
-    constant: tuple[str, ...] = ()  # numbers without a derivative
-    free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # axes whose size nothing else sets
+    constant: tuple[str, ...] = ()  # operands without a derivative
+    free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # axes of any size
     variants: tuple[Variant, ...] = (PLAIN,)
     dtypes: tuple[torch.dtype, ...] = DTYPES
     kernels: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)  # by device
-    times: tuple[float, float] = (5, 1)  # TOLERANCE: sums over time in float32 or wider, storage in half
+    times: tuple[float, float] = (5, 1)  # × TOLERANCE, for full and for half precision
 
     def allowed(self, dtype: torch.dtype) -> Errors:
-        """The largest relative errors."""
+        """The largest errors that are allowed in `dtype`."""
         error = TOLERANCE[dtype] * self.times[dtype is not state_dtype(dtype)]
         return Errors(error * OUTPUTS.get(dtype, 1), error)
 
@@ -90,11 +90,11 @@ class Operator:
         return self.example(draw, sizes, **variant.example)
 
     def needed(self, operands: Operands, keep: tuple[str, ...] = ()) -> Operands:
-        """The operands without those that may be left out."""
+        """The operands without the optional ones, except those in `keep`."""
         return {k: x for k, x in operands.items() if k not in self.optional or k in keep}
 
     def typed(self, operands: Operands, dtype: torch.dtype, device: str | None = None) -> Operands:
-        """The operands as a call in `dtype` takes them."""
+        """The operands for a call in `dtype`: the narrow ones have it, other numbers that of its states."""
         wide = state_dtype(dtype)
         return {
             k: x.to(device, (dtype if k in self.narrow else wide) if x.is_floating_point() else None)

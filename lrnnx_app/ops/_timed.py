@@ -13,7 +13,7 @@ from lrnnx_app.ops.rules import KERNELS, SCANNED
 
 @dataclass(frozen=True)
 class Timed:
-    """A row of the benchmark: a variant at a size, with the operands that cannot be left out and `keep`."""
+    """A row of the benchmark: a variant at a size, with required operands and the optional ones in `keep`."""
 
     operator: str
     variant: Variant
@@ -34,7 +34,7 @@ def _rows(
 
 
 def _selective(planes: int, rule: str, words: str = "") -> Variant:
-    """As in Mamba: 16 states a channel, one group."""
+    """A selective scan of Mamba's sizes: 16 states for each channel, one group."""
     name = f"{('real', 'complex')[planes - 1]} {rule} {words}".strip()
     return Variant(name, {"planes": planes, "n": 16, "groups": 1}, {"rule": rule, "softplus": True})
 

@@ -1,8 +1,8 @@
-"""What function transforms (`torch.func`) and forward-mode derivatives ask of the code: plain torch calls.
+"""Support for function transforms (`torch.func`) and forward-mode derivatives.
 
-An operator of torch.library drops tangents without a word, and knows neither batched tensors nor a gradient
-inside a transform. While one is at work, every public function here runs torch calls without side effects,
-so that each transform, and each composition of them, is right; they take more memory than the operators.
+An operator of torch.library has no rules for them; it even drops forward-mode tangents without an error. So
+under a transform every public function of this folder runs plain torch calls without writes in place. Any
+combination of transforms is then right, but takes more memory than the operators.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def transformed() -> bool:
-    """Whether `vmap`, `grad`, `jvp` or the like of `torch.func` is at work, or a level of forward mode."""
+    """Whether a transform of `torch.func` (`vmap`, `grad`, `jvp`, …) or forward-mode autograd is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def free(*sizes: Any) -> bool:
-    """Whether `torch.export` leaves one of the sizes open."""
+    """Whether `torch.export` is running and one of the sizes is dynamic."""
     return torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in sizes)
 
 
 def refuse_free(steps: Any, what: str) -> None:
-    """Refuse an export that leaves the number of steps open, where a layer runs over them in a Python loop.
+    """Refuse an export with a dynamic number of steps, for a layer that loops over steps in Python.
 
     Raises:
         ValueError: says what to export instead.
@@ -37,7 +37,7 @@ def refuse_free(steps: Any, what: str) -> None:
 
 
 def recomputed(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """run(…), computed again in the backward pass instead of kept, where torch can do so."""
+    """run(…), computed again in the backward pass to save memory, unless a transform is active."""
     if transformed():
         return run(*arguments, **options)
     return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False, **options)

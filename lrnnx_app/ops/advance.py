@@ -1,4 +1,4 @@
-"""The states of the streams that move on, written in place: all tensors of a model by one launch."""
+"""Overwrites the states of active streams by new ones: all tensors of a model in one launch on a GPU."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from lrnnx_app.ops import _extension
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._operands import ANY, BOOL, check
 
-LARGEST = 2**31  # bytes of a tensor that kernels count, as csrc/ has it
+LARGEST = 2**31  # most bytes of a tensor that the kernel takes; kLargest in csrc/ is the same
 
 
 def advance(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> None:
-    """held[i][b] = new[i][b] for every i, where active[b].
+    """Set held[i][b] = new[i][b] for every i and every b with active[b].
 
     Args:
-        held: contiguous tensors (B, …).
-        new: as many, shaped like them.
+        held: contiguous tensors (B, …), which are overwritten.
+        new: a tensor of the same shape for each of them.
         active: (B,) bool.
 
     Raises:
-        ValueError: their number, a shape, dtype or device does not fit.
+        ValueError: the number of tensors, a shape, dtype or device does not fit.
     """
     check("active", active, active.shape[:1], active, BOOL)
     if len(held) != len(new):

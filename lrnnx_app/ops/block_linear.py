@@ -1,4 +1,4 @@
-"""Block-diagonal matrices times the same rows, all by one product: the gates of the RG-LRU."""
+"""Several block-diagonal matrices times the same rows, by one product, as for the gates of the RG-LRU."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from lrnnx_app.ops.row_linear import few, row_linear_unchecked
 
 
 class BlockLinear:
-    """k products y = x W + bias with matrices of square blocks along the diagonal.
+    """k products y = x W + bias with matrices that have square blocks on their diagonal.
 
-    The few rows of a stream on a GPU go through `row_linear`, all others through one batched matmul. The
-    weights are laid out at the first use of either, and kept.
+    A few rows on a GPU, as in streaming, go through `row_linear`; other inputs through one batched matmul.
+    Each of the two needs the weights in another layout, which is made at its first use and kept.
 
     Args:
         weights: k of (heads, width, width), inputs by outputs.
@@ -38,9 +38,9 @@ class BlockLinear:
         return y.permute(2, 1, 0, 3).reshape(len(self.weights), *x.shape).unbind()
 
     def _as_rows(self) -> tuple[Tensor, Tensor]:
-        """One below the other, as `row_linear` takes them: (k·heads·width, width), (k·heads·width,)."""
+        """Weights below each other, as `row_linear` takes them: (k·heads·width, width), (k·heads·width,)."""
         return torch.stack(self.weights).mT.flatten(0, 2), torch.stack(self.biases).flatten()
 
     def _as_blocks(self) -> tuple[Tensor, Tensor]:
-        """Side by side: (heads, width, k·width), (heads, k·width)."""
+        """Weights side by side, for a batched matmul: (heads, width, k·width), (heads, k·width)."""
         return torch.cat(self.weights, -1), torch.cat(self.biases, -1)

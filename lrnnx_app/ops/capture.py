@@ -1,7 +1,7 @@
-"""Work on fixed buffers as CUDA graphs, whose kernels one call launches: streams, training and benchmarks.
+"""Captures work as CUDA graphs, which launch all its kernels by one call; for streams, training, benchmarks.
 
-Whether a graph can hold the work is tried, not asked. `LRNNX_GRAPHS=off` in the environment lets none be
-made.
+Nothing says beforehand whether work can be captured: it is tried. The environment variable `LRNNX_GRAPHS=off`
+switches graphs off.
 """
 
 import os
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-OFF = "LRNNX_GRAPHS"  # environment variable; its value off is every user's way out
-WARM_UPS = 2  # builds of kernels, plans of transforms, workspaces and constants all happen before the capture
+OFF = "LRNNX_GRAPHS"  # environment variable that a user sets to "off" to switch graphs off
+WARM_UPS = 2  # calls before the capture, in which kernels are built and plans, workspaces and constants made
 
 
 class CaptureError(Exception):
-    """Why no graph holds the work, in one line."""
+    """Work could not be captured; the message says why, in one line."""
 
 
 def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """The graph of run(), and the tensor that holds its result after each replay.
 
-    run() is called a few times; what it does to its buffers is done.
+    run() is called a few times, and each call changes its buffers as usual.
 
     Raises:
-        CaptureError: run() waits for the device, or does something else that a graph cannot hold; or graphs
-            are switched off.
+        CaptureError: run() waits for the device, or does something else that a graph cannot do; or graphs are
+            switched off.
     """
     with _reported(), torch.cuda.device(device):
         stream = _tried(run)
@@ -40,9 +40,9 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda
 
 
 def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function with the values and gradients of module(x), by one graph forward and one backward.
+    """A function that returns module(x), by one graph for the forward and one for the backward pass.
 
-    It takes tensors of the shape and place of x, and gives gradients to the parameters, not to x.
+    It takes tensors of the shape, dtype and device of x. Parameters get gradients, x does not.
 
     Raises:
         CaptureError: as of `capture`.
@@ -54,7 +54,7 @@ def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         torch.autograd.grad(y, weights, torch.ones_like(y), allow_unused=True)
 
     with _reported(), torch.cuda.device(x.device), warnings.catch_warnings():
-        # of torch's own warm-up, which says so of any module
+        # torch's own warm-up gives these two warnings for any module
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA")
         _tried(both)
@@ -63,9 +63,10 @@ def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _tried(run: Callable[[], object]) -> torch.cuda.Stream:
-    """A stream on which run() has been called, the last time with an error where it waits for the device.
+    """Call run() a few times on a new stream, and return that stream.
 
-    That comes before the capture, since a capture that fails leaves the random generator unusable.
+    In the last call, waiting for the device is an error. So most failures come before the capture, since a
+    capture that fails leaves the random generator unusable.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -80,7 +81,7 @@ def _tried(run: Callable[[], object]) -> torch.cuda.Stream:
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Turns what a capture stumbles over into a CaptureError."""
+    """Turns errors of a capture into a CaptureError, except those for lack of memory."""
     if os.environ.get(OFF) == "off":
         raise CaptureError(f"switched off by {OFF}=off")
     try:
@@ -89,7 +90,7 @@ def _reported() -> Iterator[None]:
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()
-        traceback.clear_frames(error.__traceback__)  # what they hold belongs to the stream of the attempt
+        traceback.clear_frames(error.__traceback__)  # frees its tensors
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
 
 

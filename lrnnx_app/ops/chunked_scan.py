@@ -2,8 +2,9 @@
 
     h[t] = a[t]∘h[t−1] + B[t] ⊗ x[t],   y[t] = C[t]·h[t]
 
-for each head, with h (N, P), B and C (N,) and x (P,): Mamba-2 (arXiv 2405.21060) with one decay a head, gated
-linear attention (arXiv 2312.06635) with one for each of N states. Only one state of a chunk reaches memory.
+for each head, with h (N, P), B and C (N,) and x (P,). With one decay for each head this is Mamba-2 (arXiv
+2405.21060), with one for each of N states gated linear attention (arXiv 2312.06635). Only one state for each
+chunk is stored.
 
     steps   0 1 2 3 | 4 5 6 7 |      chunks of 4
     within  ▙       |         |      y from x of the same chunk: a lower triangle of weights, one matmul
@@ -18,7 +19,7 @@ from lrnnx_app.ops._blocked import unpadded
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 
-SIZE, SIZE_OF_STATES = 64, 8  # steps of a chunk, for a decay of a head and for one of each state (measured)
+SIZE, SIZE_OF_STATES = 64, 8  # steps of a chunk, for one decay a head and for one a state (fastest, measured)
 
 
 def chunked_scan(
@@ -35,16 +36,16 @@ def chunked_scan(
     """Scan along time; every argument but `lengths` and `reset` is differentiable, any number of times.
 
     Args:
-        x: inputs (B, T, H, P), T ≥ 1; whatever a step gains, Δ or a gate, is in it or in B.
-        log_a: logarithms of decays, finite and at most 0: (B, T, H), or (B, T, H, N) for each state. Steps of
-            their own length have Δ·δ in it.
-        B: input projection (B, T, G, N); G divides H, a group of heads shares it.
+        x: inputs (B, T, H, P), T ≥ 1. Factors of the input, such as Δ or a gate, are multiplied into x or B.
+        log_a: logarithms of decays, finite and at most 0: (B, T, H), or (B, T, H, N) for each state. For a
+            decay λ it is λ·Δ·δ, with timescale Δ and elapsed time δ.
+        B: input projection (B, T, G, N). G divides H, and each is shared by H/G heads.
         C: output projection, shaped as B.
         h0: state before the first step, (B, H, N, P); zero if None.
-        lengths: (B,) integers; steps at and beyond a row's length are not read and hold the state; their
-            output is 0.
-        reset: (B, T) bool; true where a packed sequence starts.
-        size: steps of a chunk; None is 64, or 8 for a decay of each state.
+        lengths: (B,) integers. Steps at and beyond a row's length are not read, keep the state, and have
+            output 0.
+        reset: (B, T) bool; true where a packed sequence starts, which drops the state before.
+        size: steps of a chunk; None is 64, or 8 with a decay for each state.
 
     Returns:
         y shaped and typed like x; and the state after the last step taken (B, H, N, P), float32 or wider.
@@ -76,14 +77,14 @@ def chunked_scan(
 
 
 def _cut(z: Tensor, size: int) -> Tensor:
-    """(B, T, …) as (B, chunks, size, …), with zeros at the end, which hold the state."""
+    """(B, T, …) as (B, chunks, size, …). Zeros fill the last chunk: log a = 0 and x = 0 keep the state."""
     return F.pad(z, (0, 0) * (z.ndim - 2) + (0, -z.shape[1] % size)).unflatten(1, (-1, size))
 
 
 def _chunks(
     x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, h0: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """y (B, T, H, P) and the last state, from what is cut into chunks (B, K, L, …)."""
+    """y (B, K·L, H, P) and the last state, from tensors cut into K chunks of L steps, (B, K, L, …)."""
     share = x.shape[3] // B.shape[3]
     x, log_a, B, C = (z.transpose(2, 3) for z in (x, log_a, B, C))  # (B, K, H, L, …)
     B, C = (z.repeat_interleave(share, 2) for z in (B, C))
@@ -107,7 +108,8 @@ def _chunks(
 def _decays(log_a: Tensor, number: Tensor | None) -> Tensor:
     """Π a[r] over s < r ≤ t, (B, K, H, t, s) or (B, K, H, t, s, N); 0 for s > t and across sequences.
 
-    Sums of the steps between, not differences of sums from the chunk's start, which would lose digits.
+    log a is summed over the steps between s and t. Differences of sums from the chunk's start would lose
+    digits.
     """
     size = log_a.shape[3]
     after = torch.ones(size, size, dtype=torch.bool, device=log_a.device).tril(-1)  # r > s

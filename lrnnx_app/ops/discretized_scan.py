@@ -1,9 +1,10 @@
-"""The scan that discretizes as it goes, by a rule: h[t] = a(z, δ[t])∘h[t−1] + g(z, δ[t])∘v[t].
+"""A scan that discretizes at each step by a rule: h[t] = a(z, δ[t])∘h[t−1] + g(z, δ[t])∘v[t].
 
-a and g are those of the rule for eigenvalue z, timescale 1 and elapsed time δ. The factor of a gain that is
-free of δ belongs to the weights that make v, see `Rule.constant`. Kernels make a and g in registers, forward
-and backward, so that (B, T, P, N) of them never reach memory: long, irregular sequences such as the
-Event-SSM's (arXiv 2404.18508). Elsewhere, and by rules without kernels, torch makes them.
+a and g are the rule's coefficient and gain for eigenvalue z, timescale 1 and elapsed time δ. If the gain has
+a factor without δ, that belongs to the weights that make v, see `Rule.constant`. Kernels make a and g in
+registers, so tensors (B, T, P, N) of them are never stored. That serves long, irregular sequences, such as
+those of the Event-SSM (arXiv 2404.18508). Without kernels, or for rules that have none, torch calls make
+them.
 """
 
 from functools import partial
@@ -34,8 +35,8 @@ def discretized_scan(
     """Scan along time; every argument but `rule`, `lengths` and `reset` is differentiable.
 
     Args:
-        z: rates (P, N) with P = 1 or 2 planes, Re z < 0 if stable.
-        dt: (B, T) time δ that passed before each sample, in units of 1/|z|.
+        z: eigenvalues (P, N), with P = 1 (real) or 2 (complex) planes; stable if Re z < 0.
+        dt: (B, T) elapsed time δ before each sample; z·δ has no unit.
         v: inputs (B, T, P, N).
         h0: state before the first step (B, P, N); zero if None.
         rule: one of `rules.RULES`, or its name.
@@ -61,9 +62,9 @@ def discretized_scan(
 
 
 def evenly(rule: Rule, lam: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-    """`rule(lam, step)` for lam (P, N), on a GPU by one launch instead of a hundred small ones.
+    """`rule(lam, step)` for lam (P, N); on a GPU by one launch instead of about a hundred.
 
-    A step from state 1 without input leaves a, and one from state 0 with input 1 leaves the gain.
+    It runs one step of a scan. From state 1 and input 0 the result is a, from state 0 and input 1 the gain.
     """
     rule = rule.evenly or rule
     if not lam.is_cuda or rule.code is None:
@@ -84,7 +85,7 @@ def reference(
     lengths: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, with everything in memory; arguments and results as in `discretized_scan`."""
+    """The definition, with a and g of all steps in memory; arguments and results as in `discretized_scan`."""
     dtype = state_dtype(v.dtype)
     dt, v = unpadded(dt, lengths), unpadded(v, lengths)
     a, gain = rule.from_rates(z.to(dtype), dt.to(dtype))
@@ -99,7 +100,7 @@ _library.define(
     "discretized_scan(Tensor z, Tensor dt, Tensor v, Tensor? h0, Tensor? lengths, Tensor? reset,"
     " bool reverse, int rule) -> (Tensor, Tensor)"
 )
-# v is None for a gain of 1, whose gradients have no use for it.
+# v is None if the gain is 1, since the gradients then do not depend on v.
 _library.define(
     "discretized_scan_backward(Tensor grad, Tensor grad_last, Tensor z, Tensor dt, Tensor? v, Tensor states,"
     " Tensor? h0, Tensor? lengths, Tensor? reset, bool reverse, int rule) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -131,7 +132,7 @@ def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rul
     numbers = _flat(grad.to(dtype), grad_last, a.expand(states.shape), states.to(dtype), h0)
     da, c, dh0 = run(*numbers, lengths, reset, reverse)
     da, c, dh0 = da.reshape(states.shape), c.reshape(states.shape), dh0.reshape(grad_last.shape)
-    q = planar.mul(planar.conj(by_w), da)  # the gradient of w, but for the gain
+    q = planar.mul(planar.conj(by_w), da)  # the gradient of w, without the part through the gain
     dz, ddt = q * span, q * rate
     if v is not None:
         r = planar.mul(c, planar.conj(v.to(dtype)))

@@ -1,8 +1,8 @@
 """Causal convolution by real FFT, channels last: y[t] = Σ_l k[l]·u[t − l], for any length.
 
-The kernel is one per channel, (H, L), or mixes channels, (O, I, L). Transforms run in float32 for
-half-precision storage, and complex numbers stay inside the operators. `convolve` and `correlate` are each
-other's adjoints, and so are `rfft` and `irfft`: that is their whole autograd.
+A kernel is either (H, L), one filter for each channel, or (O, I, L), which mixes channels. Values in half
+precision are transformed in float32. Complex dtypes occur only inside the operators. `convolve` and
+`correlate` are each other's adjoints, and so are `rfft` and `irfft`; autograd uses that.
 """
 
 import torch
@@ -18,7 +18,8 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
 
     Args:
         u: (B, T, I), T ≥ 1.
-        kernel: (I, L), one per channel, or (O, I, L), mixing; L ≥ 1, taps beyond T are not used.
+        kernel: (I, L), a filter for each channel, or (O, I, L), which mixes channels; L ≥ 1. Taps beyond T
+            are not used.
 
     Returns:
         (B, T, I) or (B, T, O), typed like u.
@@ -57,7 +58,7 @@ def irfft(spectrum: Tensor, length: int) -> Tensor:
 
 
 def _fast_length(n: int) -> int:
-    """The least 2^i·{1, 3, 5, 9, 15} that is at least n."""
+    """The smallest number ≥ n of the form 2^i·{1, 3, 5, 9, 15}, for which transforms are fast."""
     return min(m << max(0, (-(-n // m) - 1).bit_length()) for m in (1, 3, 5, 9, 15))
 
 
@@ -67,7 +68,7 @@ def _spectrum(x: Tensor, n: int) -> Tensor:
 
 def _convolved(u: Tensor, kernel: Tensor) -> Tensor:
     time = u.shape[1]
-    if u.shape[0] == 0:  # which not every transform takes, here and below
+    if u.shape[0] == 0:  # some transforms refuse an empty batch
         return u.new_empty(0, time, kernel.shape[0])
     n = _fast_length(time + kernel.shape[-1] - 1)
     left, right = _spectrum(u, n), _spectrum(kernel.movedim(-1, 0)[None], n)[0]

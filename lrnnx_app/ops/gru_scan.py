@@ -1,8 +1,8 @@
 """States of a diagonal gated recurrent unit, in parallel: h[t] = f(h[t−1], x[t]) solved by Newton's method.
 
-f acts on each state alone, so its Jacobian is diagonal and one Newton step for the whole sequence is one
-linear scan (DEER, arXiv 2309.12252). An estimate that is right up to step k is right up to k + 1 after one
-iteration, whatever slope is used, so slopes are held within ±1 to keep the first iterations bounded.
+f acts on each state alone, so its Jacobian is diagonal, and one Newton iteration over the whole sequence is
+one linear scan (DEER, arXiv 2309.12252). If an estimate is right up to step k, the next one is right up to k
++ 1, whatever slope is used. So slopes are clamped to ±1, which keeps the first iterations bounded.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan
 from lrnnx_app.spec import unpadded
 
-SERIAL = 2**11  # states of a batch from which a CPU is quicker one step at a time (measured)
+SERIAL = 2**11  # with so many states (B·N) or more, a CPU is faster one step at a time (measured)
 
 
 def gru_cell(h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None = None) -> Tensor:
@@ -89,13 +89,14 @@ def gru_scan(
         inputs: (B, T, 3, N) float32 or wider, T ≥ 1.
         recurrent: (3, N).
         h0: state before the first step (B, N).
-        dt, lengths, reset: as in `linear_scan` and `Layer.forward`.
-        tolerance: iterate until no state moves by more than this.
-        max_iterations: beyond it, the states are computed one step at a time instead.
+        dt: elapsed time δ (B, T); None is 1.
+        lengths, reset: as in `linear_scan`.
+        tolerance: stop when no state changes by more than this.
+        max_iterations: after so many, the states are computed one step at a time instead.
 
     Returns:
-        states (B, T, N), the state after each row's last step (B, N), and the number of iterations, int64
-        (T more where they did not converge, T where a CPU is quicker without).
+        States (B, T, N), the state after each row's last step (B, N), and the number of iterations, int64.
+        Steps computed one at a time count as T iterations.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
@@ -176,8 +177,10 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, _):
-    """The implicit gradient of the solution: δh[t] = slope·δh[t−1] + δf[t]. The states that it is made of are
-    the operator's own result, so that it can be differentiated in its turn."""
+    """The gradient of the solution h = f(h), by the implicit function theorem: δh[t] = slope·δh[t−1] + δf[t].
+
+    It is computed from the operator's own states, so it can be differentiated again.
+    """
     inputs, recurrent, h0, dt, lengths, reset, states = ctx.saved_tensors
     inputs, span = unpadded(inputs, lengths), unpadded(dt, lengths)
     before = _before(states, h0, reset)
@@ -193,7 +196,7 @@ def _backward(ctx, grad, _):
 
 
 def _by_dt(grad: Tensor, h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tensor | None) -> Tensor | None:
-    """What the gradient (B, T, N) of `gru_cell` is for dt (B, T)."""
+    """The gradient of dt (B, T), from that of the states (B, T, N)."""
     if dt is None:
         return None
     k, _, c, gate = _gates(h, inputs, recurrent, dt)

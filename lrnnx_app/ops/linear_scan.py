@@ -1,10 +1,11 @@
-"""The one recurrence: h[t] = a[t]·h[t−1] + b[t], over (B, T, N) real or (B, T, 2, N) planar complex.
+"""The linear recurrence h[t] = a[t]·h[t−1] + b[t], over (B, T, N) real or (B, T, 2, N) planar complex.
 
-Real states may have more axes, (B, T, H, N, P), and a coefficient may serve all of the last ones: (B, T, H).
+Real states may have more axes, (B, T, H, N, P). Then one coefficient may be shared along the last axes: (B,
+T, H).
 
-`linear_scan` is a PyTorch operator: kernels built from csrc/ run it on a CPU or GPU, and torch calls
-(`_blocked`) anywhere else. `reference` is the definition that tests compare with. The sums run in float32
-for half-precision storage, and the last state is returned in that precision.
+`linear_scan` is a PyTorch operator. Kernels built from csrc/ run it on a CPU or GPU; torch calls (`_blocked`)
+run it elsewhere. Tests compare it with the definition, `reference`. For values in half precision the states
+are summed, and the last one is returned, in float32.
 """
 
 import torch
@@ -28,14 +29,14 @@ def linear_scan(
     """Scan along time; every argument but `lengths` and `reset` is differentiable.
 
     Args:
-        a: coefficients (B or 1, T or 1, N), or (B or 1, T or 1, 2, N) when complex. Real ones that are alike
-            along the last axes of a state leave these out, or have 1 there: a decay of each head (B, T, H) or
-            (B, T, H, 1, 1) for states (B, T, H, N, P).
+        a: coefficients (B or 1, T or 1, N), or (B or 1, T or 1, 2, N) when complex. If real ones are equal
+            along the last axes of a state, these axes may be left out or have size 1: a decay of each head is
+            (B, T, H) or (B, T, H, 1, 1) for states (B, T, H, N, P).
         b: inputs (B, T, N), or (B, T, 2, N) when complex, or real with three or four axes of states; T ≥ 1.
         h0: state before the first step, shaped like a step of b; zero if None.
-        lengths: (B,) integers from 0 to T; steps at and beyond a row's length hold the state. Others are
-            refused on a CPU, and held to that range on a GPU, which would have to be waited for.
-        reset: (B, T) bool; true where a packed sequence starts, so that nothing crosses into it.
+        lengths: (B,) integers from 0 to T. Steps at and beyond a row's length keep the state. Lengths outside
+            that range are an error on a CPU, and are clamped on a GPU.
+        reset: (B, T) bool; true where a packed sequence starts, which drops the state before.
         reverse: run from the last step to the first.
 
     Returns:
@@ -53,7 +54,7 @@ def linear_scan(
     a = _of_groups(a, sizes)
     check("h0", h0, sizes[:1] + sizes[2:], b)
     check_steps(b, lengths=lengths, reset=reset)
-    if a.shape[2:] != sizes[2:] and b.is_cuda:  # whose kernels read a coefficient for each state
+    if a.shape[2:] != sizes[2:] and b.is_cuda:  # CUDA kernels read one coefficient for each state
         a = a.repeat_interleave(sizes[2:].numel() // a.shape[2], 2)
     run = _blocked.composed if transformed() else torch.ops.lrnnx.linear_scan
     if len(sizes) < 5:
@@ -63,13 +64,13 @@ def linear_scan(
 
 
 def _of_groups(a: Tensor, sizes: torch.Size) -> Tensor:
-    """a (…, 2, N) as it is, or real, (B or 1, T or 1, G): each for neighbouring states, of a b of `sizes`.
+    """Complex a unchanged; real a as (B or 1, T or 1, G), one number for each group of neighbouring states.
 
     Raises:
         ValueError: it does not broadcast.
     """
     given, state = a.shape, sizes[2:]
-    axes = len(given) - 2  # of the state, without those of size 1 that stand for all
+    axes = len(given) - 2  # axes of the state in a, without last axes of size 1 that broadcast
     while axes > 0 and given[axes + 1] == 1 and (axes > len(state) or state[axes - 1] != 1):
         axes -= 1
     fits = 2 <= len(given) <= len(sizes) and given[2 : axes + 2] == state[:axes]
@@ -120,13 +121,13 @@ def reference(
 
 
 def wants_gradient(*operands: Tensor | None) -> bool:
-    """Whether autograd, or a transform, follows what is made of them."""
+    """Whether autograd or a function transform will differentiate results of these operands."""
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     return wanted or transformed()
 
 
 def leaf(x: Tensor) -> Tensor:
-    """x as a point to differentiate at, with no way on to what x, or another operand, was made of."""
+    """x as a leaf to differentiate by: gradients stop here, and do not go on to what x was made from."""
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
@@ -141,7 +142,7 @@ _library.define(
 )
 
 
-# Reached where no kernel is registered: on first use, which builds and loads it, or where there is none.
+# Called if no kernel is registered for the device: at the first use, which builds and loads it, or always.
 @torch.library.impl(_library, "linear_scan", "CompositeExplicitAutograd")
 def _forward_anywhere(a, b, *rest):
     run = torch.ops.lrnnx.linear_scan if _extension.first_use(b.device.type) else _blocked.scan
@@ -171,7 +172,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_states, grad_last):
     a, h0, lengths, reset, states = ctx.saved_tensors
-    # The kernels reduce over time, or over time and batch, but not over the batch alone.
+    # The kernels can sum the gradient of `a` over time, or over time and batch, but not over the batch alone.
     given = a if a.shape[1] == 1 else a.expand(states.shape[0], *a.shape[1:])
     args = (grad_states, grad_last, given, states, h0, lengths, reset, ctx.reverse)
     if torch.is_grad_enabled():  # for second derivatives

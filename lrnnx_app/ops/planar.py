@@ -1,8 +1,8 @@
 """Arithmetic on planar numbers: shape (..., P, N) with P = 1 plane (real) or 2 (real, imaginary).
 
-No complex dtype is used, so that autocast, DDP, torch.compile, safetensors and ONNX need no special
-case, and one formula serves real and complex eigenvalues alike. Operands broadcast; both must have
-the same number of planes.
+No complex dtype is used, so autocast, DDP, torch.compile, safetensors and ONNX need no special case. One
+formula serves both real and complex eigenvalues. Operands broadcast, but all must have the same number of
+planes.
 """
 
 import math
@@ -15,7 +15,7 @@ def planes(z: Tensor) -> tuple[Tensor, Tensor | None]:
     """Real and imaginary part, each (..., N); the imaginary part of a real number is None."""
     if z.shape[-2] == 1:
         return z.squeeze(-2), None
-    re, im = z.unbind(-2)  # its gradient is one copy; that of two selections fills and adds whole tensors
+    re, im = z.unbind(-2)  # z[..., 0, :] and z[..., 1, :] would have a slower gradient, with two full tensors
     return re, im
 
 
@@ -49,7 +49,7 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def affine(a: Tensor, h: Tensor, b: Tensor) -> Tensor:
-    """a·h + b, in fewer calls than by `mul`."""
+    """a·h + b, with fewer torch calls than `mul` and a sum."""
     (ar, ai), (hr, hi), (br, bi) = planes(a), planes(h), planes(b)
     if ai is None or hi is None or bi is None:
         return join(torch.addcmul(br, ar, hr), None)
@@ -87,7 +87,7 @@ def expm1(z: Tensor) -> Tensor:
 
 
 def expm1_over(z: Tensor) -> Tensor:
-    """(exp(z) - 1) / z, continued by 1 at z = 0, accurate with its gradient for every z."""
+    """(exp(z) - 1) / z, and 1 at z = 0. Value and gradient are accurate for every z."""
     re, im = planes(z)
     size = re.abs() if im is None else torch.maximum(re.abs(), im.abs())
     small = (size < 0.1).unsqueeze(-2)

@@ -2,8 +2,8 @@
 
     r, i = σ(gate), σ(input_gate);   log a = −rate∘r·δ;   h[t] = a∘h[t−1] + √(1 − a²)∘i∘u[t]
 
-Kernels read the three inputs once and make the rest in registers; elsewhere torch does. Where `first` is
-true, the multiplier √(1 − a²) is 1. Its derivative is held bounded where a is near 1.
+Kernels read the three inputs once and compute a and the input's factor in registers; without kernels, torch
+calls do. Where `first` is true, the factor √(1 − a²) is 1. Its derivative is bounded, also for a near 1.
 """
 
 from functools import partial
@@ -38,11 +38,11 @@ def rglru_scan(
 
     Args:
         gate, input_gate: logits of the recurrence gate r and of the input gate i, (B, T, N).
-        u: inputs (B, T, N), T ≥ 1; its dtype is that in which all three are read.
-        rate: decay −log a at r = 1 and δ = 1, (N,), not negative.
+        u: inputs (B, T, N), T ≥ 1. The gates are cast to its dtype.
+        rate: (N,) decay −log a for r = 1 and δ = 1; not negative.
         h0: state before the first step, (B, N); zero if None.
         dt: (B, T) elapsed time δ; None is 1.
-        first: (B, T); true, or not 0, where a sequence starts and its input enters whole.
+        first: (B, T); true, or not 0, where a sequence starts. The input's factor √(1 − a²) is 1 there.
         lengths, reset: as of `linear_scan`.
 
     Returns:
@@ -77,7 +77,7 @@ def coefficients(
 
 
 def bounded_sqrt(x: Tensor, slope: float = SLOPE) -> Tensor:
-    """√x for x ≥ 0 whose derivative 1/(2√x) is held at or below `slope`, finite at x = 0."""
+    """√x for x ≥ 0, with its derivative 1/(2√x) limited to `slope`, so that it is finite at x = 0."""
     steep = x < 1 / (4 * slope * slope)
     held = torch.sqrt(x.detach()) + slope * (x - x.detach())
     return torch.where(steep, held, torch.sqrt(torch.where(steep, 1, x)))
@@ -86,7 +86,7 @@ def bounded_sqrt(x: Tensor, slope: float = SLOPE) -> Tensor:
 def reference(
     gate, input_gate, u, rate, h0=None, *, dt=None, first=None, lengths=None, reset=None
 ) -> tuple[Tensor, Tensor]:
-    """The definition, with everything in memory; arguments and results as in `rglru_scan`."""
+    """The definition, with coefficients of all steps in memory; arguments and results as in `rglru_scan`."""
     gate, input_gate, u, dt = (unpadded(x, lengths) for x in (gate, input_gate, u, dt))
     a, b = coefficients(gate, input_gate, u, rate, dt, first)
     states, last = linear_scan(a, b, h0, lengths=lengths, reset=reset)

@@ -1,10 +1,10 @@
-"""A matmul of a few rows and what follows it elementwise, for streaming: a single launch on a GPU.
+"""A matmul of a few rows with the elementwise work after it, for streaming: a single launch on a GPU.
 
-    y = act(W x + bias + skip∘via)∘times, or GELU(x) in the place of x
+    y = act(W x + bias + skip∘via)∘times, or with GELU(x) instead of x
 
-One step of a layer is a chain of such products, each of which a GPU is done with sooner than a general matmul
-starts. The kernel takes float32 and gives its accuracy, whatever torch allows matmuls to round to. Where it
-does not apply (more rows, other dtypes, autocast, gradients, other devices) torch calls do the same.
+One step of a layer is a chain of such products. Each is so small that a general matmul would take longer to
+start than to run. The kernel takes float32 and is as accurate, whatever precision torch allows for matmuls.
+In all other cases (more rows, other dtypes, autocast, gradients, other devices) torch calls do the same.
 """
 
 import torch
@@ -16,7 +16,7 @@ from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops._operands import FLOAT, check
 from lrnnx_app.ops.linear_scan import wants_gradient
 
-MOST = 64  # rows; more are left to general matmuls
+MOST = 64  # rows that the kernel takes; more go to a general matmul
 CODES = {None: 0, "sigmoid": 1, "gelu_tanh": 2}  # as csrc/ numbers them
 ACTIVATIONS = {0: lambda y: y, 1: torch.sigmoid, 2: lambda y: F.gelu(y, approximate="tanh")}
 
@@ -37,10 +37,11 @@ def row_linear(
 
     Args:
         x: (…, heads·K).
-        weight: (M, K). With several heads, of matrices one below the other, each of square blocks along its
-            diagonal, one for each head, which alone are stored: (…·heads·K, K).
+        weight: (M, K). With several heads it holds one or more block-diagonal matrices below each other. Each
+            has a block (K, K) for each head, and only these blocks are stored: (…·heads·K, K).
         bias: (M,); None is 0.
-        skip: (M,) what of `via` (…, M) is added; None is 0.
+        skip: (M,) factor of `via`, whose product is added; None adds nothing.
+        via: (…, M); needed by skip.
         times: (…, M) factor of the result; None is 1.
         activation: None | sigmoid | gelu_tanh.
         gelu: multiply GELU(x).
@@ -69,7 +70,7 @@ def row_linear_unchecked(
     activation: str | None = None,
     gelu: bool = False,
 ) -> Tensor:
-    """`row_linear` of a layer's own weights, which fit each other."""
+    """`row_linear` without checks of its arguments, for a layer's own weights."""
     code = CODES[activation]
     if not few(x, weight) or wants_gradient(x, weight, bias, skip, via, times):
         return reference(x, weight, bias, skip, via, times, heads, code, gelu)
@@ -80,7 +81,7 @@ def row_linear_unchecked(
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """W x + bias, added in the precision of a state, whatever that of x (…, K) and weight (M, K) is."""
+    """W x + bias for x (…, K) and weight (M, K), with the bias added in float32 or wider."""
     if few(x, weight):
         return row_linear_unchecked(x, weight, bias)
     y = F.linear(x, weight)
@@ -115,7 +116,7 @@ def _check(
 
 
 def few(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel takes such rows and weights, gradients aside."""
+    """Whether the kernel takes such x and weight, if no gradient is wanted."""
     return (
         x.is_cuda
         and x.dtype == weight.dtype == torch.float32
@@ -152,7 +153,7 @@ def reference(
 
 
 def activated(y: Tensor, activation: str | None, times: Tensor | None) -> Tensor:
-    """act(y)∘times, as at the end of `row_linear`."""
+    """act(y)∘times, the last part of `row_linear`."""
     return _after(y, CODES[activation], times)
 
 

@@ -1,11 +1,12 @@
-"""State-expanded recurrence: N states per channel, discretized on the fly and contracted with C at once.
+"""The selective scan: N states for each channel, discretized at each step and read out by C.
 
     h[t] = a[t]∘h[t−1] + gain[t]∘B[t]·u[t],   y[t] = (Re(C[t]·h[t]) + D∘u[t])·SiLU(z[t])
 
-for each channel, with (a, gain) = rule(A, Δ, δ) and Δ = softplus(delta + bias) or delta, so that states
-(B, T, D, N) never exist as a whole: kernels make them again in the backward pass, those for GPUs from every
-8th, kept by the forward pass unless there are too many. The torch code for machines without kernels cuts time
-into chunks, each of which is computed again unless keeping its states is cheaper.
+for each channel, with (a, gain) = rule(A, Δ, δ) and Δ = softplus(delta + bias) or delta.
+
+The states (B, T, D, N) are never stored as a whole. Kernels compute them again in the backward pass. On a GPU
+the forward pass keeps every 8th state to start from, unless there are too many. Without kernels, torch calls
+work through chunks of time; the backward pass computes a chunk again if its states are too many to keep.
 """
 
 import math
@@ -23,9 +24,9 @@ from lrnnx_app.ops.rules import Rule, find
 
 __all__ = ["blocked", "reference", "selective_scan"]
 
-MOST_STATES = 256  # of a channel, that CUDA kernels take
-KEPT_EVERY = 8  # steps between states that these keep for the backward pass
-KEPT_BYTES = 2**30  # at most; the states of a longer scan are made again there
+MOST_STATES = 256  # states of a channel that CUDA kernels take
+KEPT_EVERY = 8  # steps between two states that CUDA kernels keep for the backward pass
+KEPT_BYTES = 2**30  # most memory for kept states; a scan that needs more computes them again
 
 
 def selective_scan(
@@ -49,20 +50,20 @@ def selective_scan(
 
     Args:
         u: input (B, T, D), T ≥ 1.
-        delta: learned timescale Δ > 0, (B, T, D); or what makes it, see `bias` and `softplus`.
+        delta: learned timescale Δ > 0, (B, T, D); or Δ before `bias` and `softplus`.
         A: eigenvalues (D, N), or planar complex (D, 2, N).
-        B: input projection (B, T, G, N) or (B, T, G, 2, N), or the same for all, (1, 1, G, …); G divides D, a
-            group shares it.
-        C: output projection, as B.
+        B: input projection (B, T, G, N) or (B, T, G, 2, N), or (1, 1, G, …) if constant. G divides D, and
+            each is shared by D/G channels.
+        C: output projection, shaped like B.
         D: skip (D,), or None.
         h0: state before the first step, (B, D, N) or (B, D, 2, N); zero if None.
-        z: gate (B, T, D), by whose SiLU the output is multiplied; or None.
+        z: gate (B, T, D); the output is multiplied by SiLU(z). Or None.
         bias: (D,) added to delta; or None.
         softplus: take the softplus of delta, after the bias.
         dt: elapsed time δ (B, T); None is 1.
         rule: discretization, or its name.
-        lengths: (B,) integers; steps at and beyond a row's length are not read and hold the state; their
-            output is 0.
+        lengths: (B,) integers. Steps at and beyond a row's length are not read, keep the state, and have
+            output 0.
         reset: (B, T) bool; true where a packed sequence starts.
 
     Returns:
@@ -95,7 +96,7 @@ def _kept(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, int, int, int]:
 
 
 def _whole(weight: Tensor, u: Tensor) -> Tensor:
-    """B or C that vary along time and batch, or along neither."""
+    """B or C, expanded along time and batch unless it is the same along both."""
     alike = weight.shape[0] == 1 and weight.shape[1] == 1
     return weight if alike else weight.expand(*u.shape[:2], *weight.shape[2:])
 
@@ -142,17 +143,17 @@ _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? dt,"
     " Tensor? h0, Tensor? lengths, Tensor? reset, bool softplus, int rule"
 )
-_TENSORS = 12  # of them
+_TENSORS = 12  # tensors among the arguments
 _library = torch.library.Library("lrnnx", "FRAGMENT")
 _library.define(f"selective_scan({_ARGUMENTS}) -> (Tensor, Tensor)")
-# Gradients of the first ten arguments, without elements where one is None (but that of h0), in float32 or
-# wider but for those of u, delta, B, C and z.
+# Gradients of the first ten arguments. Where an argument is None its gradient is empty, except that of h0.
+# Those of u, delta, B, C and z have the dtype of their argument, the others are float32 or wider.
 _library.define(
     f"selective_scan_backward(Tensor grad, Tensor grad_last, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# The kernels for CUDA, beside the operators and not in their place, since they take no float64. The third
-# output is the states kept for the backward pass, without elements unless asked for.
+# The CUDA kernels are operators of their own, since they take no float64. The third output holds the states
+# kept for the backward pass; it is empty unless `keep` is true.
 _library.define(f"selective_scan_kernel({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)")
 _library.define(
     f"selective_scan_kernel_backward(Tensor grad, Tensor grad_last, Tensor kept, {_ARGUMENTS})"
@@ -172,7 +173,7 @@ def _forward_anywhere(u, delta, A, *rest):
 @torch.library.impl(_library, "selective_scan_backward", "CompositeExplicitAutograd")
 def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
     if _taken(u, A):
-        kept = A.new_empty(0, dtype=torch.float32)  # made again
+        kept = A.new_empty(0, dtype=torch.float32)  # empty: states are computed again
         return torch.ops.lrnnx.selective_scan_kernel_backward(grad, grad_last, kept, u, delta, A, *rest)
     compiled = u.device.type != "cuda" and _extension.first_use(u.device.type)
     run: Any = torch.ops.lrnnx.selective_scan_backward if compiled else _adjoint
@@ -180,13 +181,13 @@ def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
 
 
 def _taken(u: Tensor, A: Tensor) -> bool:
-    """Whether CUDA kernels take this and are there."""
+    """Whether the CUDA kernels take these arguments and can be loaded."""
     fits = u.device.type == "cuda" and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES
     return fits and _extension.load("cuda")
 
 
 def _adjoint(grad, grad_last, *arguments):
-    """Gradients by differentiating `blocked`; under autograd they can be differentiated themselves."""
+    """Gradients by differentiating `blocked`. If autograd is on, they can be differentiated again."""
     tensors, rest = list(arguments[:10]), arguments[10:]
     again, wide = torch.is_grad_enabled(), state_dtype(tensors[0].dtype)
     tensors[9] = torch.zeros_like(grad_last) if tensors[9] is None else tensors[9]
@@ -206,7 +207,7 @@ def _adjoint(grad, grad_last, *arguments):
     return tuple(g if i in _NARROW else g.to(wide) for i, g in enumerate(grads))
 
 
-_NARROW = (0, 1, 3, 4, 6)  # of the gradients: those in the dtype of their argument
+_NARROW = (0, 1, 3, 4, 6)  # gradients in the dtype of their argument
 
 
 @torch.library.register_fake("lrnnx::selective_scan", lib=_library)
@@ -241,12 +242,12 @@ def _(grad, grad_last, kept, *arguments):
 
 def _setup(ctx, inputs, output):
     ctx.softplus, ctx.rule = inputs[_TENSORS : _TENSORS + 2]
-    ctx.save_for_backward(*inputs[:_TENSORS], *output[2:])  # with what was kept
-    ctx.set_materialize_grads(False)  # nor zeros for that
+    ctx.save_for_backward(*inputs[:_TENSORS], *output[2:])  # and the kept states, if any
+    ctx.set_materialize_grads(False)  # no tensor of zeros as the gradient of kept states
 
 
 def _backward(ctx, grad, grad_last, *_):
-    saved = ctx.saved_tensors  # once: under activation checkpointing, each reading is another computation
+    saved = ctx.saved_tensors  # read once: under activation checkpointing each read computes them again
     tensors, kept = saved[:_TENSORS], saved[_TENSORS:]
     u, A = tensors[0], tensors[2]
     grad = torch.zeros_like(u) if grad is None else grad

@@ -1,8 +1,8 @@
 """Short causal depthwise convolution along time, channels last, with its inputs as state.
 
-y[t] = bias + Σ_j weight[:, j]∘x[t − W + 1 + j]: the last column of `weight` meets the present sample, as
-in `torch.nn.Conv1d`. The state is the last W − 1 inputs (never outputs), oldest first. Kernels for widths
-up to 4 read x once, forward and backward; wider ones, and machines without kernels, use torch calls.
+y[t] = bias + Σ_j weight[:, j]∘x[t − W + 1 + j]: the last column of `weight` is for the present sample, as in
+`torch.nn.Conv1d`. The state is the last W − 1 inputs, oldest first. Kernels for W ≤ 4 read x once, forward
+and backward. For larger W, and without kernels, torch calls do the same.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import leaf, state_dtype
 from lrnnx_app.spec import unpadded
 
-WIDEST = 4  # taps of a kernel in csrc/
+WIDEST = 4  # largest W of the kernels in csrc/
 
 
 def short_conv(
@@ -37,9 +37,9 @@ def short_conv(
         weight: (D, W), W ≥ 1.
         bias: (D,) or None.
         state: the W − 1 inputs before x, (B, W − 1, D); zero if None.
-        lengths: (B,) integers; steps at and beyond a row's length are not read, and their output is 0; the
-            state is the one after each row's last valid step.
-        reset: (B, T) bool; true where a packed sequence starts: no input before it is seen from there.
+        lengths: (B,) integers. Steps at and beyond a row's length are not read and have output 0. The
+            returned state is that after each row's last valid step.
+        reset: (B, T) bool; true where a packed sequence starts, whose outputs do not see inputs before it.
         silu: apply SiLU to the output.
 
     Returns:
@@ -93,12 +93,12 @@ def documents(reset: Tensor, span: int) -> Tensor:
 
 
 def window_at_end(padded: Tensor, span: int, lengths: Tensor | None, document: Tensor | None) -> Tensor:
-    """The last `span` entries up to each row's end, as a state to hand on.
+    """The last `span` entries before each row's end: the state for the next call.
 
     Args:
         padded: (B, span + T, D): the state before, then the steps.
-        lengths: (B,) valid steps of each row, held to 0 … T; None is T.
-        document: (B, span + T) from `documents`; entries of another one than the end's become zero.
+        lengths: (B,) valid steps of each row, clamped to 0 … T; None is T.
+        document: (B, span + T) from `documents`. Entries of another sequence than the last one become zero.
     """
     if lengths is None:
         lengths = padded.new_full((padded.shape[0],), padded.shape[1] - span, dtype=torch.int64)
@@ -146,7 +146,7 @@ _library.define(
     "short_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? lengths, Tensor? reset,"
     " bool silu) -> (Tensor, Tensor)"
 )
-# Gradients of x, weight, bias (even if there is none) and state, the last two in the precision of a state.
+# Gradients of x, weight, bias (also if bias is None) and state, the last two in float32 or wider.
 _library.define(
     "short_conv_backward(Tensor grad, Tensor grad_last, Tensor x, Tensor weight, Tensor? bias, Tensor? state,"
     " Tensor? lengths, Tensor? reset, bool silu) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -166,7 +166,7 @@ def _backward_anywhere(grad, *rest):
 
 
 def _adjoint(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
-    """Gradients from torch calls, by differentiating `blocked`; differentiable themselves under autograd."""
+    """Gradients by differentiating `blocked`. If autograd is on, they can be differentiated again."""
     dtype, again = state_dtype(x.dtype), torch.is_grad_enabled()
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     state = x.new_zeros(grad_last.shape, dtype=dtype) if state is None else state
@@ -200,7 +200,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, *grads):
     x, weight, bias, state, lengths, reset = ctx.saved_tensors
-    # Under autograd, for second derivatives, the gradients are made by operations that can be differentiated.
+    # If second derivatives may be wanted, the gradients must come from operations that can be differentiated.
     run: Any = _adjoint if torch.is_grad_enabled() else torch.ops.lrnnx.short_conv_backward
     dx, d_weight, d_bias, d_state = run(*grads, x, weight, bias, state, lengths, reset, ctx.silu)
     d_bias = d_bias.to(bias.dtype) if ctx.needs_input_grad[2] else None

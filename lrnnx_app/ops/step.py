@@ -1,9 +1,9 @@
-"""One step of a diagonal recurrence, from parameters and input to output, for streaming: a single launch.
+"""One step of a diagonal recurrence, from input to output, for streaming: a single launch on a GPU.
 
     h' = a∘h + gain∘v,   w = Re Σ_n c∘h' + direct∘v,   w·SiLU(gate) if there is a gate
 
-for G groups of n states in P planes (1 real, 2 complex). Coefficients are given, or made by a rule from an
-eigenvalue, a learned step and elapsed time. What is alike for batch elements, groups or states broadcasts.
+for G groups of n states with P planes (1 real, 2 complex). Coefficients are given, or a rule makes them from
+eigenvalue λ, timescale Δ and elapsed time δ. Arguments broadcast along batch, groups and states.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from lrnnx_app.ops._operands import NUMBER, check, check_broadcast, principal
 from lrnnx_app.ops.linear_scan import wants_gradient
 from lrnnx_app.ops.rules import Rule, find, numbered
 
-GIVEN = -1  # in the place of a rule's number: a is the coefficient itself
+GIVEN = -1  # instead of a rule's number: `a` is the coefficient itself
 
 
 def diagonal_step(
@@ -34,22 +34,23 @@ def diagonal_step(
     softplus: bool = False,
     gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advance a state. Where a gradient is wanted, or a graph is exported, by torch calls that have both.
+    """Compute the next state and its output. Torch calls do so if gradients are wanted or under an export.
 
     Args:
-        v: what drives each state, (B, G, P, n), or each group's states alike, (B, G).
-        h: the state (B, G, P, n), of any strides.
-        a: coefficient, or with a rule the eigenvalue λ; like gain and c it broadcasts to (B, G, P, n).
-        gain: planar factor of v, besides that of the rule; None is 1.
-        c: planar weights of the readout; None for no readout.
-        direct: (G,) what of v (B, G) reaches the output; None is 0.
-        step: learned step Δ of the rule, broadcasts to (B, G, n), None is 1; with `softplus`, that of it.
+        v: input (B, G, P, n), or (B, G) if it is the same for all states of a group.
+        h: the state (B, G, P, n), with any strides.
+        a: coefficient, or with a rule the eigenvalue λ. Like gain and c it broadcasts to (B, G, P, n).
+        gain: planar factor of v, in addition to the rule's own gain; None is 1.
+        c: planar weights of the output; None for no output.
+        direct: (G,) skip: the part of v (B, G) that is added to the output; None is 0.
+        step: timescale Δ of the rule, broadcasts to (B, G, n); None is 1.
         dt: (B,) elapsed time δ of the rule; None is 1.
-        rule: discretization, or its name; None for coefficients that are given.
-        gate: (B, G) logits by whose SiLU the output is multiplied.
+        rule: discretization, or its name; None if `a` is the coefficient itself.
+        softplus: use softplus(step) instead of step.
+        gate: (B, G); the output is multiplied by SiLU(gate).
 
     Returns:
-        w (B, G) typed like v, without elements if c is None; and the next state, of the strides of h.
+        w (B, G) typed like v, empty if c is None; and the next state, with the strides of h.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
@@ -76,10 +77,10 @@ def diagonal_step_unchecked(
     softplus: bool = False,
     gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`diagonal_step` of what a layer made, which fits."""
+    """`diagonal_step` without checks of its arguments, for a layer's own tensors."""
     code = GIVEN if rule is None else rule.code
     operands = (v, h, a, gain, c, direct, step, dt, gate)
-    traced = torch.compiler.is_compiling()  # by export as well
+    traced = torch.compiler.is_compiling()  # also true during an export
     if code is None or traced or wants_gradient(*operands):
         return reference(*operands, rule, softplus)
     return torch.ops.lrnnx.diagonal_step(*operands, code, softplus)

@@ -36,14 +36,15 @@ class Row:
     """Runs of one setting.
 
     Attributes:
-        value, spread: mean of the metric, and its standard deviation over seeds, or its standard error over
-            the test set where there is one run; None where that is not known.
-        spread_of: what `spread` is: "sd" or "se".
+        value: mean of the metric over runs.
+        spread: its standard deviation over seeds ("sd"); or, for a single run, its standard error over the
+            test set ("se"); None if that is not known.
+        spread_of: "sd" or "se".
         metrics: every metric of the test as [mean, standard deviation or None].
-        state: floats that one stream carries.
-        samples_per_second: of the training, on `device`.
-        step_ms: time of a hop of one stream, on this machine's CPU.
-        streams: False where state and step_ms are of the layers in one direction.
+        state: number of floats in the state of one stream.
+        samples_per_second: speed of the training, on `device`.
+        step_ms: time of one hop of one stream in ms, on this machine's CPU.
+        streams: False if the model cannot stream; then state and step_ms are those of its forward layers.
     """
 
     label: str
@@ -63,7 +64,7 @@ class Row:
 
 
 def find(paths: Sequence[Path]) -> list[Run]:
-    """The finished runs in these folders, which are runs or hold runs at any depth.
+    """The finished runs in these folders; a folder may be a run, or contain runs at any depth.
 
     Raises:
         RunError: one of them holds no finished run.
@@ -134,7 +135,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
 
 @torch.no_grad()
 def _step(model: Model, spec: DataSpec) -> tuple[int, float, bool]:
-    """Floats of state, ms of a hop, and whether these are the model's, not its layers' in one direction."""
+    """Floats of state, ms of a hop, and whether the model streams (else both are of its forward layers)."""
     try:
         state = model.init_state(1)
     except StreamError:
@@ -159,7 +160,7 @@ def _step(model: Model, spec: DataSpec) -> tuple[int, float, bool]:
 
 
 def _outermost(module: nn.Module) -> Iterator[Layer]:
-    """The layers that are in no other layer, of a pair of directions the forward one."""
+    """The layers that are not inside another layer; of a bidirectional layer only the forward one."""
     for child in module.children():
         if isinstance(child, Bidirectional):
             yield child.ahead
@@ -170,7 +171,7 @@ def _outermost(module: nn.Module) -> Iterator[Layer]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Layer, or recipe and layer, then the settings that differ among what these do not tell apart."""
+    """A label for each row: layer, or recipe and layer; and, if two are equal, the settings that differ."""
     names = [run.recipe.name for run in runs]
     layers = ["+".join(node.name for _, node in layer_nodes(run.recipe.model.layer)) for run in runs]
     heads = layers

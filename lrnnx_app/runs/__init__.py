@@ -1,1 +1,1 @@
-"""A run folder and what is in it."""
+"""A run folder and its files."""

@@ -1,7 +1,7 @@
-"""Files of checkpoints that outlive a kill: whole or absent, with a digest, the newest good one found.
+"""Checkpoint files: written whole or not at all, each with a digest; finds the newest good one of a folder.
 
-A file is what `torch.save` writes, a zip archive, whose comment is its SHA-256: one file, so that
-no kill can part it from its digest, and any reader of torch's files still reads it.
+`torch.save` writes a zip archive, and the comment of that archive holds its SHA-256. So a kill cannot
+separate a file from its digest, and every program that reads torch's files can read it.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from lrnnx_app.spec import DataSpec
 STEP = re.compile(r"step_(\d+)\.ckpt")
 MARK = b"sha256:"
 COMMENT = len(MARK) + hashlib.sha256().digest_size * 2
-END = b"PK\x05\x06"  # opens the record that ends a zip archive; its last two bytes are the comment's length
+END = b"PK\x05\x06"  # starts the last record of a zip archive, which ends with the comment's length
 END_SIZE = 22
 BLOCK = 1 << 20
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Save under a temporary name, seal with the digest, flush to the disk, rename.
+    """Save under a temporary name, add the digest, flush to the disk, and rename to `path`.
 
     Raises:
-        RunError: the disk is full or refuses; whatever stood at `path` is as it was.
+        RunError: the disk is full or cannot be written. An older file at `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,10 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def verify(path: Path) -> None:
-    """Compare a file with the digest that it carries.
+    """Compare a file with the digest in it.
 
     Raises:
-        RunError: missing, cut short, changed, or never sealed.
+        RunError: the file is missing, incomplete, changed, or has no digest.
     """
     try:
         size = path.stat().st_size
@@ -95,10 +95,10 @@ def _digest(file: Any, size: int) -> bytes:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content with its `spec` as a DataSpec; only tensors and plain containers are read.
+    """A checkpoint's content, with its `spec` as a DataSpec. Reads only tensors and plain containers.
 
     Raises:
-        RunError: its digest is missing or wrong, or it is not readable as such.
+        RunError: the digest is missing or wrong, or the file is no checkpoint.
     """
     verify(path)
     try:
@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         epoch, batch = map(operator.index, content.get("position", (0, 0)))
         if min(epoch, batch, operator.index(content.get("global_step", 0))) < 0:
             raise ValueError("a negative position")
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
+    except Exception as error:  # damaged bytes can cause any kind of error in torch.load
         raise RunError(
             f"{path}: not a checkpoint that lrnnx wrote ({type(error).__name__}); "
             "expected one, restore or retrain it"
@@ -125,13 +125,13 @@ def candidates(folder: Path) -> list[Path]:
     if last.is_file() and not any(path.samefile(last) for path in steps):
         newer = (
             steps and steps[0].stat().st_mtime_ns > last.stat().st_mtime_ns
-        )  # killed before it became `last`
+        )  # a kill came before last.ckpt was renamed
         steps.insert(1 if newer else 0, last)
     return steps
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step that a file's name tells."""
+    """The optimizer step in a file's name."""
     found = STEP.fullmatch(path.name)
     return int(found[1]) if found else 0
 
@@ -139,10 +139,10 @@ def step_of(path: Path) -> int:
 def newest(
     folder: Path, read: Callable[[Path], dict[str, Any]], say: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that `read` accepts, and its content; None if there is no file at all.
+    """The newest checkpoint that `read` accepts, and its content; None if there are no checkpoints.
 
     Raises:
-        RunError: there are files, and `read` accepts none.
+        RunError: there are checkpoints, but `read` accepts none.
     """
     problems = []
     for path in candidates(folder):

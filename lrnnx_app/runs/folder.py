@@ -1,4 +1,4 @@
-"""A run folder: the names of all that is in it, and the lock that a training holds while it writes there."""
+"""A run folder: the names of its files, and the lock that a training holds while it writes there."""
 
 import errno
 import os
@@ -19,20 +19,20 @@ try:
 except ImportError:  # Windows: nothing is locked
     fcntl = None
 
-RUNS = "runs"  # where run folders are made, as runs/<recipe>/<time>
-RECIPE = "recipe.yaml"  # resolved: all that `infer`, `export` and `evaluate` need beside a checkpoint
+RUNS = "runs"  # parent of run folders, which are runs/<recipe>/<time>
+RECIPE = "recipe.yaml"  # resolved; `infer`, `export` and `evaluate` need only this and a checkpoint
 CHECKPOINTS = "checkpoints"
-BEST = "best.ckpt"  # there, by the validation's metric
-LAST = "last.ckpt"  # there, the newest of those to resume from
+BEST = "best.ckpt"  # in CHECKPOINTS: the best one by the validation's metric
+LAST = "last.ckpt"  # in CHECKPOINTS: the newest one to resume from
 METRICS = "metrics.csv"  # Lightning's logger chooses this name
-EARLIER = "metrics.earlier.csv"  # of the parts of a run before the last resume
-SUMMARY = "summary.json"  # present: the training is finished
+EARLIER = "metrics.earlier.csv"  # metrics from before the last resume
+SUMMARY = "summary.json"  # written when a training has finished
 PLOTS = "plots"
-NONFINITE = "trouble.json"  # why a training without finite numbers ended
-COMPARISON, COMPARED = "comparison.json", "comparison.png"  # of a folder that holds several runs
+NONFINITE = "trouble.json"  # written when a training ends because numbers were not finite
+COMPARISON, COMPARED = "comparison.json", "comparison.png"  # in a folder that holds several runs
 LOCK = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
-_ours: set[Path] = set()  # locked by this process, in which the kernel's locks do not see each other
+_ours: set[Path] = set()  # folders locked by this process; the kernel does not stop one process locking twice
 
 
 def refuse_full(folder: Path) -> None:
@@ -43,7 +43,7 @@ def refuse_full(folder: Path) -> None:
 
 @contextmanager
 def new(name: str, out: Path | None) -> Iterator[Path]:
-    """A new and empty folder, locked: `out`, or runs/<name>/<time>, with a number if that is taken.
+    """A new, empty and locked folder: `out`, or runs/<name>/<time>, with a number added if that exists.
 
     It is removed if the block fails before it writes anything.
 
@@ -58,7 +58,7 @@ def new(name: str, out: Path | None) -> Iterator[Path]:
         folder = out
     try:
         with locked(folder):
-            refuse_full(folder)  # another process may have come and gone
+            refuse_full(folder)  # another process may have used it meanwhile
             yield folder
     except BaseException:
         with suppress(OSError):
@@ -67,7 +67,7 @@ def new(name: str, out: Path | None) -> Iterator[Path]:
 
 
 def _numbered(parent: Path, name: str) -> Path:
-    """A folder of this name or of this name with a number, that no other process has made."""
+    """Make a new folder of this name, with a number added if another process has made one."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
@@ -79,13 +79,14 @@ def _numbered(parent: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; the kernel releases it when the process ends, however it ends.
+    """Hold the lock of a folder; the kernel releases it when this process ends, however it ends.
 
-    The lock belongs to this process alone: the processes that it forks to read data do not prolong it. File
-    systems without locks are taken as they are.
+    Data workers that this process forks do not keep the lock. On a file system without locks nothing is
+    locked.
 
     Raises:
-        RunError: another process holds it; says which one. Or its name is one that TensorBoard cannot write.
+        RunError: another process holds the lock (the message says which one), or TensorBoard cannot write to
+            a folder of this name.
     """
     try:
         str(folder).encode()
@@ -106,7 +107,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """An open file, locked if the file system can, with this process's name in it."""
+    """The open lock file, with this process's number in it, locked if the file system can do so."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
@@ -120,7 +121,7 @@ def _lock(path: Path) -> int:
                 raise RunError(
                     f"{path.parent}: {holder} trains there; wait until it ends, or stop it"
                 ) from error
-        if fcntl is None or _is(handle, path):  # else its holder removed it in the meantime
+        if fcntl is None or _is(handle, path):  # else the last holder removed it meanwhile
             break
         os.close(handle)
     os.ftruncate(handle, 0)
@@ -129,7 +130,7 @@ def _lock(path: Path) -> int:
 
 
 def _is(handle: int, path: Path) -> bool:
-    """Whether an open file is the one of this path."""
+    """Whether an open file is the file at this path."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except OSError:
@@ -137,10 +138,10 @@ def _is(handle: int, path: Path) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one move.
+    """Write a file whole or not at all.
 
     Raises:
-        RunError: the disk is full or refuses; whatever stood at `path` is as it was.
+        RunError: the disk is full or cannot be written. An older file at `path` is unchanged.
     """
     try:
         atomic.write(path, text)
@@ -149,5 +150,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json in one move; a metric that is not finite is null."""
+    """Write summary.json whole or not at all; a metric that is not finite becomes null."""
     write_whole(folder / SUMMARY, as_json(summary, 2) + "\n")

@@ -1,4 +1,4 @@
-"""metrics.csv of a run: what its logger wrote, joined over the parts of a run that was resumed."""
+"""metrics.csv of a run, which its logger writes; keeps the rows from before a resume."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from lrnnx_app.runs.folder import EARLIER, METRICS, write_whole
 
 
 def read(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv so far, those of the run's earlier parts first."""
+    """The rows of metrics.csv so far, after those from before a resume."""
     rows: list[dict[str, str]] = []
     for path in (folder / EARLIER, folder / METRICS):
         if path.is_file():
@@ -25,14 +25,14 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 
 def carry(folder: Path, steps: int) -> None:
-    """Set the rows of the first `steps` steps aside, before a resumed run's logger begins the file anew."""
+    """Save the rows of the first `steps` steps elsewhere: the logger of a resumed run empties the file."""
     rows = [row for row in read(folder) if int(row["step"]) < steps]
     write_whole(folder / EARLIER, _table(rows))
     (folder / METRICS).unlink(missing_ok=True)
 
 
 def keep(folder: Path) -> None:
-    """Put what was set aside back into metrics.csv."""
+    """Put the saved rows back into metrics.csv."""
     rows = read(folder)
     if rows:
         write_whole(folder / METRICS, _table(rows))
@@ -40,7 +40,7 @@ def keep(folder: Path) -> None:
 
 
 def _whole(row: dict[str, str]) -> bool:
-    """Whether a row was not cut short by a kill, and holds numbers."""
+    """Whether a row is complete and holds numbers; a kill may have cut it."""
     if None in row or None in row.values() or not re.fullmatch(r"[0-9]{1,18}", row.get("step", "")):
         return False
     try:

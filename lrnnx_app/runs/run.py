@@ -26,7 +26,7 @@ DENOISER = "denoise_attenuate"  # the recipe
 
 
 def build_task(recipe: recipes.Recipe, spec: DataSpec) -> "Task":
-    """The task with its model, as a recipe has them.
+    """The task of a recipe, with its model.
 
     Raises:
         RecipeError: a network cannot be built from these settings.
@@ -46,11 +46,11 @@ def build_data(recipe: recipes.Recipe) -> "DataModule":
 
 
 def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
-    """The data module of a recipe, and a task that learns from its data; no data are read.
+    """The data module of a recipe, and a task for its data; reads no data.
 
     Raises:
-        RecipeError: they cannot be built from these settings, the task learns another kind of target, or the
-            model or the task takes no packed rows.
+        RecipeError: they cannot be built from these settings, the task needs another kind of target, or
+            `data.pack` is set and the model or the task takes no packed rows.
     """
     check_packing(recipe)
     data = build_data(recipe)
@@ -59,10 +59,10 @@ def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
 
 
 def check_packing(recipe: recipes.Recipe) -> None:
-    """Refuse `data.pack` where the model or the task takes one example a row.
+    """Refuse `data.pack` if the model or the task cannot take several examples in a row.
 
     Raises:
-        RecipeError: says which one, and what to choose instead.
+        RecipeError: says which of them cannot, and what to choose instead.
     """
     for key, registry in (("model", MODELS), ("task", TASKS)) if recipe.data.pack else ():
         name = getattr(recipe, key).name
@@ -75,7 +75,7 @@ def check_packing(recipe: recipes.Recipe) -> None:
 
 @contextmanager
 def _built(key: str) -> Iterator[None]:
-    """What a library says of settings that cannot be, such as a list in a list, names the recipe's part."""
+    """Turns a library's error about settings into a RecipeError that names the part of the recipe."""
     try:
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -87,10 +87,10 @@ class Run:
 
     Args:
         path: the folder, such as runs/denoise_lru/<time>.
-        overrides: `key.sub=value` each, stronger than the run's recipe.
+        overrides: settings `key.sub=value`, which replace those of the run's recipe.
 
     Raises:
-        RunError: the folder is missing or holds no recipe that fits this version.
+        RunError: the folder is missing, or has no recipe that this version understands.
         RecipeError: an override does not fit.
     """
 
@@ -115,10 +115,10 @@ class Run:
         return self.path / CHECKPOINTS / LAST
 
     def checkpoint(self) -> Path:
-        """The best checkpoint, or the last one of a run that was cut short before its first validation.
+        """The best checkpoint; or the last one, if the run was stopped before its first validation.
 
         Raises:
-            RunError: there is neither.
+            RunError: there is no checkpoint.
         """
         for path in (self.best, self.last):
             if path.is_file():
@@ -129,7 +129,7 @@ class Run:
         """The trained task, in evaluation mode, on the CPU.
 
         Raises:
-            RunError: the checkpoint is missing, unreadable or another model's.
+            RunError: the checkpoint is missing or unreadable, or belongs to another model.
         """
         path = self.checkpoint()
         content = read_checkpoint(path)
@@ -138,10 +138,10 @@ class Run:
         return task.eval()
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds; nothing if there is none.
+        """The content of summary.json; {} if there is none.
 
         Raises:
-            RunError: it is not what a training writes.
+            RunError: the file is not one that a training writes.
         """
         path = self.path / SUMMARY
         if not path.is_file():
@@ -166,10 +166,10 @@ class Run:
 
 
 def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
-    """Load a state dict, strictly.
+    """Load a state dict, which must fit exactly.
 
     Raises:
-        RunError: names or shapes are another model's; names the first that differs.
+        RunError: names or shapes do not fit this model; says which one differs first.
     """
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -186,26 +186,27 @@ def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
 def load(run: str | Path, *overrides: str) -> "Model":
     """The trained model of a run folder, in evaluation mode, on the CPU.
 
-    It maps x (B, T, d_input), or tokens (B, T), to (y, state); y is (B, T, d_output), or (B, d_output) of a
-    model that pools over time. `model.spec` says what goes in and out, and the rate of audio in Hz.
+    It maps x (B, T, d_input), or tokens (B, T), to (y, state). y is (B, T, d_output), or (B, d_output) if the
+    model pools over time. `model.spec` describes input and output; its `sample_rate` is in Hz.
 
     Args:
         run: the folder, such as runs/denoise_lru/<time>.
-        overrides: `key.sub=value` each, stronger than the run's recipe.
+        overrides: settings `key.sub=value`, which replace those of the run's recipe.
 
     Raises:
-        RunError: the folder, its recipe or its checkpoint is missing, unreadable or of another model.
+        RunError: the folder, its recipe or its checkpoint is missing or unreadable, or does not fit the
+            model.
         RecipeError: an override does not fit.
     """
     return Run(run, overrides).task().model
 
 
 def audio_model(run: Path | None) -> "Model":
-    """The model of a run on audio; the shipped denoiser's, with fresh weights, if none is named.
+    """The model of a run on audio. Without a run, that of the shipped denoiser with untrained weights.
 
     Raises:
-        RunError, RecipeError: as of `Run`.
-        StreamError: the model's samples have no rate.
+        RunError, RecipeError: see `Run`.
+        StreamError: the model has no sampling rate, so it is not for audio.
     """
     if run is None:
         recipe = recipes.load_recipe(DENOISER)
