@@ -1,14 +1,14 @@
 """The exception tree. Whatever a user can cause is a `UserError`: one line, exit code 2.
 
 LrnnxError
-├── Interrupted          a training that a signal ended, with its checkpoint written: exit code 75
-│   └── GridInterrupted  so too, of several trainings
+├── Interrupted          a signal ended a training, its checkpoint is written: exit code 75
+│   └── GridInterrupted  the same for several trainings of one command
 └── UserError            names the input, what was expected and what to do
     ├── RecipeError      a recipe, a key or an override
     ├── DataError        a file or folder that was read
     ├── RunError         a run folder or its checkpoint
-    ├── CacheError       a folder of the cache that others may have written
-    ├── TrainingError    a training that its numbers ended
+    ├── CacheError       a folder of the cache to which other users can write
+    ├── TrainingError    a training whose numbers were not finite
     └── StreamError      a model or input that cannot be streamed
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-MOST_WORDS = 400  # letters of a library's message
+MOST_WORDS = 400  # most letters of a library's message
 STOPPED = 75  # exit code of `Interrupted`: EX_TEMPFAIL, try again
 
 
@@ -63,7 +63,7 @@ class CacheError(UserError):
 
 
 class TrainingError(UserError):
-    """A training whose losses or gradients ceased to be finite numbers."""
+    """A training whose losses, gradients or outputs are not finite."""
 
 
 class StreamError(UserError):
@@ -89,7 +89,7 @@ def one_of(key: str, value: str, options: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The telling part of a library's message."""
+    """The important part of a library's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     return line if len(line) < MOST_WORDS else f"{line[: MOST_WORDS // 2]}…{line[-MOST_WORDS // 2 :]}"

@@ -1,6 +1,6 @@
-"""This process's place in a job, its device, and what it takes there: memory and time.
+"""This process's rank in a job, its device, and the memory and time that it uses.
 
-Torch is imported where it is used, so that a command that needs none starts without it.
+Torch is imported inside functions, so that a command that does not need it starts faster.
 """
 
 import os
@@ -15,7 +15,7 @@ from lrnnx_app.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-FLUSH_BYTES = 2 << 30  # beyond any cache; and keeps a GPU busy for 0.7 ms, while the host enqueues the run
+FLUSH_BYTES = 2 << 30  # more than any cache; takes a GPU 0.7 ms, in which the host enqueues the run
 DEVICES = ("cpu", "cuda")
 
 
@@ -26,7 +26,7 @@ def rank() -> int:
 
 
 def chosen_device(device: str | None, devices: tuple[str, ...] = DEVICES) -> str:
-    """The device that the user names, or the best one there is.
+    """The device that the user names, or the best one of this machine.
 
     Raises:
         UserError: there is no such device, or torch cannot use it.
@@ -42,7 +42,7 @@ def chosen_device(device: str | None, devices: tuple[str, ...] = DEVICES) -> str
 
 
 def peaks(device: "torch.device") -> dict[str, float]:
-    """Peak memory in MiB, of this process and on its GPU."""
+    """Peak memory of this process and on its GPU, in MiB."""
     found = {}
     if sys.platform != "win32":
         import resource
@@ -57,7 +57,7 @@ def peaks(device: "torch.device") -> dict[str, float]:
 
 
 def median_ms(run: Callable[[], object], device: str, repeats: int = 15) -> float:
-    """Median time of run() in ms. On a GPU the cache is flushed before each run and host time kept out."""
+    """Median time of run() in ms. On a GPU, without host time, and with a flushed cache before each run."""
     clock = _cuda_ms if device == "cuda" else once_ms
     for _ in range(2):
         run()

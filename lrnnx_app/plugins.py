@@ -1,7 +1,7 @@
-"""Entries from elsewhere: of installed packages, by entry points, and of .py files named by --plugin.
+"""Plugins: entries from other installed packages, by entry points, and from .py files named by --plugin.
 
-A package was chosen when it was installed. A file is run because the user names it on this very command line;
-what a recipe or a run folder names is never imported for that.
+Importing a plugin runs its code. A package is trusted since the user installed it, and a file since the user
+named it in this command. A file that only a recipe or a run folder names is never imported.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from typing import Any
 from lrnnx_app.errors import UserError
 
 GROUPS = ("layers", "models", "tasks", "data", "recipes", "formats")
-_files: dict[str, tuple[Path, ModuleType]] = {}  # by name without .py, of this command line
+_files: dict[str, tuple[Path, ModuleType]] = {}  # files of this command, by their name without .py
 
 
 def load(path: Path) -> None:
-    """Run a file, whose entries are then known by its name; once for a command, however often it is named.
+    """Run a file once; its entries then have the name of the file.
 
     Raises:
         UserError: the file is missing, its name cannot be an entry's, or it cannot be run.
@@ -50,7 +50,7 @@ def load(path: Path) -> None:
 
 
 def forget() -> None:
-    """Begin a command anew: no file is loaded, and what is installed is looked up again."""
+    """Forget all loaded files and installed entries, as at the start of a command."""
     for name in _files:
         sys.modules.pop(f"lrnnx_plugin_{name}", None)
     _files.clear()
@@ -73,7 +73,7 @@ def installed(group: str) -> dict[str, EntryPoint]:
 
 
 def imported(entry: EntryPoint) -> Any:
-    """What an entry point leads to.
+    """Import an entry point, and return what it names.
 
     Raises:
         UserError: it cannot be imported.
@@ -98,12 +98,12 @@ def files() -> dict[str, ModuleType]:
 
 
 def words() -> list[str]:
-    """The options that load the same files in another process."""
+    """The command line options that load the same files in another process."""
     return [word for path, _ in _files.values() for word in ("--plugin", str(path))]
 
 
 def marks(origins: list[str]) -> dict[str, str]:
-    """What says which state of these plugins was used: a package's version, a file's digest."""
+    """The version of each of these packages, and the digest of each of these files."""
     found = {}
     for origin in origins:
         if origin.endswith(".py") and origin.removesuffix(".py") in _files:
@@ -118,7 +118,7 @@ def marks(origins: list[str]) -> dict[str, str]:
 
 
 def absent(origins: list[str]) -> str:
-    """How to get those of these plugins that are not here, as the end of a message; "" if all are here."""
+    """The end of a message that says how to get the missing ones of these plugins; "" if none is missing."""
     here = {origin_of(entry) for group in GROUPS for entry in installed(group).values()}
     here |= {f"{name}.py" for name in _files}
     missing = [origin for origin in origins if origin not in here]

@@ -1,10 +1,10 @@
 """Recipes: YAML and `key.sub=value` overrides -> one checked, typed object.
 
-The schema is `Recipe` with the Config of the named task, model, layer and data module placed into it,
-so that a wrong key or type is reported with its whole path, before any data is touched.
+The schema is `Recipe` with the Configs of the named task, model, layer and data module in it. So a wrong key
+or type is reported with its full path, before any data are read.
 
-`model.layer` is one layer or a list of them. OmegaConf replaces lists where it merges mappings, so that while
-merging a list is a mapping from index to layer; `model.layer[1].d_state=8` then overrides like any key.
+`model.layer` is one layer or a list of layers. OmegaConf merges mappings but replaces lists. So during the
+merge a list is a mapping from index to layer, and `model.layer[1].d_state=8` overrides a key as usual.
 """
 
 import os
@@ -83,17 +83,17 @@ class Recipe:
 
 
 def layer_nodes(layer: Any) -> list[tuple[str, Any]]:
-    """Key and content of each layer in what `model.layer` holds, be it one layer or a list."""
+    """Key and content of each layer in `model.layer`, which is one layer or a list."""
     if isinstance(layer, list | ListConfig):
         return [(f"model.layer[{i}]", node) for i, node in enumerate(layer)]
     return [("model.layer", layer)]
 
 
 def find(recipe: str) -> Path:
-    """The file of a recipe given by path or by the name of one that lrnnx or a plugin has.
+    """The file of a recipe, given by its path, or by its name if lrnnx or a plugin provides it.
 
     Raises:
-        RecipeError: neither exists; names the nearest one.
+        RecipeError: there is no such file or name; names the nearest one.
     """
     path = Path(recipe)
     if path.suffix in (SUFFIX, ".yml"):
@@ -121,10 +121,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mapping(text: str, source: str) -> dict[str, Any]:
-    """The mapping in a text in YAML.
+    """The mapping in a YAML text.
 
     Raises:
-        RecipeError: not YAML, more than plain values, or not a mapping; `source` says what it is about.
+        RecipeError: not YAML, more than plain values, or not a mapping. The message starts with `source`.
     """
     try:
         content = plain_yaml.read(text)
@@ -136,10 +136,10 @@ def mapping(text: str, source: str) -> dict[str, Any]:
 
 
 def tree(content: dict[str, Any], source: str) -> DictConfig:
-    """A mapping as OmegaConf's.
+    """A mapping as OmegaConf's DictConfig.
 
     Raises:
-        RecipeError: a value is of a kind that no recipe has.
+        RecipeError: a value has a type that recipes cannot have.
     """
     try:
         return OmegaConf.create(content)
@@ -148,7 +148,7 @@ def tree(content: dict[str, Any], source: str) -> DictConfig:
 
 
 def system(path: Path) -> tuple[str, str]:
-    """The names of the layers, joined by +, and of the data in a recipe's file, as they stand there."""
+    """The names of the layers, joined by +, and of the data, as they are written in a recipe's file."""
     content = read_yaml(path)
     nodes = layer_nodes(content["model"]["layer"])
     return "+".join(dict.fromkeys(node["name"] for _, node in nodes)), content["data"]["name"]
@@ -210,7 +210,7 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
 
 
 def _check_words(config: DictConfig, source: str) -> None:
-    """`name` becomes a folder's, and both are printed and go into model cards."""
+    """Check `name` and `about`: `name` becomes a folder's name; both are printed and put into model cards."""
     name, about = str(config.name), str(config.about)
     if name and not PLAIN_NAME.fullmatch(name):
         raise RecipeError(
@@ -283,7 +283,7 @@ def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
 
 
 def _needed(config: DictConfig) -> list[str]:
-    """The plugins that a recipe says it was made with; none is imported for that."""
+    """The plugins named in a recipe; imports none of them."""
     named = _select(config, "plugins")
     names = named if isinstance(named, ListConfig) else []
     return [name for name in names if isinstance(name, str) and PLAIN_NAME.fullmatch(name)]
@@ -301,7 +301,7 @@ def _entry(registry: Registry, name: Any, key: str, source: str, needed: list[st
 
 
 def _origins(config: DictConfig, layers: list[str]) -> list[str]:
-    """The packages and files, beside lrnnx, that the chosen classes come from."""
+    """The packages and files other than lrnnx that define the chosen classes."""
     chosen = [(TASKS, config.task.name), (MODELS, config.model.name), (DATA, config.data.name)]
     chosen += [(LAYERS, OmegaConf.select(config, f"{key}.name")) for key in layers]
     chosen += [
@@ -312,7 +312,7 @@ def _origins(config: DictConfig, layers: list[str]) -> list[str]:
 
 
 def _holds_a_layer(config: DictConfig, key: str) -> bool:
-    """Whether the layer at `key` holds another one, `layer`, and its `options`."""
+    """Whether the layer at `key` contains another layer, by the keys `layer` and `options`."""
     node = OmegaConf.select(config, key)
     return isinstance(node, DictConfig) and "layer" in node and "options" in node
 
@@ -335,7 +335,7 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig, layers: list[str]) -> None:
-    """Where an override names another class, the file's keys that this class lacks no longer apply."""
+    """If an override names another class, drop the file's keys that this class does not have."""
     for key in ("task", *layers, "model", "data"):
         node = _select(file, key)
         if _select(overrides, f"{key}.name") is not None and isinstance(node, DictConfig):
@@ -349,7 +349,7 @@ def _drop_orphans(file: DictConfig, overrides: DictConfig, schema: DictConfig, l
 
 
 def _at_home(node: DictConfig) -> None:
-    """The user's folder for a ~ that begins a path, in the settings of data."""
+    """Replace a ~ at the start of a path in the settings of data by the user's home."""
     for key, value in node.items():
         if isinstance(value, DictConfig):
             _at_home(value)

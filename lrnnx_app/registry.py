@@ -1,7 +1,7 @@
 """Names in a recipe -> classes, discovered by file; and names of recipes -> files. Plugins may add to both.
 
-A registry is a package; every public module in it is one entry, named after its file, and holds
-exactly one class with a nested `Config`. Listing the names imports none of them.
+A registry lists the entries of a package. Every public module in the package is an entry with the name of its
+file, and has exactly one class with a nested `Config`. Listing the names imports no entry.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ class Registry(Mapping[str, Any]):
     """Mapping from an entry's name to its class.
 
     Args:
-        kind: what an entry is called in messages, e.g. "layer".
+        kind: the word for an entry in messages, such as "layer".
         package: dotted name of the package whose modules are lrnnx's own entries.
-        group: of `plugins.GROUPS`, whose entry points are entries too.
-        base: "module:class" that the entries of a plugin's file derive from.
-        also: other names that entries are known by, for the hint to one who looks for them.
+        group: one of `plugins.GROUPS`; its entry points are entries too.
+        base: "module:class", the base class of entries in a plugin's file.
+        also: other common names of entries, for hints in error messages.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Registry(Mapping[str, Any]):
         self.also = also or {}
 
     def origins(self) -> dict[str, str]:
-        """Name of each entry -> the package or file that it comes from, "" for lrnnx. Imports none of them.
+        """Name of each entry -> the package or file that defines it, "" for lrnnx. Imports no entry.
 
-        lrnnx's own entries keep their names, whatever is installed.
+        A plugin cannot replace one of lrnnx's own entries.
         """
         found = {name: f"{name}.py" for name in plugins.files() if self.in_file(name)}
         found |= {name: plugins.origin_of(entry) for name, entry in plugins.installed(self.group).items()}
@@ -80,7 +80,7 @@ class Registry(Mapping[str, Any]):
         return self[name]
 
     def config(self, name: str, **options: Any) -> Any:
-        """The Config of the entry called `name` with these options: what a recipe has of it.
+        """The Config of the entry called `name` with these options, as in a recipe.
 
         Raises:
             RecipeError: there is no such entry or option, and the nearest one is named; or a value does not
@@ -94,7 +94,7 @@ class Registry(Mapping[str, Any]):
         return config(**options)
 
     def in_file(self, name: str) -> list[Any]:
-        """The classes of this kind in a plugin's file that is loaded."""
+        """The classes of this kind in a loaded plugin file."""
         found = self._entries(plugins.files()[name])
         return [c for c in found if any((b.__module__, b.__name__) == self.base for b in c.__mro__[1:])]
 
@@ -117,7 +117,7 @@ class Registry(Mapping[str, Any]):
 
 
 def named(config: type, name: str) -> type:
-    """A Config with the field `name` that a recipe chooses the class by."""
+    """A Config with the field `name`, by which a recipe chooses the class."""
     field = ("name", str, dataclasses.field(default=name))
     return dataclasses.make_dataclass(config.__name__, [field], bases=(config,))
 
@@ -129,7 +129,7 @@ def _only(entries: list[Any], name: str) -> Any:
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
+    """Name -> file of lrnnx's own recipes."""
     here = Path(__file__).parent
     return _recipes_in(here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes")
 
@@ -195,10 +195,10 @@ REGISTRIES = (LAYERS, MODELS, TASKS, DATA)
 
 
 def plug_in(path: Path) -> None:
-    """Load a plugin's file; each of its entries is called as the file is.
+    """Load a plugin's file. Its entries have the name of the file.
 
     Raises:
-        UserError: see `plugins.load`; or it holds no entry, two of a kind, or one that lrnnx has already.
+        UserError: see `plugins.load`; or the file has no entry, two of one kind, or one that lrnnx has too.
     """
     plugins.load(path)
     name = path.stem

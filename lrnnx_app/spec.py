@@ -1,4 +1,4 @@
-"""What data, layers, models and tasks agree on: rows, batches, examples, what a model must know of data."""
+"""The types that data, layers, models and tasks exchange: rows, batches, examples, descriptions of data."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ def within(lengths: Tensor, time: int, ndim: int) -> Tensor:
 
 
 def unpadded(x: Any, lengths: Tensor | None, fill: float = 0.0) -> Any:
-    """x (B, T, …) or None, with `fill` for what lies beyond a row's length, which may be NaN."""
+    """x (B, T, …) with `fill` beyond each row's length, where x may be NaN; None for None."""
     if x is None or lengths is None:
         return x
     return torch.where(within(lengths, x.shape[1], x.ndim), x, fill)
@@ -31,9 +31,9 @@ class Rows(NamedTuple):
     """Elapsed times, lengths and starts of sequences in the rows (B, T, …) of a batch.
 
     Attributes:
-        dt: (B, T) time since the previous sample; None where samples are evenly spaced.
-        lengths: (B,) valid steps of right-padded rows; None where all are full.
-        reset: (B, T) true where a packed sequence starts; None where every row is one sequence.
+        dt: (B, T) elapsed time since the sample before; None if samples are evenly spaced.
+        lengths: (B,) valid steps of right-padded rows; None if all rows are full.
+        reset: (B, T) true where a packed sequence starts; None if every row is one sequence.
     """
 
     dt: Tensor | None = None
@@ -42,15 +42,15 @@ class Rows(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the rows are evenly sampled, full, and one sequence each."""
+        """Whether all rows are evenly sampled, full, and one sequence each."""
         return self.dt is None and self.lengths is None and self.reset is None
 
     def valid(self, x: Tensor) -> Tensor | None:
-        """(B, T) true at the steps of x (B, T, …) before its rows' ends; None where all are."""
+        """(B, T) true at the steps of x (B, T, …) that are not padding; None if none is padding."""
         return None if self.lengths is None else within(self.lengths, x.shape[1], 2)
 
     def unpadded(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """x (B, T, …) with `fill` beyond each row's length; what stands there may be NaN."""
+        """x (B, T, …) with `fill` beyond each row's length, where x may be NaN."""
         return unpadded(x, self.lengths, fill)
 
     def counts(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
 
     def part(self, start: int, stop: int) -> "Rows":
-        """The same of the steps from `start` to below `stop`."""
+        """The rows of steps `start` to `stop` − 1."""
         return Rows(
             None if self.dt is None else self.dt[:, start:stop],
             None if self.lengths is None else (self.lengths - start).clamp(0, stop - start),
@@ -68,9 +68,9 @@ class Rows(NamedTuple):
         )
 
     def mirror(self, x: Tensor) -> Tensor:
-        """For every step of x (B, T, …), the index in time (B, T) of its mirror image in its own sequence.
+        """For every step of x (B, T, …), the step (B, T) in its place when each sequence is reversed.
 
-        Steps beyond a row's length are their own image. Mirroring twice is the identity.
+        Padding keeps its place. Mirroring twice is the identity.
         """
         time = x.shape[1]
         t = torch.arange(time, device=x.device).expand(x.shape[:2])
@@ -83,9 +83,9 @@ class Rows(NamedTuple):
         return torch.where(t < end, self._first(t) + after - 1 - t, t)
 
     def mirrored(self, mirror: Tensor) -> "Rows":
-        """The same of rows whose steps stand at their `mirror` images, with dt the gap to the sample after.
+        """The rows of mirrored sequences: dt is then the time to the sample after, in the original order.
 
-        The last sample, which opens the mirrored sequence, gets the gap that opened the original one.
+        The last sample comes first in a mirrored sequence, and gets the dt of the original first sample.
         """
         if self.dt is None:
             return self
@@ -99,7 +99,7 @@ class Rows(NamedTuple):
         return torch.where(starts, t, 0).cummax(1).values
 
 
-EVEN = Rows()  # evenly sampled, full rows of one sequence each
+EVEN = Rows()  # for evenly sampled, full rows of one sequence each
 
 
 class Batch(NamedTuple):
@@ -107,11 +107,12 @@ class Batch(NamedTuple):
 
     Attributes:
         x: (B, T, d_input) float or (B, T) tokens.
-        y: as `DataSpec.target` says, with the batch first.
-        lengths: (B,), or None if all rows are full.
-        dt: (B, T) time since the previous sample, or None.
-        names: of the rows' sources.
-        reset: (B, T) true where an example starts in rows that hold several; of each, y has a class then.
+        y: targets of the kind `DataSpec.target`, with the batch as first axis.
+        lengths: (B,) valid steps, or None if all rows are full.
+        dt: (B, T) elapsed time since the sample before, or None.
+        names: names of the examples.
+        reset: (B, T) true where an example starts, in rows with several examples. A y of classes then has one
+            for each example.
     """
 
     x: Tensor
@@ -127,7 +128,7 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One row of a batch: x (T, d_input) or (T,) tokens, y as `DataSpec.target` says, dt (T,) or None."""
+    """One row of a batch: x (T, d_input) or (T,) tokens, y of the kind `DataSpec.target`, dt (T,) or None."""
 
     x: Tensor
     y: Tensor
@@ -137,14 +138,14 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model must know of its data; kept in the checkpoint so that a run needs no data to be used."""
+    """The description of data that a model needs; checkpoints hold it, so a run is usable without data."""
 
     d_input: int
     d_output: int
     tokens: bool = False  # x holds integers below d_input
     classes: tuple[str, ...] = ()
     sample_rate: int = 0  # of audio, in Hz
-    target: str = ""  # one of TARGETS; "" in checkpoints from before there was a choice
+    target: str = ""  # one of TARGETS; "" in older checkpoints
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> "DataSpec":

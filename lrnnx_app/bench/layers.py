@@ -21,7 +21,7 @@ SHAPES = {"cuda": (8, 16384, 256), "cpu": (4, 2000, 64)}
 
 @dataclass(frozen=True)
 class Case:
-    """A layer by its name in a recipe, on input (B, T, d_model), with what differs from its `Config`."""
+    """A layer by its name in a recipe, with an input (B, T, d_model) and options other than the defaults."""
 
     layer: str
     shape: tuple[int, int, int]
@@ -57,14 +57,14 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One dictionary for each layer and precision: ms forward and forward + backward, MiB of both.
 
-    On a GPU both are replayed from CUDA graphs where a layer can be captured.
+    On a GPU both are replayed from CUDA graphs if the layer can be captured.
 
     Args:
         device: "cpu" or "cuda".
-        names: layers to time; all if None, on a GPU unless `shape` or `d_state` is given `PUBLISHED`.
+        names: layers to time. None is all; on a GPU it is `PUBLISHED`, unless `shape` or `d_state` is given.
         shape: (B, T, d_model).
-        d_state: states, for the layers that have such a setting.
-        cases: what to time instead.
+        d_state: number of states, for layers with such an option.
+        cases: time these instead.
     """
     if cases is None and device == "cuda" and not (names or shape or d_state):
         cases = PUBLISHED

@@ -1,4 +1,4 @@
-"""Times the operators alone, as shares of the copy bandwidth of the same run over minimal bytes."""
+"""Times the operators, and compares each with the time to copy the least bytes that it must move."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,21 +28,21 @@ class Call(NamedTuple):
         return self.operator(*self.args)
 
     def by_torch(self) -> Any:
-        """The same by the code for machines without kernels."""
+        """The same call by the torch code that is used without kernels."""
         return self.operator._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *self.args)
 
 
 class Calls(NamedTuple):
     forward: Call
     backward: Call
-    training: tuple[Call, ...]  # forward and backward, where the first keeps states for the second
+    training: tuple[Call, ...]  # forward, which may keep states, and backward
 
 
 def rows(device: str, cases: Sequence[Timed] | None = None) -> list[dict[str, Any]]:
     """One dictionary for each case: op, shape, dtype, ms and share of copy bandwidth forward and backward.
 
-    On a CPU, some also as multiples: of it, the torch code that runs without kernels, and one step at a time.
-    There the copy is timed again beside every case, since other programs take bandwidth too.
+    On a CPU some operators are also compared with the torch code that runs without kernels, and with a loop
+    over single steps. There the copy is timed again for every case, since other programs use bandwidth too.
     """
     _extension.load(device)
     bandwidth = _timing.copy_bandwidth(device)
@@ -79,7 +79,7 @@ def _row(case: Timed, device: str, bandwidth: float) -> dict[str, Any]:
 
 
 def _calls(operator: Operator, operands: Operands, case: Timed) -> Calls:
-    """What the operator calls forward and backward, without and with gradients wanted."""
+    """The calls of the operator, forward and backward, without and with gradients."""
     with torch.no_grad(), Recorded() as alone:
         operator.run(**operands, **case.variant.options)
     forward = Call(*alone.calls[0])
@@ -101,7 +101,7 @@ def _calls(operator: Operator, operands: Operands, case: Timed) -> Calls:
 
 
 def _moved(call: Call, time: int) -> int:
-    """Bytes that must be read or written: of all tensors along time."""
+    """The least bytes to read and write: those of all tensors with a time axis."""
     with torch.no_grad():
         tensors = [x for x in (*call.args, *outputs_of(call())) if isinstance(x, Tensor)]
     return sum(x.nbytes for x in tensors if x.ndim > 1 and x.shape[1] == time)

@@ -10,7 +10,7 @@ from lrnnx_app.disk import atomic
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were measured on."""
+    """A description of the machine on which the numbers were measured."""
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -20,7 +20,7 @@ def machine() -> dict[str, str]:
 
 
 def place() -> str:
-    """The machine, in words."""
+    """The machine in a few words."""
     found = machine()
     return f"{found['device']} · torch {found['torch']}"
 

@@ -1,4 +1,4 @@
-"""A long stream at full speed: memory, time of a chunk, and distance to the same stream in float64."""
+"""Runs a long stream at full speed; measures memory, time of a chunk, and the error against float64."""
 
 import copy
 import os
@@ -17,16 +17,16 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.streaming.session import StreamingSession
 
 SEGMENTS = 60
-REFERENCE_HOPS = 64  # of a chunk of the float64 stream, which takes other paths through the layers
-ALLOWED_ERROR = 1e-4  # relative, of any segment
-ALLOWED_GROWTH = 32.0  # MiB, of the least in the second half over the least in the first
+REFERENCE_HOPS = 64  # hops in a chunk of the float64 stream, so that layers use other code for it
+ALLOWED_ERROR = 1e-4  # largest relative error of a segment
+ALLOWED_GROWTH = 32.0  # MiB by which the smallest memory use may grow from the first half to the second
 
 
 def rows(model: Model, device: str, seconds: float) -> Iterator[dict[str, Any]]:
     """One dictionary for each of SEGMENTS parts of a stream of `seconds`, when it is over.
 
-    Noise goes through a session by the hop, and through a float64 copy of the model in long chunks: an
-    error that stays where it is means that nothing drifts.
+    Noise goes through a session hop by hop, and through a float64 copy of the model in long chunks. If the
+    error does not grow, nothing drifts.
     """
     model = model.to(device)
     rate, hop = model.spec.sample_rate, max(model.hop, 1)
@@ -65,7 +65,7 @@ def _timed(session: StreamingSession, x: Tensor) -> tuple[Tensor, list[float]]:
 
 
 def resident() -> float:
-    """MiB of this process in memory now; where the system does not say, the most that there ever were."""
+    """Memory of this process in MiB; its peak, if the system does not tell the present use."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -78,11 +78,11 @@ def resident() -> float:
 
 
 def verdict(rows: list[dict[str, Any]]) -> tuple[bool, str]:
-    """Whether nothing grew, drifted or became infinite, and that in words."""
+    """Whether memory and error did not grow and all numbers are finite, and a sentence about it."""
     settled = rows[max(1, len(rows) // 10) :]
     keys = [key for key in ("MiB", "GPU MiB") if key in settled[0]]
     early, late = settled[: max(1, len(settled) // 2)], settled[len(settled) // 2 :]
-    # The least, since an allocator gives memory back when it likes; what leaks raises that too.
+    # The minimum is compared, since an allocator may return memory late; a leak raises the minimum too.
     growth = {key: min(row[key] for row in late) - min(row[key] for row in early) for key in keys}
     error = max(row["error"] for row in rows)
     finite = all(row["finite"] for row in rows)

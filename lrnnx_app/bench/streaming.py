@@ -1,4 +1,4 @@
-"""Times streams: chunks of many voices with and without a graph, and single steps of every layer."""
+"""Times streaming: chunks of many streams (voices), with and without a graph, and steps of every layer."""
 
 import math
 import time
@@ -25,8 +25,8 @@ from lrnnx_app.streaming.session import StreamingSession
 
 VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}
 MODES = {"cuda": (("cuda graph", True), ("cuda", False)), "cpu": (("cpu", False),)}
-PUSHES = (20, 2000)  # least and most that are timed
-INPUTS = 8  # different chunks, in turns
+PUSHES = (20, 2000)  # least and most pushes that are timed
+INPUTS = 8  # different chunks, used in turn
 STEP_WIDTH, STEP_BATCHES, STEP_STATES = 512, (1, 64), {"lru": 256, "s5": 256, "s7": 256}
 REPLAYS = 20
 MATMULS = ((512, 2048), (1024, 512), (512, 512), (1024, 64), (32, 1024))  # inputs and outputs
@@ -36,15 +36,15 @@ CHAIN = 20  # matmuls in a row
 def rows(
     model: Model, device: str, voices: Sequence[int] = (), hops: Sequence[int] = (1,), seconds: float = 2.0
 ) -> list[dict[str, Any]]:
-    """One dictionary for each mode, number of voices and chunk: ms of a push until its result is there.
+    """One dictionary for each mode, number of voices and chunk: time of a push with its result, in ms.
 
     Args:
-        voices: streams side by side; those of VOICES if empty.
-        hops: sizes of chunks; a model without hop counts in 16 ms.
-        seconds: at the most for each row.
+        voices: numbers of streams side by side; VOICES if empty.
+        hops: sizes of chunks in hops; for a model without hop, in units of 16 ms.
+        seconds: most seconds for each row.
 
     Raises:
-        LrnnxError: graph and no graph differ in a bit.
+        LrnnxError: results with and without a graph are not equal in every bit.
     """
     model = model.to(device)
     found = []
@@ -81,7 +81,7 @@ def _row(model: Model, mode: str, voices: int, chunk: int, times: np.ndarray) ->
 
 
 def push_times(model: Model, voices: int, chunk: int, graph: bool, seconds: float) -> tuple[np.ndarray, str]:
-    """Milliseconds of each push, and why no graph was replayed."""
+    """The time of each push in ms, and the reason if no graph was replayed."""
     session = StreamingSession(model, voices, chunk, graph=graph)
     session.warm_up()
     shape = (INPUTS, voices, chunk, model.spec.d_input)
@@ -104,7 +104,7 @@ def _wait(device: torch.device) -> None:
 
 
 def check_graph(model: Model, voices: int, chunk: int) -> None:
-    """Raise LrnnxError unless a graph gives the bits that the same code gives without."""
+    """Raise LrnnxError unless results with and without a graph are equal in every bit."""
     graph, plain = (StreamingSession(model, voices, chunk, graph=wanted) for wanted in (True, False))
     for _ in range(3):
         x = 0.1 * torch.randn(voices, chunk, model.spec.d_input, device=graph.device)
@@ -113,7 +113,7 @@ def check_graph(model: Model, voices: int, chunk: int) -> None:
 
 
 def largest(model: Model, device: str, seconds: float = 1.0) -> int:
-    """The most voices, within an eighth, whose p99 of a hop stays under the hop."""
+    """The most voices, to within an eighth, for which 99 % of hops take less time than a hop lasts."""
     model = model.to(device)
     chunk = _unit(model)
 
@@ -167,7 +167,7 @@ def _step_us(layer: Layer, batch: int, device: str) -> float:
 
 
 def matmul_rows(device: str, batches: Sequence[int] = (1, 16, 64)) -> list[dict[str, Any]]:
-    """One dictionary for each matmul as steps have them: µs of one in a chain, and of torch's."""
+    """One dictionary for each matmul of typical steps: µs of one in a chain, by `row_linear` and by torch."""
     found = []
     for inputs, outputs in MATMULS:
         weight, row = torch.randn(outputs, inputs, device=device), {}
@@ -206,7 +206,7 @@ def _cpu_ms(run: Callable[[], object]) -> float:
 
 def _replay_ms(replay: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(4_000_000)  # the GPU waits while the host enqueues, so that launches are not waited for
+    torch.cuda._sleep(4_000_000)  # the GPU waits while the host enqueues, so the time has no launches in it
     start.record()
     for _ in range(REPLAYS):
         replay()

@@ -1,1 +1,1 @@
-"""What every data module shares: loaders, samplers, buckets, audio files."""
+"""Code for all data modules: loaders, samplers, buckets, audio files."""

@@ -17,13 +17,13 @@ from lrnnx_app.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK = 1 << 18  # samples of all channels to read at a time
-UNKNOWN = 2**62  # samples; a FLAC that was written to a pipe has a header of more
+UNKNOWN = 2**62  # samples; a FLAC that was written to a pipe claims more in its header
 LOWEST_RATE = 1000  # Hz
-KEEP_SECONDS = 3600.0  # a collection up to this long stays decoded in memory
+KEEP_SECONDS = 3600.0  # a collection of files up to this long is kept decoded in memory
 
 
 class _InOrder(soundfile.SoundFile):
-    """A file that is read from its beginning to its end, wherever that is."""
+    """A file that is only read forwards, from its start to its end."""
 
     def seekable(self) -> bool:
         return False
@@ -54,7 +54,7 @@ def check_rate(place: Path | str, source: int, target: int) -> None:
     """Whether samples at `source` Hz can be converted to `target` Hz.
 
     Raises:
-        DataError: the rate is no rate of sound, or the filter would not fit into memory.
+        DataError: the rate is too low for sound, or the filter would not fit into memory.
     """
     if source < LOWEST_RATE or not fits(source, target) or not fits(target, source):
         raise DataError(
@@ -65,10 +65,10 @@ def check_rate(place: Path | str, source: int, target: int) -> None:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """While samples of an open file are read.
+    """Wraps reading samples of an open file.
 
     Raises:
-        DataError: the file is cut short or damaged.
+        DataError: the file is incomplete or damaged.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def mono(samples: np.ndarray, path: Path, start: int = 0) -> np.ndarray:
-    """(T, channels) mixed down to (T,), of which the first is the file's sample `start`.
+    """The mean of the channels of (T, channels), as (T,). `start` is the first sample's place in the file.
 
     Raises:
         DataError: a sample is NaN or infinite.
@@ -92,7 +92,7 @@ def mono(samples: np.ndarray, path: Path, start: int = 0) -> np.ndarray:
 
 
 def mono_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
-    """(T,) at a time up to where an open file ends, which its header need not know.
+    """Blocks (T,) up to the end of an open file, also if its header does not tell the length.
 
     Raises:
         DataError: see `decoding` and `mono`.
@@ -105,7 +105,7 @@ def mono_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
 
 
 def read_mono(path: Path, rate: int) -> torch.Tensor:
-    """The whole file as (T,) at `rate` Hz.
+    """A whole file as samples (T,) at `rate` Hz.
 
     Raises:
         DataError: see `open_audio`, `check_rate` and `mono_blocks`.
@@ -124,7 +124,7 @@ class Clips:
     """A list of audio files, decoded on demand; a small collection is kept in memory.
 
     Attributes:
-        lengths: samples of each at `rate`.
+        lengths: number of samples of each file at `rate`.
     """
 
     def __init__(self, paths: Iterable[Path], rate: int) -> None:
@@ -146,7 +146,7 @@ class Clips:
 
 
 def length_of(path: Path) -> int:
-    """Samples of a file as its header has them; counted where it does not.
+    """The number of samples in a file, from its header, or counted if the header does not tell it.
 
     Raises:
         DataError: see `open_audio` and `mono_blocks`.
@@ -156,7 +156,7 @@ def length_of(path: Path) -> int:
 
 
 def excerpt(clip: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
-    """`frames` samples from a random place of a clip (T,), repeated where the clip is shorter."""
+    """`frames` samples from a random place of a clip (T,); a shorter clip is repeated."""
     if len(clip) < frames:
         clip = clip.repeat(-(-frames // len(clip)))
     start = int(rng.integers(0, len(clip) - frames + 1))
@@ -167,7 +167,7 @@ def find_audio(folder: Path, what: str) -> list[Path]:
     """All audio files below a folder, sorted.
 
     Raises:
-        DataError: the folder is missing or holds none; says what was wanted.
+        DataError: the folder is missing or contains no audio; says what was expected.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with {what} (wav, flac or ogg)")

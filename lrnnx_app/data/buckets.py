@@ -1,21 +1,21 @@
-"""The order of an epoch in which examples of about one length meet in a batch, so that little is padding."""
+"""Orders the examples of an epoch so that a batch holds examples of similar length, with little padding."""
 
 import numpy as np
 
-POOL = 64  # batches' worth of random examples that are sorted among themselves
+POOL = 64  # groups of random examples that are sorted together
 
 
 def order(lengths: np.ndarray, group: int, rng: np.random.Generator | None) -> np.ndarray:
-    """A permutation of the rows whose runs of `group` are alike in length.
+    """A permutation of the rows in which every `group` rows in turn have similar lengths.
 
-    The rows are shuffled, sorted by length within pools of POOL groups, and the groups shuffled; what does
-    not fill a group is a random rest at the end, so that leaving it out leaves out no particular lengths.
-    As ranks take every n-th row, a group of batch·ranks rows deals all of them rows of one length.
+    Rows are shuffled, then sorted by length within pools of POOL groups; then the groups are shuffled. Rows
+    that do not fill a group come last. They are chosen at random, so that dropping them drops no special
+    lengths. Each of n ranks takes every n-th row, so within a group all ranks get rows of similar length.
 
     Args:
-        lengths: (rows,).
+        lengths: (rows,) length of each row.
         group: rows of a batch, times the number of ranks.
-        rng: of the epoch; None sorts all rows by length, always in the same way.
+        rng: random numbers of the epoch; None sorts all rows by length.
     """
     if rng is None:
         return np.argsort(lengths, kind="stable")

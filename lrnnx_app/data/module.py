@@ -1,7 +1,7 @@
-"""What a data module owes: batches, a description of itself, and loaders whose randomness is addressed.
+"""The base of data modules: it makes loaders, batches and a description of the data.
 
-An example is drawn by a generator seeded from (seed, epoch, index), never from a stream of random
-numbers, so that resuming, more workers or more processes change nothing.
+The random generator of an example is seeded by (seed, epoch, index). So an example does not depend on those
+before it, and resuming, more workers or more processes change nothing.
 """
 
 import math
@@ -22,8 +22,8 @@ from lrnnx_app.data.workers import Loader, check_files
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.spec import SPLITS, Batch, DataSpec, Example
 
-EVALUATION_SEED = 2024  # validation and test are the same whatever the seed of the run
-SHARES = (0.8, 0.1, 0.1)  # of a user's files
+EVALUATION_SEED = 2024  # validation and test do not depend on the seed of the run
+SHARES = (0.8, 0.1, 0.1)  # of a user's files: training, validation, test
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class BatchSource(Source, Protocol):
-    """A source that makes whole batches at once, which spares Python its work for every example."""
+    """A source that makes whole batches at once, which is faster than example by example in Python."""
 
     def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch: ...
 
@@ -47,7 +47,7 @@ class Address(NamedTuple):
 
 
 class _Addressed(Dataset[Example]):
-    """A source read by address; whole batches at once where it makes them and `batches` asks for them."""
+    """A source as a torch data set, indexed by `Address`. With `batches` it makes whole batches if it can."""
 
     def __init__(self, source: Source, seed: Sequence[int], batches: bool = True) -> None:
         self.source, self.seed, self.batches = source, tuple(seed), batches
@@ -59,7 +59,7 @@ class _Addressed(Dataset[Example]):
         return self.source.example(address.row, self._rng(address))
 
     def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch":
-        """What torch asks for a batch, in place of its examples one by one."""
+        """A whole batch; torch calls this instead of `__getitem__` for each example."""
         if self.batches and isinstance(self.source, BatchSource):
             return self.source.batch([a.row for a in addresses], map(self._rng, addresses))
         return [self[address] for address in addresses]
@@ -69,11 +69,11 @@ class _Addressed(Dataset[Example]):
 
 
 class AddressSampler(Sampler[Address]):
-    """Addresses of one epoch, shuffled by (seed, epoch), dealt evenly to the ranks of a job.
+    """Addresses of one epoch, shuffled by (seed, epoch), and dealt evenly to the ranks of a job.
 
-    The n-th batches of all ranks are what one process would take as its n-th batch of `ranks` times the size.
-    Shuffled rows that fill no batch of every rank are left out, unless there are no others.
-    With the rows' `lengths`, those that meet in a batch, and in the n-th batches, are alike in length.
+    The n-th batches of all ranks together are the n-th batch of a single process with `ranks` times the batch
+    size. Shuffled rows at the end that do not fill a batch on every rank are left out, unless there are no
+    others. If `lengths` are given, the rows of the n-th batches have similar lengths.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AddressSampler(Sampler[Address]):
         self.size, self.seed, self.shuffle = size, seed, shuffle
         self.lengths, self.batch = lengths, batch
         self.epoch = 0
-        self.start = Address(0, 0)  # epoch, and how many of its rows to leave out, after a resume
+        self.start = Address(0, 0)  # after a resume: the epoch, and how many of its rows are done
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.ranks = torch.distributed.get_world_size() if distributed else 1
@@ -91,7 +91,7 @@ class AddressSampler(Sampler[Address]):
 
     @property
     def _dealt(self) -> int:
-        """Rows that are dealt to the ranks."""
+        """The number of rows that all ranks together take."""
         if not self.shuffle:
             return self.size
         group = self.batch * self.ranks
@@ -115,9 +115,10 @@ class AddressSampler(Sampler[Address]):
         return (Address(epoch, int(index)) for index in order[self.rank : self._dealt : self.ranks][done:])
 
     def batches(self) -> list[list[Address]]:
-        """The rows in batches, as many in every rank, so that all ranks run a model that is spread over them.
+        """The rows in batches. Every rank gets the same number, since all ranks must take part in each step.
 
-        Where a rank is a row short of a batch the last ones share theirs; none is repeated.
+        If a rank would have one row too few for its last batch, its last batches share their rows. No row is
+        repeated.
         """
         rows = list(self)
         fewest, most = self.size // self.ranks, -(-self.size // self.ranks)
@@ -126,12 +127,12 @@ class AddressSampler(Sampler[Address]):
         return [rows[start:end] for start, end in pairwise(ends)]
 
     def resume(self, epoch: int, rows: int) -> None:
-        """Begin with this epoch, without the first `rows` of this rank."""
+        """Start in this epoch, after the first `rows` rows of this rank."""
         self.epoch, self.start = epoch, Address(epoch, rows)
 
 
 def collate(examples: Sequence[Example] | Batch) -> Batch:
-    """Right-pad with zeros to the longest row; a batch that its source made is taken as it is."""
+    """Make a batch of examples, right-padded with zeros. A batch made by its source is returned unchanged."""
     if isinstance(examples, Batch):
         return examples
     sizes = torch.tensor([len(e.x) for e in examples])
@@ -152,10 +153,11 @@ def collate(examples: Sequence[Example] | Batch) -> Batch:
 
 
 def pack(examples: Sequence[Example] | Batch) -> Batch:
-    """Several examples in a row, each at its `reset`: rows as long as the longest, the first that fits.
+    """Put several examples into each row, with `reset` at the start of each.
 
-    Names, and a y of one class each, are in the order in which examples stand in the rows. A y of each step
-    stands in rows as x does.
+    Rows are as long as the longest example, and each example goes into the first row with enough room. Names,
+    and y if it is one class for each example, are in the order of the examples in the rows. A y for each step
+    is put into rows as x is.
     """
     if isinstance(examples, Batch):
         return examples
@@ -184,14 +186,14 @@ def pack(examples: Sequence[Example] | Batch) -> Batch:
 
 
 class DataModule:
-    """Base of the data modules in `data_modules`.
+    """Base class of data modules.
 
-    A subclass has a nested dataclass `Config(DataModule.Config)`, sets `spec` in its constructor without
-    reading more than an index, and supplies `source(split)`.
+    A subclass has a nested dataclass `Config(DataModule.Config)`. Its constructor sets `spec`, and reads at
+    most an index of the data. Its method `source(split)` returns the examples.
 
     Args:
         config: the `data` section of a recipe.
-        seed: seed of the run; addresses the randomness of training examples.
+        seed: seed of the run, for the random choices in training examples.
     """
 
     @dataclass
@@ -207,9 +209,9 @@ class DataModule:
 
     @classmethod
     def small(cls, folder: Path) -> dict[str, Any]:
-        """Options of a small instance, which tests run.
+        """Options for a small instance, for tests.
 
-        A module without embedded data writes some files into `folder` and returns it as `root`.
+        A module without embedded data writes a few files into `folder` and returns that as `root`.
         """
         return {}
 
@@ -221,7 +223,7 @@ class DataModule:
         _check_split(list(config.split), config.root)
         self.config = config
         self.seed = seed
-        self.position = (0, 0)  # epoch, and batches of it that are done, where training begins
+        self.position = (0, 0)  # where training starts: the epoch, and how many of its batches are done
 
     def source(self, split: str) -> Source:
         """The examples of "train", "valid" or "test".
@@ -235,7 +237,7 @@ class DataModule:
         """One file of a user as an example, for inference; do not use its y.
 
         Raises:
-            DataError: the file is not what this module takes; says what that is.
+            DataError: this module cannot read the file; says what it expects.
         """
         raise DataError(f"{path}: this run's data module reads no single files")
 

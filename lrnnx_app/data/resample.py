@@ -1,4 +1,4 @@
-"""Sample-rate conversion of a stream, equal to converting the whole signal at once."""
+"""Converts the sampling rate of a stream, with the same result as for the whole signal at once."""
 
 import math
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 WIDTH = 6  # zero crossings of the windowed sinc on either side, as torchaudio's default has
 ROLLOFF = 0.99  # its cut-off relative to half the lower rate
-AT_ONCE = 1 << 14  # outputs, whose windows of inputs are in memory together
-LARGEST_TABLE = 2**25  # coefficients
+AT_ONCE = 1 << 14  # outputs that are computed together; all their windows of inputs are in memory
+LARGEST_TABLE = 2**25  # most coefficients of the table
 
 
 class Resampler:
-    """Push (T,) at `source` Hz, get what is complete at `target` Hz; `finish` gives the rest.
+    """Takes samples (T,) at `source` Hz, and returns the samples at `target` Hz that are complete.
 
-    Output n stands at n·source/target and is a weighted sum of the inputs around that place. The weights
-    depend on the fraction of that place alone, so that a table holds them all. An output waits only for the
-    last input of its window, whatever the two rates have in common.
+    Output n lies at input position n·source/target, and is a weighted sum of the inputs around it. The
+    weights depend only on the fraction of that position, so a table has all of them. An output is complete
+    when the last input of its window has arrived. `finish` returns the last outputs.
 
     Attributes:
-        delay: seconds that an output waits for inputs after it, at the most.
+        delay: longest time from an output's position to the last input of its window, in seconds.
     """
 
     def __init__(self, source: int, target: int) -> None:
@@ -48,7 +48,7 @@ class Resampler:
         return self._until(-(-self._taken * self.target // self.source))
 
     def _until(self, end: int) -> Tensor:
-        """Outputs up to number `end`; inputs that no later one needs are dropped."""
+        """Compute outputs up to number `end`, and drop inputs that no later output needs."""
         parts = [self._outputs(n, min(n + AT_ONCE, end)) for n in range(self._given, end, AT_ONCE)]
         self._given = end
         spare = end * self.source // self.target - self.reach + 1 - self._first
@@ -69,7 +69,7 @@ def reach(source: int, target: int) -> int:
 
 
 def fits(source: int, target: int) -> bool:
-    """Whether the table of weights between two rates is of a size to hold."""
+    """Whether the table of weights for two rates is small enough."""
     return 2 * reach(source, target) * (target // math.gcd(source, target)) <= LARGEST_TABLE
 
 

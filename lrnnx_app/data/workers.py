@@ -1,4 +1,4 @@
-"""Processes that prepare batches: they leave signals to the process that trains, and end when it does."""
+"""Processes that prepare batches (workers). They ignore signals, and end when the training process ends."""
 
 import ctypes
 import os
@@ -17,13 +17,13 @@ from lrnnx_app.console.interrupts import SIGNALS
 from lrnnx_app.errors import DataError, UserError
 
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
-FILES, FILES_OF_WORKER = 96, 16  # open at once by a training, and by each process that prepares batches
+FILES, FILES_OF_WORKER = 96, 16  # open files of a training process, and more for each worker
 GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) .*")  # as torch says it
 CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process .*\n\w[\w.]*: (.*)\Z", re.DOTALL)
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes do not take SIGTERM and Ctrl-C, which come to a whole group at once."""
+    """A DataLoader whose workers ignore SIGTERM and Ctrl-C, which are sent to all processes of a group."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, worker_init_fn=partial(_begin, os.getpid()), **options)
@@ -39,7 +39,7 @@ class Loader(DataLoader):
 
 
 def _begin(parent: int, worker: int) -> None:
-    """In a new process: ignore the signals, and be killed when the parent ends, whatever ends it."""
+    """Called in a new worker: ignore these signals, and be killed when the parent ends for any reason."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux" and os.getppid() == parent:  # and not a server that forks
@@ -49,10 +49,10 @@ def _begin(parent: int, worker: int) -> None:
 
 
 def check_files(workers: int) -> None:
-    """Whether so many processes can hand on their batches, for which each tensor takes an open file.
+    """Check that the system allows enough open files; torch needs one for each tensor of a worker's batch.
 
     Raises:
-        DataError: the system allows too few; torch would wait for ever.
+        DataError: it allows too few, and torch would wait for ever.
     """
     try:
         import resource
@@ -69,11 +69,11 @@ def check_files(workers: int) -> None:
 
 @contextmanager
 def told(run: Path | None = None) -> Iterator[None]:
-    """Say in one line what ended in a process that prepares batches.
+    """Turns a failure in a worker into an error of one line.
 
     Raises:
-        DataError: one was killed; says how to go on with `run`.
-        UserError: what one raised, without its traceback.
+        DataError: a worker was killed; says how to resume `run`.
+        UserError: a worker raised it; the worker's traceback is dropped.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def told(run: Path | None = None) -> Iterator[None]:
 
 
 def gone(error: BaseException | None) -> str:
-    """What torch says of a process that is gone, be it this error or one that led to it; "" if nothing."""
+    """torch's message about a worker that has ended, in this error or in one that caused it; "" if none."""
     while error is not None:
         if found := GONE.match(str(error)):
             return f"{found[0].strip().rstrip('.')}."

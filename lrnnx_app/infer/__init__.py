@@ -1,1 +1,1 @@
-"""A trained run on a user's files, pipe or prompt."""
+"""Runs a trained model on a user's files, pipe or prompt."""

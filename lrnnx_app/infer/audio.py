@@ -1,4 +1,4 @@
-"""Audio to audio: each file to a file, or a stream of PCM to another."""
+"""Inference from audio to audio: from files to files, or from standard input to standard output."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -55,10 +55,10 @@ class AudioJob(Job):
 
     @cached_property
     def results(self) -> dict[Path, Path]:
-        """Where each input's result goes: a file for one input, a folder for several; nothing for a pipe.
+        """The output file for each input; for several inputs in the folder that -o names; none for a pipe.
 
         Raises:
-            DataError: the output is missing, or does not fit the number of inputs, or two would be one.
+            DataError: -o is missing, does not fit the number of inputs, or two inputs would have one output.
         """
         output = self.options.output
         if output == PIPE or (output is None and self.inputs == [PIPE]):

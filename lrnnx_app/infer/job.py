@@ -1,4 +1,4 @@
-"""What every inference over files or a pipe shares: its options, its session, its failures, its report."""
+"""The base of inference over files or a pipe: options, session, errors of single inputs, and report."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ from lrnnx_app.streaming.tracks import Track
 from lrnnx_app.tasks._base import Task
 
 PIPE = Path("-")
-CHUNK_SECONDS = 0.016  # of a model that takes single steps
-CHUNK_STEPS = 64  # where steps have no rate
-SLOTS = 16  # files side by side unless said otherwise
+CHUNK_SECONDS = 0.016  # chunk for a model without a hop
+CHUNK_STEPS = 64  # chunk for a model without hop and sampling rate
+SLOTS = 16  # files side by side, unless the user gives a number
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; see `lrnnx infer --help`."""
+    """The user's options; see `lrnnx infer --help`."""
 
     output: Path | None = None
     chunk_ms: float | None = None
@@ -69,13 +69,14 @@ class Options:
 
 
 class Job:
-    """The inputs of one call, as tracks through a session. A kind of inference supplies `track`.
+    """Runs the inputs of one call, each as a track through a session. A subclass defines `track`.
 
     Attributes:
-        streams_only: a model that cannot stream is refused, rather than run on whole files.
-        out, aside: where results and the report go; the latter is standard error if results are piped.
-        delay: seconds that conversions of the rate add, the worst of all tracks.
-        beyond: samples that were clipped to the loudest that a stream takes.
+        streams_only: whether a model that cannot stream is refused, instead of run on whole files.
+        out: where results go.
+        aside: where the report goes; standard error if results go to a pipe.
+        delay: largest delay of a sampling rate conversion, in seconds.
+        beyond: number of samples that were clipped because they were too loud.
     """
 
     streams_only = True
@@ -90,9 +91,9 @@ class Job:
         self.recorder = Recorder(self.rate, options.plot is not None)
         self._bad: list[str] = []
 
-    # ---- what a kind of inference supplies ----
+    # ---- methods that a subclass may define ----
     def found(self, path: Path) -> Iterator[Path]:
-        """The files that an input stands for: those of a folder, or itself."""
+        """The files of an input: those in it if it is a folder, else the input itself."""
         yield from below(path) if path != PIPE and path.is_dir() else (path,)
 
     def shows_results(self) -> bool:
@@ -100,10 +101,10 @@ class Job:
         raise NotImplementedError
 
     def track(self, path: Path) -> Track:
-        """One input as a stream.
+        """The track for one input.
 
         Raises:
-            UserError: it does not serve.
+            UserError: the input cannot be used.
         """
         raise NotImplementedError
 
@@ -114,15 +115,15 @@ class Job:
         """Where lines of results go."""
         return nullcontext(sys.stdout)
 
-    # ---- what all share ----
+    # ---- methods for all ----
     def go(self) -> int:
-        """Run on every input and print the report; the exit code."""
+        """Run on every input and print the report. Returns the exit code."""
         session = None if self.options.offline else self._session()
         with threads(self.options.threads or (1 if session else None)), Flushing():
             try:
                 with terminated_as_interrupted(), self.words() as self.out:
                     timing = self._whole() if session is None else self._streamed(session)
-            except BrokenPipeError:  # the reader of our output has left; a later flush must not complain
+            except BrokenPipeError:  # the reader closed the pipe; later flushes must not fail
                 terminal.hang_up()
                 return 0
             costs = report(self.model, session, timing, self.rate, self.delay, self.beyond)
@@ -141,7 +142,7 @@ class Job:
         return sources.Pipe(terminal.source(), options.rate or self.rate, options.channels, options.form)
 
     def _whole(self) -> Timing:
-        """File by file, each in one go."""
+        """Run the model on one whole file after another."""
         total = Timing()
         for track in self._tracks():
             try:
@@ -169,14 +170,14 @@ class Job:
             yield track
 
     def _failed(self, name: str, error: UserError) -> None:
-        """One of several inputs does not serve; the only one ends the job."""
+        """Report the error of one of several inputs and go on; if there is only one, raise it."""
         if len(self.inputs) == 1:
             raise error
         say(f"error: {error}", aside=True)
         self._bad.append(name)
 
     def _session(self) -> StreamingSession | None:
-        """A session; None where a model cannot stream and need not."""
+        """A session; None if the model cannot stream and whole files are allowed."""
         options, hop = self.options, self.model.hop
         slots = options.slots or min(len(self.inputs), SLOTS)
         chunk = options.steps or (hop if hop > 1 else round(CHUNK_SECONDS * self.rate) or CHUNK_STEPS)

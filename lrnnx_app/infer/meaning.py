@@ -1,4 +1,4 @@
-"""What a model says of each file, or of a stream after each chunk, in the words of its task."""
+"""Inference that shows what a model's output for each file or chunk means, such as a class."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +20,7 @@ from lrnnx_app.streaming.tracks import OutputTrack, Track, in_parts
 
 
 class MeaningJob(Job):
-    """The last output of every file, or the output after every chunk if the user asks for it."""
+    """Shows the last output of every file, or on request the output after every chunk."""
 
     streams_only = False
 
@@ -58,7 +58,7 @@ class MeaningJob(Job):
         return OutputTrack(str(path), in_parts(sources.Steps(example.x, example.dt)), done, show, steps)
 
     def _say(self, name: str, running: bool, time: float, output: Tensor) -> None:
-        """Print what an output of a chunk, or the last one, means."""
+        """Print the meaning of the output after a chunk, or of the last one."""
         meaning = self.task.meaning(output)
         if running and name == str(self.inputs[0]):
             self.recorder.meaning(time, meaning)
@@ -77,9 +77,9 @@ class MeaningJob(Job):
 
 @contextmanager
 def _kept(output: Path) -> Iterator[TextIO]:
-    """A text that gets its name when it is whole; if nothing comes of it, what stood there stays."""
+    """A text file that appears when it is complete. If writing fails, an older file is unchanged."""
     place = output.resolve()
-    beside = not place.exists() or place.is_file()  # a device or a pipe has nothing beside it
+    beside = not place.exists() or place.is_file()  # not for a device or a pipe
     whole = atomic.whole(place) if beside else nullcontext(place)
     with whole as path, path.open("w", encoding="utf-8") as file:
         yield file

@@ -1,4 +1,4 @@
-"""What a stream cost, in words or JSON, and a picture of its first minute."""
+"""The report of a stream's speed and memory, as text or JSON, and a picture of its first minute."""
 
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ def report(
     delay: float,
     beyond: int = 0,
 ) -> dict[str, Any]:
-    """Latency, times of a chunk, real-time factor and memory; without a session, those that remain.
+    """Latency and times of a chunk (ms), real-time factor and memory (MiB); fewer without a session.
 
     Args:
-        rate: of the model's steps in Hz; 0 if they have none.
-        delay: seconds that conversions of the rate add.
-        beyond: samples that were too loud to be taken as they are.
+        rate: steps of the model per second; 0 if they have no rate.
+        delay: delay of sampling rate conversions, in seconds.
+        beyond: number of samples that were clipped because they were too loud.
     """
     costs: dict[str, Any] = {"steps": timing.steps, "compute_seconds": round(timing.compute, 3)}
     if beyond:
@@ -60,7 +60,7 @@ def report(
 
 
 def text(costs: dict[str, Any], as_json: bool) -> str:
-    """One line of JSON, or a few words."""
+    """The report as one line of JSON, or as text."""
     if as_json:
         return terminal.as_json(costs)
     parts = []
@@ -95,7 +95,7 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
 
 
 class Recorder:
-    """What a plot needs of the first minute; nothing where none is wanted."""
+    """Keeps inputs and outputs of the first minute for a plot, if one is wanted."""
 
     def __init__(self, rate: int, wanted: bool) -> None:
         self.rate, self.wanted = rate, wanted

@@ -1,4 +1,4 @@
-"""`lrnnx infer`: the task of a run says which kind of inference it has."""
+"""`lrnnx infer`: the task of a run decides which kind of inference is used."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ ERRORS = "errors"
 
 
 def infer(run: Run, inputs: Sequence[Path], options: Options) -> int:
-    """Run on every input, print results and a report; the exit code.
+    """Run on every input, and print results and a report. Returns the exit code.
 
     Raises:
         RunError: the run's task has no inference.
-        UserError: an input, the output or an option does not serve; files done before are kept.
+        UserError: an input, the output or an option cannot be used; files that are done are kept.
     """
     options.check(inputs)
     task = run.task()

@@ -1,4 +1,4 @@
-"""A run that predicts the next step, on a user's files; and text that it continues."""
+"""Inference for runs that predict the next step: scores files, and continues a text."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from lrnnx_app.streaming.slots import Timing
 from lrnnx_app.streaming.threads import threads
 from lrnnx_app.tasks._base import Task
 
-PIECE = 4096  # steps that go through a model at once
+PIECE = 4096  # steps of one pass through the model
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Sampling:
     """How to continue.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest byte each time.
-        top: only so many of the likeliest bytes are drawn from, 0 for all.
+        temperature: divides the logits; with 0 the likeliest byte is always taken.
+        top: draw from so many of the likeliest bytes; 0 for all.
     """
 
     length: int = 400  # bytes
@@ -87,10 +87,10 @@ def _drawn(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def score_files(run: Run, task: Task, inputs: Sequence[Path], to_json: bool) -> None:
-    """Print for each file how well the run predicts it: bits per byte of text, squared error of a signal.
+    """Print how well the run predicts each file: in bits per byte for text, by squared error for a signal.
 
     Raises:
-        DataError: a file is not what the run's data module reads.
+        DataError: the run's data module cannot read a file.
     """
     data = build_data(run.recipe)
     for path in inputs:
@@ -104,7 +104,7 @@ def score_files(run: Run, task: Task, inputs: Sequence[Path], to_json: bool) -> 
 
 
 def _mean_error(task: Task, x: Tensor, y: Tensor, dt: Tensor | None) -> float:
-    """Bits or squared error of a step, over a file that goes through the model in pieces with its state."""
+    """Mean bits or squared error of a step. The file goes through the model in pieces, with its state."""
     total, state = 0.0, None
     for part in _pieces(task.model, len(x)):
         given, wanted = x[None, part], y[None, part]
@@ -117,7 +117,7 @@ def _mean_error(task: Task, x: Tensor, y: Tensor, dt: Tensor | None) -> float:
 
 
 def _pieces(model: Model, length: int) -> Iterator[slice]:
-    """Parts of a file; all of it at once for a model that cannot carry a state."""
+    """Pieces of a file; the whole file for a model that cannot carry a state."""
     try:
         model.init_state(1)
         size = max(1, PIECE // model.hop) * model.hop
@@ -127,7 +127,7 @@ def _pieces(model: Model, length: int) -> Iterator[slice]:
 
 
 def prompt_bytes(prompt: str) -> bytes:
-    """The prompt's bytes, those of a file if it is @FILE.
+    """The bytes of the prompt, or of the file if the prompt is @FILE.
 
     Raises:
         DataError: the file is not readable.
@@ -141,7 +141,7 @@ def prompt_bytes(prompt: str) -> bytes:
 
 
 def continue_text(run: Run, prompt: bytes, how: Sampling) -> None:
-    """Write the prompt and what follows it to standard output byte by byte, the cost to standard error."""
+    """Write the prompt and its continuation to standard output byte by byte, the speed to standard error."""
     out, timing = terminal.target(), Timing()
     with threads(1):
         following = continued(run, prompt, how)

@@ -1,4 +1,4 @@
-"""What a model is: a stack of layers with the layers' own contract, plus hop and look-ahead."""
+"""The base of models: stacks of layers that are called as layers are, with a hop and a look-ahead."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
@@ -19,10 +19,10 @@ class Model(nn.Module):
     """A model `MODELS[name](spec, Config(…))`; causal up to `lookahead` if its layers are.
 
     Attributes:
-        spec: what goes in and comes out.
-        packs: whether rows may hold several sequences, see `Rows.reset`.
-        hop: samples consumed at a time; a stream is fed in multiples of it.
-        lookahead: samples beyond t that the output at t depends on (below hop).
+        spec: description of input and output.
+        packs: whether a row may contain several sequences, see `Rows.reset`.
+        hop: samples that the model takes at once; a stream's chunks are multiples of it.
+        lookahead: how many samples after t the output at t depends on; less than hop.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1}  # options of a small instance
@@ -62,7 +62,7 @@ class Model(nn.Module):
         return self.run(x, state, Rows(dt, lengths, reset))
 
     def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
-        """What a subclass supplies: `forward`."""
+        """The forward pass; each subclass defines it."""
         raise NotImplementedError
 
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         single = not free(x.shape[1]) and x.shape[1] == 1 and state is not None
         single = single and rows.lengths is None and rows.reset is None
-        if single and not hooked(self.layer):  # hooks are for `forward`
+        if single and not hooked(self.layer):  # hooks need a call of `forward`
             y, state = self.step(x[:, 0], state, None if rows.dt is None else rows.dt[:, 0])
             return y[:, None], state
         y, state = self.layer(self.norm(x), state, **rows._asdict())

@@ -1,4 +1,4 @@
-"""From words to a model, as a recipe has them."""
+"""Builds a model from names and options, as a recipe gives them."""
 
 from collections.abc import Mapping
 from typing import Any

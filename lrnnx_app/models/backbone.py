@@ -15,7 +15,7 @@ POOLS = ("mean", "last", "none")
 
 
 class BackboneState(NamedTuple):
-    """The layers' states; and the pool's: sum (or last) of the features (B, d), number of steps (B,)."""
+    """States of the layers, and of the pool: sum (or last) of the features (B, d), number of steps (B,)."""
 
     layers: tuple[Any, ...]
     pooled: Tensor
@@ -25,8 +25,8 @@ class BackboneState(NamedTuple):
 class Backbone(Model):
     """Encoder → blocks → norm → pool → linear head.
 
-    With `pool: mean` or `last`, the output (B, d_output) speaks of everything heard so far, and a stream
-    gives running logits; with `none` it is (B, T, d_output).
+    With `pool: mean` or `last` the output is (B, d_output), computed from all steps so far, so a stream gives
+    running logits. With `none` it is (B, T, d_output).
     """
 
     packs = True
@@ -36,7 +36,7 @@ class Backbone(Model):
         d_model: int = 64  # channels between layers
         depth: int = 4  # blocks, each with a layer
         dropout: float = 0.0  # share of channels that training drops
-        pool: str = "mean"  # mean | last | none: which steps the output speaks of
+        pool: str = "mean"  # mean | last | none: which steps the output is computed from
         bidirectional: bool = False  # two directions joined in every block; cannot stream
         layer: Any = None  # one layer, or a list that the blocks take in turn
 

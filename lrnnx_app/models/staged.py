@@ -1,4 +1,4 @@
-"""Stages of blocks with fewer and fewer steps: events are pooled in between, as Event-SSM does."""
+"""Stages of blocks with fewer steps from stage to stage: events are pooled in between, as in Event-SSM."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from lrnnx_app.spec import DataSpec, Rows
 
 
 class StagedState(NamedTuple):
-    """Of the layers and of the pools between stages; sum (B, d) and number (B,) of pooled features."""
+    """States of layers and of pools between stages; sum (B, d) and number (B,) of the pooled features."""
 
     layers: tuple[Any, ...]
     pools: tuple[EventPoolState, ...]
@@ -28,8 +28,9 @@ class StagedState(NamedTuple):
 class Staged(Model):
     """Encoder → blocks → (pool → widen → blocks) for each of `pools` → norm → mean → linear head.
 
-    The output (B, d_output) speaks of all whole groups of events so far, so that a stream of events gives
-    running logits (Schöne et al. 2024, arXiv 2404.18508). One go, chunks and single steps agree.
+    The output (B, d_output) is computed from all complete groups of events so far, so a stream of events
+    gives running logits (Schöne et al. 2024, arXiv 2404.18508). Whole sequences, chunks and single steps give
+    the same.
     """
 
     @dataclass

@@ -1,4 +1,4 @@
-"""A causal U-Net around any layer: strided down and up, skips, any length, a stated look-ahead."""
+"""A U-Net of any causal layer: strides down and up with skips, for any length, with a known look-ahead."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Down(Linear):
 
 
 class Up(Linear):
-    """The way back: (B, T, d_in) → (B, T·stride, d_out)."""
+    """The inverse of `Down`: (B, T, d_in) → (B, T·stride, d_out)."""
 
     def __init__(self, d_in: int, d_out: int, stride: int) -> None:
         super().__init__(d_in, d_out * stride)
@@ -39,13 +39,12 @@ class Up(Linear):
 class UNet(Model):
     """Encoder levels of (Down, blocks), decoder levels of (blocks, Up) with additive skips.
 
-    The decoder's result is a mask on the first level's features, which a last Up turns into samples. Both
-    ends start as a tight frame and its transpose and the mask near one, so that training starts from the
-    identity.
+    The decoder gives a mask for the features of the first level; a last Up turns the masked features into
+    samples. Training starts from the identity: the first Down is a tight frame, the last Up its transpose,
+    and the mask is near one.
 
-    Resampling acts within frames, so that the only state is the layers' own. The output at sample t
-    depends on the input up to the end of t's frame of `hop` = ∏ strides samples: the look-ahead is
-    hop − 1 samples, whatever the layer.
+    Each frame of `hop` = ∏ strides samples is resampled on its own, so only the layers have a state. The
+    output at sample t depends on the input up to the end of its frame: the look-ahead is hop − 1 samples.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"channels": [8, 8], "strides": [16, 4]}
@@ -100,7 +99,7 @@ class UNet(Model):
     def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, tuple[Any, ...]]:
         """x (B, T, d_input) → (B, T, d_output) and the state.
 
-        A T that is no multiple of hop ends the stream: its last frame is filled up with silence.
+        If T is no multiple of hop, the stream ends there, and silence fills the last frame.
 
         Raises:
             ValueError: dt is given; frames need evenly spaced samples.

@@ -1,1 +1,1 @@
-"""Tables and pictures that commands show."""
+"""Tables and pictures for commands."""

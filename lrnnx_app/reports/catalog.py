@@ -16,8 +16,8 @@ COLUMNS = (
     "floats per channel",
     "cost per step",
 )
-FROM = "from"  # the column of where a layer comes from, which the docs have not
-WIDTH = 64  # d_model of the layers that are measured
+FROM = "from"  # column with the package of a layer; not in the docs
+WIDTH = 64  # d_model for which sizes are given
 BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
 LEGEND = (
     f"Floats of state per channel are those of the default settings at {WIDTH} channels. Cost is the order "
@@ -56,7 +56,7 @@ def _row(name: str, entry: type[Layer]) -> tuple[str, ...]:
 
 
 def _build(entry: Any, **options: Any) -> Layer | None:
-    """The layer with these options, None if it does not take them."""
+    """The layer with these options; None if they are not valid for it."""
     try:
         return entry(WIDTH, entry.Config(**options))
     except (RecipeError, TypeError):

@@ -1,4 +1,4 @@
-"""What this machine has, what was built on it, and whether every operator of `ops/_table.py` is right here.
+"""Checks a machine: its devices, its builds, and whether every operator of `ops/_table.py` is right on it.
 
 `run` gathers a report; `text` shows it; `lrnnx doctor` exits with code 1 unless `report.ok`.
 """
@@ -25,7 +25,7 @@ SIZES = (Sizes(2, 1, 3), Sizes(3, 33, 40), Sizes(2, 130, 5))
 
 @dataclass
 class Report:
-    """The state of this machine; `ok` is false if a kernel that should be there is missing or wrong."""
+    """The state of this machine. `ok` is false if an expected kernel is missing, or one is wrong."""
 
     versions: dict[str, str]
     devices: dict[str, str]
@@ -38,12 +38,12 @@ class Report:
 
 
 def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
-    """Look at the machine and compare every operator with its reference on every device of it.
+    """Compare every operator with its definition on every device of this machine.
 
     Args:
-        build: build and load the kernels of every device that a compiler is found for, ahead of use; without
-            a GPU, CUDA kernels are built for those that LRNNX_ARCH names.
-        plugins: files that are loaded, whose layers are tried.
+        build: build and load the kernels for every device for which a compiler is found. Without a GPU, CUDA
+            kernels are built for the architectures in LRNNX_ARCH.
+        plugins: plugin files, whose layers are checked too.
     """
     present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     failures = list(_build(build, present))
@@ -60,7 +60,7 @@ def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
 
 
 def text(report: Report) -> str:
-    """The report for people."""
+    """The report as text."""
     groups = {
         "versions": report.versions,
         "devices": report.devices,
@@ -83,7 +83,7 @@ def _entries(entries: dict[str, str]) -> Iterator[str]:
 
 
 def _build(build: bool, present: list[str]) -> Iterator[str]:
-    """Load kernels, yielding what went wrong where a build was asked for."""
+    """Load kernels. If a build was asked for, yield a message for each that fails."""
     for device in ("cpu", "cuda"):
         if device in present:
             loaded = _extension.load(device)
@@ -181,13 +181,13 @@ def _by_operator(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _worse(check: dict[str, Any]) -> tuple[str, float, float]:
-    """Outputs or gradients, by what exceeds its limit or else is further off: error and limit."""
+    """Error and limit of outputs or of gradients: of those beyond their limit, else of the larger error."""
     found = [(where, check[f"{where} error"], check[f"{where} allowed"]) for where in ("output", "gradient")]
     return next((each for each in found if each[1] > each[2]), max(found, key=lambda each: each[1]))
 
 
 def _cure(check: dict[str, Any]) -> str:
-    """What is wrong and what to do, of a check that failed."""
+    """A message for a failed check: what is wrong and what to do."""
     device, code = check["device"], "kernel" if check["kernel"] else "torch code"
     where, error, allowed = _worse(check)
     start = (

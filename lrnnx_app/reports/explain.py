@@ -1,6 +1,6 @@
 """Every key of a recipe with its value, its type and what it means.
 
-What a key means stands once: in the comment beside the field of the Config that holds it.
+The meaning of a key is written once: in the comment beside its field in a Config.
 """
 
 import ast
@@ -23,7 +23,7 @@ Row = tuple[str, Any, str, str]
 
 
 def rows(config: DictConfig, above: str = "") -> Iterator[Row]:
-    """A row for each key of a resolved recipe; a key that holds others comes before them, without a value."""
+    """A row for each key of a resolved recipe. A key with others below it has a row without a value."""
     kind = OmegaConf.get_type(config)
     assert isinstance(kind, type)
     types = {field.name: inspect.formatannotation(field.type) for field in fields(kind)}
@@ -49,14 +49,14 @@ def _row(key: str, value: Any, kind: str, said: str) -> Iterator[Row]:
 
 @cache
 def comments(config: type) -> dict[str, str]:
-    """The comment beside each field of a dataclass, those of its bases included; "" where there is none."""
+    """The comment beside each field of a dataclass and of its bases; "" for a field without one."""
     known = {name: text for base in reversed(config.__mro__) for name, text in _own(base).items() if text}
     return {field.name: known.get(field.name, "") for field in fields(config)}
 
 
 @cache
 def _own(config: type) -> dict[str, str]:
-    """The comments beside the fields that stand in a class itself; none where it has no source."""
+    """The comments beside the fields of a class itself; none if its source is not available."""
     try:
         source = textwrap.dedent(inspect.getsource(config))
     except (OSError, TypeError):

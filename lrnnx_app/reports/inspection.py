@@ -1,4 +1,4 @@
-"""What a data module holds, by what every data module owes: counts, classes, lengths, times, padding."""
+"""Statistics of any data module: number of examples, classes, lengths, times, padding."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from lrnnx_app.registry import DATA
 from lrnnx_app.runs.run import build_data
 from lrnnx_app.spec import SPLITS, Example
 
-READ = 400  # examples of a split that are read, evenly spaced
+READ = 400  # most examples of a split that are read; they are evenly spaced
 BATCHES = 8  # batches whose padding is measured
 QUANTILES = (0, 0.5, 0.95, 1)
 
@@ -26,10 +26,10 @@ class Split:
     """One split.
 
     Attributes:
-        read: how many of its `examples` the rest is about.
-        classes: how often each class was found; empty where examples have no class.
-        lengths: steps at QUANTILES.
-        dt: least, median and greatest time between samples, None without.
+        read: number of `examples` that were read for the statistics below.
+        classes: number of examples of each class; empty if examples have no class.
+        lengths: QUANTILES of the number of steps.
+        dt: least, median and largest elapsed time between samples; None for evenly spaced ones.
         padding: share of the steps of a batch that are padding.
     """
 
@@ -56,7 +56,7 @@ def open_data(name: str, overrides: Sequence[str] = ()) -> DataModule:
 
 
 def splits(data: DataModule) -> Iterator[tuple[str, Split]]:
-    """Each split's name and what is in it.
+    """The name and the statistics of each split.
 
     Raises:
         DataError: files are missing or unreadable.
@@ -68,11 +68,11 @@ def splits(data: DataModule) -> Iterator[tuple[str, Split]]:
 
 def _split(data: DataModule, name: str, source: Source) -> Split:
     examples = sample(source, READ)
-    known = getattr(source, "lengths", None)  # a source whose examples differ in length may have them
+    known = getattr(source, "lengths", None)  # a source may know the lengths of its examples
     steps = [len(e.x) for e in examples] if known is None else known
     gaps = [e.dt.double().numpy() for e in examples if e.dt is not None]
     dt = np.concatenate(gaps) if gaps else None
-    known = getattr(source, "labels", None)  # the same of classes
+    known = getattr(source, "labels", None)  # and their classes
     found = [e.y for e in examples if e.y.ndim == 0]
     labels = Counter(int(y) for y in (known if found and known is not None else found))
     names = data.spec.classes or tuple(map(str, range(data.spec.d_output)))
@@ -94,7 +94,7 @@ def sample(source: Source, count: int) -> list[Example]:
 
 
 def padding(data: DataModule, split: str) -> float:
-    """The share of the steps of the first BATCHES batches that no row has."""
+    """The share of padding in the steps of the first BATCHES batches."""
     filled = total = 0
     for batch in islice(data.loader(split), BATCHES):
         rows, steps = batch.x.shape[:2]
@@ -113,7 +113,7 @@ def _shape(example: Example, target: str) -> str:
 
 
 def picture(data: DataModule, count: int = 4) -> Any:
-    """A figure of examples for training, of different classes where there are any."""
+    """A figure of training examples, of different classes if there are classes."""
     from lrnnx_app import plots
 
     chosen: dict[Any, Example] = {}

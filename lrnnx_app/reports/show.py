@@ -1,4 +1,4 @@
-"""What commands print in tables: comparisons, the outcome of a grid, what data hold."""
+"""Prints tables for commands: comparisons, results of a grid, statistics of data."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from lrnnx_app.runs.folder import COMPARED, COMPARISON, SUMMARY, write_whole
 
 
 def compared(paths: Sequence[Path], plot: Path | None = None) -> list[compare.Row]:
-    """The rows of the runs in these folders, drawn if wanted."""
+    """The rows of the runs in these folders; draws a plot if wanted."""
     found = compare.rows(compare.find(paths))
     if plot is not None:
         draw(found, plot)
@@ -27,7 +27,7 @@ def compared(paths: Sequence[Path], plot: Path | None = None) -> list[compare.Ro
 
 
 def comparison(found: Sequence[compare.Row]) -> None:
-    """Print a table of the rows, and that of every metric if they are one setting."""
+    """Print a table of the rows; if all runs have one setting, also a table of every metric."""
     table(compare.columns(found), map(compare.cells, found))
     if not all(row.streams for row in found):
         say(compare.NOTE)
@@ -51,7 +51,7 @@ def draw(found: Sequence[compare.Row], plot: Path) -> None:
 
 
 def outcome(parent: Path, failed: dict[str, str]) -> None:
-    """Print the comparison of a finished grid and what failed; write comparison.json and comparison.png."""
+    """Print the comparison of a finished grid and its failures; write comparison.json and comparison.png."""
     found = compared([parent], parent / COMPARED) if any(parent.rglob(SUMMARY)) else []
     if found:
         comparison(found)
@@ -63,7 +63,7 @@ def outcome(parent: Path, failed: dict[str, str]) -> None:
 def read(
     name: str, overrides: Sequence[str], plot: Path | None = None
 ) -> tuple[DataModule, dict[str, Split]]:
-    """A data module and what its splits hold; four of its examples are drawn if wanted."""
+    """A data module and the statistics of its splits; draws four examples if wanted."""
     opened = inspection.open_data(name, overrides)
     aside = Console(file=sys.stderr, markup=False)
     splits = track(
@@ -83,7 +83,7 @@ def read(
 
 
 def data(opened: DataModule, found: dict[str, Split]) -> None:
-    """Print what a data module holds."""
+    """Print the statistics of a data module."""
     spec = opened.spec
     kind = f"tokens below {spec.d_input}" if spec.tokens else f"{spec.d_input} channels"
     rate = f" at {spec.sample_rate} Hz" if spec.sample_rate else ""
@@ -110,7 +110,7 @@ def _cells(content: Split) -> tuple[str, ...]:
 
 
 def summary(task: str, folder: Path, summary: dict[str, Any]) -> None:
-    """Print what a training came to, and the command that comes next for runs of this task."""
+    """Print the result of a training, and the next command for runs of this task."""
     rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
     rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
     rows += [

@@ -1,4 +1,4 @@
-"""What every task shares: the model, its optimizer and schedule, and what a checkpoint says of itself."""
+"""The base of tasks: the model, its optimizer and schedule, and the description kept in a checkpoint."""
 
 import math
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from lrnnx_app.spec import TARGETS, Batch, DataSpec
 
 
 class Meaning(NamedTuple):
-    """What one output of a model says to a user.
+    """An output of a model in words and numbers for a user.
 
     Attributes:
-        values: by name, in the order in which they are shown.
-        column: what the values are, such as "probability".
-        key: under which --json writes them.
-        headline: the values in a few words, one line.
+        values: named values, in the order in which they are shown.
+        column: the kind of the values, such as "probability".
+        key: the name of the values in the output of --json.
+        headline: the most important values, in one line.
     """
 
     values: dict[str, float]
@@ -35,19 +35,19 @@ class Meaning(NamedTuple):
 class Task(LightningModule):
     """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
 
-    A subclass has a nested dataclass `Config(Task.Config)` and says what it is by these attributes.
+    A subclass has a nested dataclass `Config(Task.Config)`, and sets these attributes.
 
     Attributes:
-        monitor: the validation metric that decides which checkpoint is best.
-        mode: "max" or "min", of `monitor`.
-        score: the test metric that runs are compared by, if it is another one.
-        targets: the kinds of `DataSpec.target` that it learns from.
-        inference: what `lrnnx infer` does with a run. "audio": files or a stream of audio become audio.
-            "meaning": the output of each file or chunk is shown as `meaning` says. "errors": it prints how
-            well each file is predicted, by `errors_from`. "": nothing; the command refuses.
-        packs: whether rows of its batches may hold several examples.
-        unit: of these errors, such as "bits_per_byte".
-        next_words: the command that a user types after training, {run} being the run folder.
+        monitor: the validation metric by which the best checkpoint is chosen.
+        mode: "max" or "min": whether a large or a small value of `monitor` is good.
+        score: the test metric by which runs are compared, if that is not `monitor`'s.
+        targets: the kinds of `DataSpec.target` that the task can learn from.
+        inference: what `lrnnx infer` does with a run. "audio" converts audio to audio. "meaning" shows the
+            output for each file or chunk, by the method `meaning`. "errors" prints how well each file is
+            predicted, by the method `errors_from`. "" refuses.
+        packs: whether a row of a batch may contain several examples.
+        unit: the unit of the errors of `errors_from`, such as "bits_per_byte".
+        next_words: the command that a user may type after training; {run} stands for the run folder.
     """
 
     monitor: ClassVar[str]
@@ -62,8 +62,8 @@ class Task(LightningModule):
     @dataclass
     class Config:
         lr: float = 3e-3  # peak of the learning rate
-        ssm_lr: float = 1e-3  # the same for what shapes the recurrence, which gets no weight decay
-        weight_decay: float = 0.01  # AdamW's, for matrices that lr is for
+        ssm_lr: float = 1e-3  # peak for parameters of the recurrence, which have no weight decay
+        weight_decay: float = 0.01  # of AdamW, for the matrices outside the recurrence
         warmup: float = 0.05  # share of the steps over which the learning rate rises; then a cosine to 0
 
         def __post_init__(self) -> None:
@@ -80,12 +80,12 @@ class Task(LightningModule):
 
     @classmethod
     def headline(cls) -> str:
-        """The test metric that runs are compared by."""
+        """The test metric by which runs are compared."""
         return cls.score or cls.monitor.removeprefix("valid/")
 
     def configure_model(self) -> None:
-        """Spread the weights over the processes where the strategy does; called before every fit and test."""
-        if shard := getattr(self.trainer.strategy, "shard", None):  # fsdp's
+        """Spread the weights over processes, if the strategy does so; called before every fit and test."""
+        if shard := getattr(self.trainer.strategy, "shard", None):  # only fsdp has it
             shard(self.model)
 
     def configure_optimizers(self) -> Any:
@@ -117,7 +117,7 @@ class Task(LightningModule):
             )
 
     def meaning(self, output: Tensor) -> Meaning:
-        """What an output (d_output,) says; for tasks whose `inference` is "meaning"."""
+        """The meaning of an output (d_output,); for tasks whose `inference` is "meaning"."""
         raise NotImplementedError
 
     def errors_from(self, output: Tensor, batch: Batch) -> Tensor:
@@ -125,15 +125,15 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def figures(self) -> Iterator[tuple[str, Any]]:
-        """Names and matplotlib figures of what the last test saw."""
+        """Names and matplotlib figures of the last test."""
         return iter(())
 
     def details(self) -> dict[str, Any]:
-        """What the last test found beside its metrics, for the summary of a run."""
+        """Results of the last test besides its metrics, for the summary of a run."""
         return {}
 
     def sounds(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and waveforms (T,) at `spec.sample_rate` of what the last test heard."""
+        """Names and waveforms (T,) at `spec.sample_rate` from the last test."""
         return iter(())
 
 

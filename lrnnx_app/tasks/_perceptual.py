@@ -16,7 +16,7 @@ class Perceptual(torch.nn.Module):
     """Scores of noisy and denoised clips against the clean ones.
 
     Attributes:
-        absent: what is not computed, and why.
+        absent: the scores that are not computed, and why.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -51,7 +51,7 @@ class Perceptual(torch.nn.Module):
             metric.reset()  # type: ignore[operator]  (a metric, no tensor)
 
     def _score(self, name: str, heard: Tensor, clean: Tensor) -> float | None:
-        """None for a clip without speech that the measure could find."""
+        """The score of a clip; None if the measure finds no speech in it."""
         from torchmetrics.functional.audio import (
             perceptual_evaluation_speech_quality,
             short_time_objective_intelligibility,

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be believed."""
+"""Calibration of a classifier: how well its confidence fits its accuracy."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ BINS = 15
 
 
 class Reliability(Metric):
-    """Rows, summed confidence and number right in bins of confidence, added up over processes: (3, BINS)."""
+    """(3, BINS): number of rows, sum of confidence and number right, by confidence, over all processes."""
 
     full_state_update = False
     sums: Tensor

@@ -14,15 +14,17 @@ from lrnnx_app.spec import Batch, DataSpec, Example
 from lrnnx_app.tasks._base import Meaning, Task
 from lrnnx_app.tasks._reliability import Reliability, calibration_error
 
-EXAMPLES = 8  # of the sequences that a test got right, and of those that it got wrong, kept for a picture
+EXAMPLES = 8  # sequences kept for a picture, of those classified right and as many of those wrong
 
 
 class Classify(Task):
-    """Cross-entropy; accuracy. At the test also the accuracy's standard error, the accuracy of each class and
-    their mean, the calibration error and the confusion matrix.
+    """Loss: cross-entropy. Metric: accuracy.
+
+    The test also gives the standard error of the accuracy, the accuracy of each class and their mean, the
+    calibration error, and the confusion matrix.
     """
 
-    monitor = "valid/loss"  # the accuracy of a small validation set ties early
+    monitor = "valid/loss"  # not the accuracy, which is often equal for two checkpoints on a small set
     mode = "min"
     score = "accuracy"
     targets = ("class",)
@@ -77,11 +79,11 @@ class Classify(Task):
             metric.update(logits, batch.y)
         self.log("test/loss", self.loss(logits, batch.y), batch_size=len(batch.y), sync_dist=True)
         self.log_dict(self.test_metrics, batch_size=len(batch.y))
-        if len(batch.x) == len(batch.y):  # a packed row is no example of one class
+        if len(batch.x) == len(batch.y):  # not for packed rows, which have several classes
             self._keep(batch, logits.softmax(-1))
 
     def on_test_epoch_end(self) -> None:
-        """Every process takes part in adding up; the sums stay for `figures` and `details`."""
+        """Add up the counts of all processes, and keep them for `figures` and `details`."""
         self.counts, self.bins = self.confusion.compute().cpu(), self.reliability.compute().cpu()
         self.confusion.reset()
         self.reliability.reset()
@@ -99,7 +101,7 @@ class Classify(Task):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes; their numbers where they have no names."""
+        """Names of the classes, or their numbers if they have no names."""
         return self.spec.classes or tuple(map(str, range(self.spec.d_output)))
 
     def meaning(self, output: Tensor) -> Meaning:

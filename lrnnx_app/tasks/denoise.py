@@ -1,6 +1,6 @@
 """Denoising: clean samples from noisy ones, judged by the scale-invariant signal-to-noise ratio.
 
-PESQ and STOI, which stand for what listeners say, come with an extra: pip install 'lrnnx-app[audio-metrics]'.
+PESQ and STOI, which estimate what listeners would say, need an extra: pip install 'lrnnx-app[audio-metrics]'.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,10 @@ COMPRESSION = 0.3  # exponent on magnitudes, so that quiet bins count
 class Denoise(Task):
     """Loss: −SI-SNR in dB plus `spectral` times the distance of compressed magnitudes.
 
-    Metrics: SI-SNR of the noisy input and of the output and the improvement, dB, mean over clips;
-    at the test also the standard error of the improvement, and PESQ and STOI of input and output where their
-    packages are there and the rate is one that they are made for.
+    Metrics: SI-SNR of the noisy input, of the output, and their difference, the improvement; in dB, means
+        over
+    clips. The test also gives the standard error of the improvement, and PESQ and STOI of input and output if
+    their packages are installed and support the sampling rate.
     """
 
     monitor = "valid/si_snr_improvement"

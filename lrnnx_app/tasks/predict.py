@@ -19,8 +19,9 @@ SHOWN = 400  # steps of a row that are drawn
 class Predict(Task):
     """Loss: bits per token (per byte, for text), or the mean squared error of a signal's next sample.
 
-    Metrics: the loss over all steps; for signals beside it that of predicting no change. At the test also
-    the standard error over rows.
+    Metrics: the loss over all steps; for signals also the loss of predicting that nothing changes. The test
+        also
+    gives the standard error over rows.
     """
 
     monitor = "valid/loss"
@@ -104,7 +105,7 @@ class Predict(Task):
         values = {"loss": loss, self.unit: loss}
         if not self.spec.tokens:
             values["mse_of_no_change"] = torch.as_tensor(self.unchanged.compute()).sum() / steps.sum()
-        if split == "test" and len(sums) > 1:  # of a ratio of sums, by its rows' residuals
+        if split == "test" and len(sums) > 1:  # standard error of a ratio of sums over rows
             residual = (sums - loss * steps).square().sum().sqrt() / steps.sum()
             values["loss_stderr"] = residual
         for key, value in values.items():
