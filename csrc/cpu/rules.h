@@ -1,4 +1,10 @@
 // How a rule turns an eigenvalue λ, a learned step Δ and elapsed time δ into coefficient and gain; its derivatives.
+//
+// Each lane of a loop is a channel (or a state). It has λ, Δ and δ in vector registers, and makes, with w = λ·Δ·δ:
+//
+//   rule       dirac    euler    zoh              bilinear               asynchronous
+//   a          e^w      e^w      e^w              (1 + w/2)/(1 − w/2)    e^w
+//   gain       1        Δ·δ      (e^w − 1)/λ      Δ·δ/(1 − w/2)          (e^(λ·Δ) − 1)/λ
 #pragma once
 #include <cmath>
 

@@ -1,4 +1,10 @@
 // What the entries of all operators share: a job from their tensors, its blocks over threads, dtypes to instances.
+//
+// 2 sequences of 600 channels, 8 threads. Three blocks of 256 channels would give 6 tasks only, so blocks are narrower:
+//
+//   task         0           1             2             3             4             5           ..    9
+//   sequence     0           0             0             0             0             1                 1
+//   channels     0 .. 127    128 .. 255    256 .. 383    384 .. 511    512 .. 599    0 .. 127          512 .. 599
 #pragma once
 #include <algorithm>
 #ifdef __linux__

@@ -1,4 +1,11 @@
 // Coefficients made from a rate z for each channel and the time dt before each step, as `discretized_scan` defines.
+//
+// exp(z dt) of a complex z in float, in the registers of a thread, without losing digits of a large phase:
+//
+//   once           Im z / pi = turns + rest      two floats, so that no digit is lost
+//   at a step      phase = turns dt, rounded; error = what was rounded off + rest dt; both in half turns
+//                  quarter = the nearest number of quarter turns; f = phase - quarter / 2 + error, at most 1/4
+//                  sin(pi f), cos(pi f) by polynomials; `quarter` says which is which, and their signs
 #pragma once
 #include "../rule.h"
 #include "source.cuh"

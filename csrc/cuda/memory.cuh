@@ -1,4 +1,8 @@
 // Asynchronous copies into shared memory, and words that blocks hand to each other through global memory.
+//
+//   16 bytes in global memory    at first             block 1 publishes        block 0 peeks
+//                                | ff ff ff ff |  ->  | 0.5 0 1.25 -2 |   ->   no number is "not yet" any more: ready
+//                                all "not yet"        one store                else it peeks again
 #pragma once
 #include "value.cuh"
 

@@ -1,4 +1,13 @@
 // The selective scan's rules: from the eigenvalues of a lane and the span of a step to decay and gain, with derivatives.
+//
+// A lane has 4 real or 2 complex eigenvalues λ in registers; with w = λ·span, span = Δ·δ, and step = Δ:
+//
+//   rule       dirac    euler     zoh              bilinear               asynchronous
+//   decay      e^w      e^w       e^w              (1 + w/2)/(1 − w/2)    e^w
+//   drive      u        u·span    u                u                      u
+//   gain       1        1         (e^w − 1)/λ      span/(1 − w/2)         (e^(λ·step) − 1)/λ
+//
+//   drive is a number for all states of a channel, from shared memory; decay and gain are made for each state
 #pragma once
 #include "discretize.cuh"
 #include "selective.h"

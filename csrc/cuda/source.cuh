@@ -11,6 +11,14 @@
 //   drive(in, a, x)        forward: what enters the recurrence
 //   backward(in, a, g, next, h, da, sum, along)  returns the gradient of x; g is the gradient of the drive, next =
 //                          conj(a) g, h the state before; `sum` is summed over time, `along` over channels
+//
+// Forward, in the registers of a thread, for its V channels:
+//
+//   source             Given     Constant    Impulse (dirac)    Ruled (any rule)   Gates (RG-LRU)
+//   for all steps      -         lam         z                  z                  rate
+//   read at a step     a, x      x           x, dt              x, dt              gate, input gate, u (as x), dt
+//   a                  a         lam         exp(z dt)          rule(z, dt)        exp(-rate sigmoid(gate) dt)
+//   drive              x         x           x                  gain(z, dt) x      sqrt(1 - a^2) sigmoid(input gate) u
 #pragma once
 #include "value.cuh"
 

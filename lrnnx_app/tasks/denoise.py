@@ -24,10 +24,9 @@ COMPRESSION = 0.3  # exponent on magnitudes, so that quiet bins count
 class Denoise(Task):
     """Loss: −SI-SNR in dB plus `spectral` times the distance of compressed magnitudes.
 
-    Metrics: SI-SNR of the noisy input, of the output, and their difference, the improvement; in dB, means
-        over
-    clips. The test also gives the standard error of the improvement, and PESQ and STOI of input and output if
-    their packages are installed and support the sampling rate.
+    Metrics: SI-SNR in dB of the noisy input and of the output, and its improvement; means over clips. A test
+    also gives the standard error of the improvement, and PESQ and STOI of input and output, if their packages
+    are installed and support the sampling rate.
     """
 
     monitor = "valid/si_snr_improvement"

@@ -20,8 +20,7 @@ class Predict(Task):
     """Loss: bits per token (per byte, for text), or the mean squared error of a signal's next sample.
 
     Metrics: the loss over all steps; for signals also the loss of predicting that nothing changes. The test
-        also
-    gives the standard error over rows.
+    also gives the standard error over rows.
     """
 
     monitor = "valid/loss"
