@@ -95,7 +95,7 @@ class Synthetic(DataModule):
         return Example((x[:-1, None] + 0.1 * y).float(), y)
 
 
-class Watch(Callback):
+class StepRecorder(Callback):
     """The losses, and the seconds of the steps after the first few."""
 
     def __init__(self) -> None:
@@ -197,10 +197,10 @@ def job(name: str, device: str, devices: int, strategy: str, steps: int, precisi
     return {"devices": devices, "losses": losses, "samples/s": speed, "peak MiB": peak}
 
 
-def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[Watch, float, Trainer]:
+def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[StepRecorder, float, Trainer]:
     """Train; the largest memory of this process's device, or of the process on a CPU, in MiB."""
     seed_everything(0, verbose=False)
-    watch = Watch()
+    recorder = StepRecorder()
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -215,14 +215,14 @@ def _fit(case: Case, settings: TrainerConfig, batch: int, steps: int) -> tuple[W
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[watch],
+        callbacks=[recorder],
     )
     if settings.accelerator == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(case.build(), Loaders(Synthetic(case, batch, batch * settings.devices * steps)))
     if settings.accelerator == "cuda":
-        return watch, torch.cuda.max_memory_allocated() / 2**20, trainer
-    return watch, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, trainer
+        return recorder, torch.cuda.max_memory_allocated() / 2**20, trainer
+    return recorder, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, trainer
 
 
 if __name__ == "__main__":

@@ -49,10 +49,10 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.hold()
+        self.install()
         return self
 
-    def hold(self) -> None:
+    def install(self) -> None:
         """Install the handlers, also in place of Lightning's.
 
         Lightning's own handler ends a training without a checkpoint, and exchanges messages with other

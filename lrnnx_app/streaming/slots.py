@@ -33,7 +33,7 @@ class Timing:
         restarts: number of resets of streams whose numbers were not finite.
         paced: whether chunks had deadlines.
         misses: number of chunks that were not done when the next one arrived.
-        late: by how many seconds the latest of these was late.
+        late: seconds by which the worst of these was late.
     """
 
     steps: int = 0

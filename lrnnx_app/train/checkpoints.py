@@ -64,7 +64,7 @@ class Checkpoints(Callback):
         _locate_best(checkpoint, os.path.realpath(self.folder))  # as ModelCheckpoint has it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interrupts.hold()
+        self.interrupts.install()
         if self._position[1] == 0:  # else Lightning would repeat the last validation if max_steps is set
             trainer.fit_loop.epoch_loop.restarting = False
 

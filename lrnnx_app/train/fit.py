@@ -70,14 +70,14 @@ def train(
             load_weights(task, content["state_dict"], checkpoint)
             data.position = content["position"]
         folder = resume or _folder(recipe.name, out, stack)
-        watch = _Watch(recipe, task, folder)
-        trainer = trainers.training(recipe, task, folder, watch.callbacks)
+        observers = _Observers(recipe, task, folder)
+        trainer = trainers.training(recipe, task, folder, observers.callbacks)
         if _leads():
             _open(folder, config, content)
-        with workers.told(folder), watch.peers:
-            _fit(trainer, task, data, checkpoint, watch)
+        with workers.told(folder), observers.peers:
+            _fit(trainer, task, data, checkpoint, observers)
             step = _test(trainer, task, data, folder)
-        found = summary(recipe, task, trainer, watch.nonfinite.skipped, watch.totals)
+        found = summary(recipe, task, trainer, observers.nonfinite.skipped, observers.totals)
         if _leads():
             _close(folder, task, found, step)
         return folder, found
@@ -97,7 +97,7 @@ def train_recipe(recipe: str | Path, *overrides: str, out: str | Path | None = N
     return Run(train(load(str(recipe), overrides), None if out is None else Path(out))[0])
 
 
-class _Watch:
+class _Observers:
     """The callbacks of a training, and those of them that `train` asks for results."""
 
     def __init__(self, recipe: Recipe, task: Task, folder: Path) -> None:
@@ -113,7 +113,7 @@ class _Watch:
         self.callbacks: list[Callback] = [
             LambdaCallback(setup=self.peers.watch),
             GraphReplay(task.model, settings),
-            trainers.Addressed(recipe.seed),
+            trainers.BatchSeed(recipe.seed),
             Rates(),
             self.nonfinite,
             self.saver,
@@ -174,15 +174,17 @@ def _open(folder: Path, config: DictConfig, content: dict[str, Any]) -> None:
     Checkpoints.clear(folder / CHECKPOINTS)
 
 
-def _fit(trainer: Trainer, task: Task, data: DataModule, checkpoint: Path | None, watch: _Watch) -> None:
+def _fit(
+    trainer: Trainer, task: Task, data: DataModule, checkpoint: Path | None, observers: _Observers
+) -> None:
     """Train up to the recipe's limit of steps or epochs. Raises Interrupted if a signal came meanwhile."""
-    with watch.interrupts:
-        watch.totals.start()
+    with observers.interrupts:
+        observers.totals.start()
         trainer.fit(task, Loaders(data), ckpt_path=checkpoint, weights_only=True)
-        watch.totals.stop()
-        watch.saver.finish(trainer, checkpoint)
-        if trainer.strategy.reduce_boolean_decision(watch.interrupts.asked, all=False):
-            raise Interrupted(watch.folder, trainer.global_step)
+        observers.totals.stop()
+        observers.saver.finish(trainer, checkpoint)
+        if trainer.strategy.reduce_boolean_decision(observers.interrupts.asked, all=False):
+            raise Interrupted(observers.folder, trainer.global_step)
 
 
 def _test(trainer: Trainer, task: Task, data: DataModule, folder: Path) -> int:

@@ -30,7 +30,7 @@ class Events(TensorBoardLogger):
         self.experiment.flush()
 
 
-class Addressed(Callback):
+class BatchSeed(Callback):
     """Seeds dropout for each batch by (seed, epoch, batch, rank).
 
     So a resumed run repeats it exactly, although no checkpoint holds the state of a random generator.
