@@ -1,4 +1,4 @@
-"""Changes to training audio. Every draw comes from the generator of the example's address."""
+"""Random changes to training audio, drawn by the random generator of each example."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ SPEEDS = 100  # a speed is a multiple of 1/SPEEDS, for which the resampler's fil
 
 @dataclass
 class AugmentConfig:
-    """The greatest change of each kind; 0 or nothing for none."""
+    """The largest change of each kind; 0 or "" for none."""
 
     gain: float = 0.0  # dB, either way
-    speed: float = 0.0  # share, either way; the pitch goes with it
+    speed: float = 0.0  # largest relative change of speed, up or down; the pitch changes too
     reverb: str = ""  # file with an impulse response
-    reverb_share: float = 0.5  # share of the examples that reverb falls on
+    reverb_share: float = 0.5  # share of the examples with reverberation
     noise: float = 0.0  # standard deviation of white noise, relative to the signal's
     mask_time: float = 0.0  # share of the samples that one silent gap may take
     mask_band: float = 0.0  # share of the octaves below half the rate that a notch may take
@@ -35,7 +35,7 @@ class AugmentConfig:
 
 
 class Augment:
-    """What happens to a voice (speed, reverberation), and to what is heard of it (gain, noise, masks)."""
+    """Changes a voice (speed, reverberation), and the recorded sound (gain, noise, masks)."""
 
     def __init__(self, config: AugmentConfig, rate: int) -> None:
         self.config, self.rate = config, rate

@@ -13,7 +13,7 @@ from data_modules._expected import File, Published
 from lrnnx_app.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-VALID = 5000  # the last of the 50,000 training images
+VALID = 5000  # so many of the 50,000 training images, the last ones, are for validation
 PIXELS = 3 * 32 * 32
 CIFAR10 = Published(
     "CIFAR-10",
@@ -118,7 +118,7 @@ def _numbers(array: Any) -> np.ndarray:
 
 
 class _Dtype:
-    """Stands for numpy.dtype, whose own may hold pointers."""
+    """Replaces numpy.dtype, since a real one may contain pointers."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
@@ -130,7 +130,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray and for what rebuilds one."""
+    """Replaces numpy.ndarray and the functions that rebuild one."""
 
     def __init__(self, *_: Any) -> None:
         self.shape: Any = None
@@ -143,7 +143,7 @@ class _Array:
 
 
 class _Text:
-    """Stands for _codecs.encode, by which protocols below 3 write bytes."""
+    """Replaces _codecs.encode, which pickles of protocols below 3 use for bytes."""
 
     def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
         return text.encode("latin1")
@@ -159,7 +159,7 @@ STAND_INS = {
 
 
 class _Restricted(pickle.Unpickler):
-    """Notes what arrays are made of, and builds nothing but lists, dictionaries and plain values."""
+    """An unpickler that builds only lists, dictionaries and plain values, and descriptions of arrays."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:

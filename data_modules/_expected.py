@@ -1,4 +1,4 @@
-"""What a published data set consists of, said when some of it is missing."""
+"""The files of published data sets, for the message when some are missing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class Published(NamedTuple):
     files: Sequence[File]
 
     def missing(self, root: Path, what: str) -> DataError:
-        """The error that names what is missing below `root` and all that is expected there."""
+        """The error that names the missing files below `root`, and all files that are expected there."""
         files = "; ".join(map(str, self.files))
         where = f"{root / what}" if str(root) not in ("", ".") else f"data.root: not given, so no {what}"
         return DataError(

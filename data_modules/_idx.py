@@ -1,4 +1,4 @@
-"""MNIST and its kin: IDX files of unsigned bytes, plain or gzipped."""
+"""MNIST and similar data sets: IDX files of unsigned bytes, plain or gzipped."""
 
 import gzip
 import zlib
@@ -9,7 +9,7 @@ import numpy as np
 from data_modules._expected import File, Published
 from lrnnx_app.errors import DataError
 
-VALID = 5000  # the last of the 60,000 training images
+VALID = 5000  # so many of the 60,000 training images, the last ones, are for validation
 UNSIGNED = 0x08  # IDX type code of unsigned bytes
 MOST_BYTES = 1 << 30  # of a file's content; the largest set in this format has a fifth of that
 MNIST = Published(

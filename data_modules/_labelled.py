@@ -1,4 +1,4 @@
-"""Recordings with a class, and recordings to be continued."""
+"""Recordings to classify, and recordings whose samples are predicted."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,11 +14,11 @@ from data_modules._speech_commands import Clip
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.spec import Example
 
-KEPT = 512  # decoded files that a process remembers
+KEPT = 512  # decoded files that a process keeps in memory
 
 
 class Labelled:
-    """Clips of `seconds`: a random part for training and the middle otherwise, in silence where short."""
+    """Clips of `seconds`: a random part for training, else the middle. Silence fills a short clip."""
 
     def __init__(self, clips: Sequence[Clip], config: Any, train: bool) -> None:
         self.clips, self.config, self.train = clips, config, train
@@ -35,7 +35,7 @@ class Labelled:
         wave = self._read(clip.path, self.config.sample_rate)
         begin, end = (round(share * len(wave)) for share in clip.part)
         wave = wave[begin:end]
-        long = clip.part != (0.0, 1.0)  # a place in a long recording is drawn in every split
+        long = clip.part != (0.0, 1.0)  # a random place in a long recording, in every split
         if self.train:
             wave = self.augment.voice(wave, rng)
         wave = part(wave, self.frames, rng) if self.train or long else _middle(wave, self.frames)

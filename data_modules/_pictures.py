@@ -66,7 +66,7 @@ def class_of(path: Path, root: Path, classes: Sequence[str]) -> int:
 
 
 def videos(root: Path, split: str, shares: Sequence[float]) -> list[list[Path]]:
-    """The frames of each video of a split, in the order of their names: root/class/video/frame.png."""
+    """The frames root/class/video/frame.png of each video of a split, in the order of their names."""
     found: dict[Path, list[Path]] = {}
     for frame in by_class(root, split, shares, SUFFIXES, group=lambda name: name.rpartition("/")[0]):
         found.setdefault(frame.parent, []).append(frame)
@@ -87,6 +87,6 @@ def read_picture(path: Path, side: int, colour: bool) -> np.ndarray:
                 scaled = image.convert("RGB" if colour else "L").resize(size, Image.Resampling.BOX)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}; expected a smaller picture") from error
-    except Exception as error:  # a damaged file leads Pillow to exceptions of every kind
+    except Exception as error:  # a damaged file can cause any kind of error in Pillow
         raise DataError(f"{path}: not readable as a picture; expected png, jpg or the like") from error
     return np.asarray(scaled).reshape(side, side, -1)

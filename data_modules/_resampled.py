@@ -1,4 +1,4 @@
-"""Many audio files at another rate, made once into a cache on disk."""
+"""Audio files converted to another rate once, and kept in a cache on disk."""
 
 import sys
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ FULL = 32767  # of 16 bits
 
 
 class Resampled:
-    """Waveforms (T,) at `rate` Hz by number, kept as 16-bit samples in one file that is mapped into memory.
+    """Waveforms (T,) at `rate` Hz, by number. One file holds all as 16-bit samples; it is mapped into memory.
 
     Attributes:
-        lengths: samples of each.
+        lengths: number of samples of each waveform.
     """
 
     def __init__(self, paths: Sequence[Path], rate: int) -> None:

@@ -1,4 +1,4 @@
-"""Splits of a user's files that do not leak: what belongs together goes into one split."""
+"""Splits the user's files; files that belong together, such as those of one speaker, stay in one split."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ Group = Callable[[str], str]
 
 
 def tenth(name: str) -> str:
-    """The split of what is embedded or published, by a hash of its name alone."""
+    """The split of an embedded or published item, by a hash of its name."""
     return TENTHS.get(zlib.crc32(os.fsencode(name)) % 10, "train")
 
 
 def by_folders(root: Path) -> bool:
-    """Whether a folder has its splits as folders: train, and valid or test."""
+    """Whether a folder contains folders for splits: train, and valid or test."""
     return (root / "train").is_dir() and any((root / name).is_dir() for name in SPLITS[1:])
 
 
@@ -51,7 +51,7 @@ def own(
     Args:
         shares: of train, valid and test.
         find: the files below a folder; raises DataError if there are none.
-        group: what may not be torn apart (a speaker, a video), from a path relative to the folder.
+        group: gives the group (a speaker, a video) of a path; files of a group stay in one split.
 
     Raises:
         DataError: there are fewer groups than splits.
@@ -64,7 +64,7 @@ def own(
 
 
 def parted(groups: Sequence[str], shares: Sequence[float], among: Sequence[str], place: Any) -> list[str]:
-    """The split of each entry: groups in the order of their hashes, of which every split gets its share.
+    """The split of each entry. Groups are ordered by a hash, and each split gets its share of them.
 
     Args:
         shares: of train, valid and test; those that are not `among` the splits have none.
@@ -90,6 +90,6 @@ def parted(groups: Sequence[str], shares: Sequence[float], among: Sequence[str],
 
 
 def within(size: int, split: str, shares: Sequence[float]) -> slice:
-    """The part of a single file: training first, then validation and test."""
+    """The part of a single file for a split: training comes first, then validation, then test."""
     ends = [0, round(size * shares[0]), round(size * (shares[0] + shares[1])), size]
     return slice(*ends[SPLITS.index(split) :][:2])

@@ -1,4 +1,4 @@
-"""Sound: noisy speech to be cleaned, words and voices to be told apart, samples to be predicted."""
+"""Sound: noisy speech to denoise, words and voices to classify, samples to predict."""
 
 import math
 from dataclasses import dataclass, field
@@ -28,30 +28,30 @@ CLASSES = {len(WORDS): WORDS, len(TWELVE): TWELVE}
 
 
 class Audio(DataModule):
-    """Waveforms (T, 1) at `sample_rate`, from files of any rate, mixed down to mono. By `layout`:
+    """Waveforms (T, 1) at `sample_rate`, from files of any rate, as the mean of their channels. By `layout`:
 
-    mixtures         noisy and clean speech. Embedded: prompts of three speakers; two music tracks for
-                     training, a third one's halves for validation and test. With `root` and
-                     `noise_root`: every audio file below them. Babble is made of other clips of the same
-                     split. Validation and test mix each clip `mixtures` times, the same way in every run.
-    pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache;
-                     two speakers for validation.
-    speech_commands  Speech Commands v2 by its own lists; 35 words, or 10 with "unknown" and "silence".
-    folders          one folder for each class below `root`; files that share what stands before "_nohash_" in
-                     their names stay in one split.
-    voices           embedded: whose voice a prompt has, English, Italian or Russian; splits share no clip.
-    continued        samples to be predicted: of the embedded prompts, or of all files below `root`.
+    mixtures         noisy and clean speech. Embedded: prompts of three speakers, two music tracks for
+                     training, and the halves of a third track for validation and test. With `root` and
+                     `noise_root`: all audio files below them. Babble is made from other clips of the same
+                     split. Validation and test mix each clip `mixtures` times, alike in every run.
+    pairs            noisy and clean speech in the folders of VoiceBank+DEMAND, resampled once into a cache.
+                     Two speakers are used for validation.
+    speech_commands  Speech Commands v2, split by its own lists: 35 words, or 10 with "unknown" and "silence".
+    folders          one folder for each class below `root`. Files whose names are equal before "_nohash_"
+                     stay in one split.
+    voices           embedded: the speaker of a prompt, English, Italian or Russian. No clip is in two splits.
+    continued        samples to predict, from the embedded prompts or from all files below `root`.
 
-    Files of one's own are split by folders train, valid and test where there are such, else into the shares
-    of `split`, in the order of a hash of their paths.
+    The user's files are split by folders train, valid and test if there are such. Else they are ordered by a
+    hash of their paths, and split into the shares of `split`.
     """
 
     @dataclass
     class Config(DataModule.Config):
         layout: str = "mixtures"  # mixtures | pairs | speech_commands | folders | voices | continued
-        noise_root: str = ""  # folder of noise files, in place of the embedded music
-        sample_rate: int = 16000  # Hz, of what the model gets
-        seconds: float = 2.0  # s, length of a training example, and of one that is classified or continued
+        noise_root: str = ""  # folder of noise files, instead of the embedded music
+        sample_rate: int = 16000  # Hz, of the model's input
+        seconds: float = 2.0  # s, length of an example for training, classification or prediction
         classes: int = 35  # words of Speech Commands, 35 or 12 (10 with "unknown" and "silence")
         snr_min: float = -2.0  # dB, lowest ratio of speech to noise in a mixture
         snr_max: float = 10.0  # dB, highest ratio of speech to noise in a mixture
@@ -85,7 +85,7 @@ class Audio(DataModule):
 
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
-        """Only the classes of a user's folders need the data."""
+        """The description of the data; reads the user's folders only for the names of classes."""
         c = self.config
         if c.layout in ("mixtures", "pairs", "continued"):
             return DataSpec(d_input=1, d_output=1, sample_rate=c.sample_rate, target="step")
@@ -130,6 +130,6 @@ class Audio(DataModule):
 
 
 def _speaker(name: str) -> str:
-    """What keeps a speaker's files together: "a" of yes/a_nohash_0.wav, else the path."""
+    """The speaker of a file, whose files stay together: "a" of yes/a_nohash_0.wav, else the path."""
     speaker, mark, _ = name.rpartition("/")[2].partition("_nohash_")
     return speaker if mark else name

@@ -1,4 +1,4 @@
-"""Events with their own times: spiking audio, event cameras, and simulated ones that are embedded."""
+"""Events with their own times: from spiking audio, event cameras, and embedded simulations."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,16 +20,16 @@ EMBEDDED = ("digits", "spikes")
 
 
 class EventStream(DataModule):
-    """A class for each recording of events: tokens (T,) = p·W·H + y·W + x and dt (T,) in milliseconds.
+    """Recordings of events with a class: tokens (T,) = p·W·H + y·W + x, and dt (T,) in milliseconds.
 
-    Event k comes with dt[k] = t[k] − t[k−1], the time since the event before it; dt[0] is 0. Embedded are a
-    simulated line sensor past which the digits move (layout digits), and a simulated cochlea that hears the
-    prompts, forwards or backwards (spikes). Layouts shd, ssc, dvs128 and nmnist are data sets as published;
-    folders are one's own .csv, .npz, .bin or .aedat files, a folder for each class, or train, valid and test
-    with such folders. They are read and checked once, into a cache that is mapped into memory.
+    Event k has dt[k] = t[k] − t[k−1], the elapsed time since the event before it; dt[0] is 0. Two layouts are
+    embedded: `digits`, a simulated line sensor past which digits move, and `spikes`, a simulated cochlea that
+    hears the prompts forwards or backwards. Layouts shd, ssc, dvs128 and nmnist are published data sets.
+    `folders` are the user's .csv, .npz, .bin or .aedat files, in a folder for each class, or in train, valid
+    and test with such folders. All are read and checked once, into a cache that is mapped into memory.
 
-    With `frame_events` or `frame_ms`, a step is not an event but the counts (tokens,) of so many events or of
-    so much time, and dt the time since the step before.
+    With `frame_events` or `frame_ms`, a step is not one event. It holds the counts (tokens,) of so many
+    events, or of so much time; its dt is the time since the step before.
     """
 
     @dataclass
@@ -38,8 +38,8 @@ class EventStream(DataModule):
         width: int = 128  # pixels of the sensor of folders
         height: int = 128  # pixels of the sensor of folders, along the other axis
         polarities: int = 2  # 1 or 2: kinds of events of a pixel of folders
-        scale: int = 1  # pixels along each axis that are taken for one
-        timed: bool = True  # hand out dt, the time since the event before
+        scale: int = 1  # pixels along each axis that are joined into one
+        timed: bool = True  # give dt, the elapsed time since the event before
         events: int = (
             0  # most events of an example: from a random one in training, else the middle ones; 0: all
         )
@@ -74,7 +74,7 @@ class EventStream(DataModule):
 
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
-        """Only the classes of a user's folders need the data."""
+        """The description of the data; reads the user's folders only for the names of classes."""
         classes = self.layout.classes or layouts.folder_classes(Path(self.config.root))
         return DataSpec(self.sensor.tokens, len(classes), tokens=self.tokens, classes=classes, target="class")
 
@@ -116,7 +116,7 @@ class EventStream(DataModule):
 
 
 def scaled(sensor: Sensor, scale: int) -> Sensor:
-    """The sensor with `scale` × `scale` pixels taken for one."""
+    """The sensor with `scale` × `scale` pixels joined into one."""
     return Sensor(-(-sensor.width // scale), -(-sensor.height // scale), sensor.polarities)
 
 
@@ -124,8 +124,8 @@ class Events:
     """The examples of one split.
 
     Attributes:
-        lengths: events of each example before augmentation, for buckets; steps that count events follow them.
-        labels: the classes.
+        lengths: number of events of each example before augmentation, by which buckets sort.
+        labels: class of each example.
     """
 
     def __init__(self, store: Store, rows: np.ndarray, module: EventStream, train: bool) -> None:
@@ -147,7 +147,7 @@ class Events:
         return self.module.example(recording)
 
     def excerpt(self, recording: Recording, rng: np.random.Generator) -> Recording:
-        """At most `events` of a recording, its time counted from the first of them."""
+        """At most `events` events of a recording, with time counted from the first of them."""
         most, spare = self.module.config.events, len(recording.t) - self.module.config.events
         if not most or spare <= 0:
             return recording

@@ -1,4 +1,4 @@
-"""Images read step by step: digits, MNIST, CIFAR-10, and a user's folders of pictures or of video frames."""
+"""Images read step by step: digits, MNIST, CIFAR-10, and the user's folders of pictures or video frames."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def _digits(_: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Set(NamedTuple):
-    """A set of images of one size that is held in memory; `white` is the byte of full brightness."""
+    """A set of images of one size that is kept in memory; `white` is the byte of full brightness."""
 
     read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]]
     side: int
@@ -50,12 +50,13 @@ FOLDERS = ("folder", "video")
 
 
 class ImageSequence(DataModule):
-    """Sequences made of an image's pixels in [0, 1], with its class.
+    """Sequences of the pixels of images, in [0, 1], with the image's class.
 
-    `reading` says what a step is: a pixel, row after row (T, 1), or (T, 3) in colour; a pixel in an order
-    that is permuted once and for all; a whole row; or a square patch. A video is the sequence of its frames'
-    steps. Pictures of a user lie in one folder for each class (`folder`), or each video's frames in a folder
-    of their own within it (`video`); splits are folders of that name, or shares in the order of a hash.
+    `reading` chooses what a step is: `pixels`, one pixel, row after row, (T, 1) or in colour (T, 3);
+    `permuted`, the same in a fixed permuted order; `rows`, a whole row; or `patches`, a square patch. A video
+    is the sequence of the steps of its frames. The user's pictures are in a folder for each class (`folder`);
+    the frames of each video are in a folder of their own within it (`video`). Splits are folders train, valid
+    and test, or shares in the order of a hash.
     """
 
     @dataclass
@@ -66,8 +67,8 @@ class ImageSequence(DataModule):
         side: int = 32  # pixels to which pictures of a folder are scaled
         patch: int = 8  # pixels, side of a patch
         frames: int = 0  # frames of a video, evenly spaced; 0 for all
-        warp: float = 0.0  # largest entry of the random affine map that training images are seen through
-        noise: float = 0.0  # standard deviation of what is added to the pixels of training images
+        warp: float = 0.0  # largest entry of a random affine map that distorts training images
+        noise: float = 0.0  # standard deviation of noise added to the pixels of training images
 
         def __post_init__(self) -> None:
             one_of("images", self.images, (*SETS, *FOLDERS))
@@ -95,7 +96,7 @@ class ImageSequence(DataModule):
 
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)
-        """Only the classes of a user's folders need the data."""
+        """The description of the data; reads the user's folders only for the names of classes."""
         known = SETS.get(self.config.images)
         classes = known.classes if known else classes_of(self.config.root)
         features = self.reading.pixels * (3 if self.config.colour else 1)
@@ -122,7 +123,7 @@ class ImageSequence(DataModule):
         return Pictures(clips, labels, c, self.reading, *changes)
 
     def read(self, path: Path) -> Example:
-        """A picture of the data's size (another size is scaled), light strokes on a dark ground."""
+        """A picture, scaled to the size of the data if necessary. Digits must be light on a dark ground."""
         image = torch.from_numpy(read_picture(path, self.side, self.config.colour).copy())
         return Example(self.reading(image[None].float() / 255)[0], torch.tensor(0), name=path.stem)
 
@@ -190,7 +191,7 @@ class Images:
 
 
 class Pictures:
-    """Files read on demand: each example the frames of one clip, one after another."""
+    """Examples that are read on demand; each is the frames of one clip in order."""
 
     def __init__(
         self,
@@ -221,14 +222,15 @@ class Pictures:
 
 
 def changed_at_random(image: Tensor, rng: np.random.Generator, warp: float, noise: float) -> Tensor:
-    """An image (h, w, c) seen through I ± warp (sides span 2), with noise of this standard deviation."""
+    """An image (h, w, c) distorted by a random map I ± warp (its sides have length 2), with noise added."""
     if warp:
         change = rng.uniform(-warp, warp, (1, 2, 3)).astype(np.float32)
         planes = image.permute(2, 0, 1)[None]
         grid = nn.functional.affine_grid(
             torch.eye(2, 3) + torch.from_numpy(change), list(planes.shape), align_corners=False
         )
-        # Cubic, for the linear one's blur is a difference that no test picture shows.
+        # Cubic interpolation: linear interpolation blurs, which would set training images apart from test
+        # images.
         planes = nn.functional.grid_sample(planes, grid, "bicubic", align_corners=False)
         image = planes[0].permute(1, 2, 0).clamp(0, 1)
     if noise:

@@ -1,4 +1,4 @@
-"""Text as bytes, each to be predicted from those before it: any file or folder, or Python's own docs."""
+"""Text as bytes, to predict each byte from those before it: any file or folder, or Python's own docs."""
 
 import sysconfig
 from collections.abc import Sequence
@@ -17,18 +17,19 @@ from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.spec import DataSpec, Example
 
 BYTES = 256
-LICENCES = ("LICENSE.txt", "LICENSE")  # names under which an interpreter brings its own
+LICENCES = ("LICENSE.txt", "LICENSE")  # possible names of the interpreter's own licence
 
 
 class Text(DataModule):
     """Tokens x (T,) and the bytes y (T,) that follow them.
 
-    Embedded: the licence and the reference documentation that ship with the running Python, one document for
-    each topic. With `root`: every file with one of `suffixes` below it, each a document, read through memory
-    maps. Folders train, valid and test are the splits where there are such, else documents are split into the
-    shares of `split`, in the order of a hash of their paths. A single file is split by place, its end for
-    test. Training draws windows evenly over all bytes; validation and test read each document from beginning
-    to end in windows.
+    Embedded: the licence and the reference documentation of the running Python, with one document for each
+        topic.
+    With `root`: every file below it with one of `suffixes` is a document, and is mapped into memory. Folders
+    train, valid and test are the splits if there are such. Else documents are ordered by a hash of their
+    paths and split into the shares of `split`. A single file is split by position, with its end for the test.
+    Training draws windows evenly over all bytes; validation and test read each document in windows from start
+    to end.
     """
 
     @dataclass
@@ -76,10 +77,10 @@ class Text(DataModule):
 
 
 class Windows:
-    """Windows of documents: `drawn` at random in an epoch, or, if that is None, each document's in turn.
+    """Windows of documents: `drawn` random ones in an epoch; or if that is None, all windows in order.
 
     Attributes:
-        lengths: bytes to predict in each window.
+        lengths: number of bytes to predict in each window.
     """
 
     def __init__(self, documents: dict[str, np.ndarray], length: int, drawn: int | None) -> None:
@@ -111,7 +112,7 @@ def _window(content: np.ndarray, start: int, length: int, name: str) -> Example:
 
 
 def _embedded(split: str) -> dict[str, np.ndarray]:
-    """Python's documentation by topic and its licence; each belongs to a split by a hash of its name."""
+    """Python's documentation by topic, and its licence; a hash of its name gives each topic's split."""
     from pydoc_data.topics import topics
 
     texts = {f"topics/{name}": text.encode() for name, text in topics.items()}
