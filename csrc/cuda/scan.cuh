@@ -21,8 +21,8 @@
 //              row 0   row 1 | row 2   row 3
 //              warp 0        | warp 1
 //
-//   registers       of a lane: the map (A, H) of its K steps; `carry`, the state after this block's chunk before (0)
-//   shared memory   the queue of inputs; `totals`, a map for each warp; `between`, the maps of chunks in between (1)
+//   registers       of a lane: the map (A, H) of its K steps; `carry`, the state after this block's last chunk, here 0
+//   shared memory   the queue of inputs; `totals`, a map for each warp; `between`, the maps of chunks in between, here 1
 //   global memory   `maps`, a map for each chunk; its block writes it once, the other J - 1 blocks read it
 //
 //   enters chunk 2:  map of chunk 1 (from `between`) applied to `carry`              the last warp, handed by `entering`

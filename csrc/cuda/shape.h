@@ -3,10 +3,10 @@
 // Forward, real float32, coefficients that are read (Given), rows of ROW = 128 bytes, 99 KB of shared memory:
 //
 //             CL = 8 lanes with V = 4 channels each: C = 32 channels
-//   row 0     | lane 0 | lane 1 | .. | lane 7 |      K = 4 steps for each lane
-//   row 1     | lane 8 | ..                          a warp: WT = 4 rows; a block: NW = 8 warps, TS = 32 rows
-//   ..                                               a chunk: TC = 32 rows of 4 steps = 128 steps
-//   row 31    | ..               | lane 255 |
+//   row 0     | thread 0 | .. | thread 7 |      K = 4 steps for each thread
+//   row 1     | thread 8 | ..                   a warp: WT = 4 rows; a block: NW = 8 warps, TS = 32 rows
+//   ..                                          a chunk: TC = 32 rows of 4 steps = 128 steps
+//   row 31    | ..          | thread 255 |
 //
 //   a step of a thread     NV = 2 vectors of 16 bytes, x and a
 //   of all 256 threads     STEP = 8 KB; a stage of K steps: STAGE = 32 KB
