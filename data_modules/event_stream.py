@@ -46,7 +46,7 @@ class EventStream(DataModule):
         frame_events: int = 0  # events that are counted in a step; 0: each event is a step
         frame_ms: float = 0.0  # ms whose events are counted in a step; 0: each event is a step
         augment: Augment = field(default_factory=Augment)  # what is drawn anew for each training example
-        bucket: bool = True  # batches of examples of about as many events
+        bucket: bool = True  # batches of examples of about one length
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, layouts.LAYOUTS)
@@ -124,14 +124,21 @@ class Events:
     """The examples of one split.
 
     Attributes:
-        lengths: number of events of each example before augmentation, by which buckets sort.
+        lengths: number of steps of each example before augmentation, by which buckets sort. It is an estimate
+            where an excerpt is cut into frames of time.
         labels: class of each example.
     """
 
     def __init__(self, store: Store, rows: np.ndarray, module: EventStream, train: bool) -> None:
         self.store, self.rows, self.module, self.train = store, rows, module, train
-        most = module.config.events or np.iinfo(np.int64).max
+        c = module.config
+        most = c.events or np.iinfo(np.int64).max
         self.lengths = np.minimum(store.lengths[rows], most)
+        if c.frame_events:
+            self.lengths = -(-self.lengths // c.frame_events)
+        elif c.frame_ms:
+            share = self.lengths / store.lengths[rows]
+            self.lengths = (store.durations()[rows] * share / (1000 * c.frame_ms)).astype(np.int64) + 1
         self.labels = store.labels[rows]
 
     def __len__(self) -> int:

@@ -38,6 +38,10 @@ class Store:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def durations(self) -> np.ndarray:
+        """µs from the first event of each recording to its last."""
+        return np.array(np.memmap(self.folder / TIMES, "<u4", "r")[self.ends - 1], np.int64)
+
     def __getitem__(self, index: int) -> Recording:
         start, size = int(self.ends[index] - self.lengths[index]), int(self.lengths[index])
         t, token = (

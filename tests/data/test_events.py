@@ -4,6 +4,7 @@ import struct
 import time
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -285,6 +286,13 @@ def test_wrong_options_are_named() -> None:
             EventStream.Config(**options)
     with pytest.raises(RecipeError, match="cut_mix"):
         Augment(cut_mix=0.6)
+
+
+@pytest.mark.parametrize("options", [{}, {"events": 50}, {"frame_events": 7}, {"frame_ms": 3.0}], ids=str)
+def test_lengths_are_known_before_examples_are_made(options: dict[str, Any]) -> None:
+    source = EventStream(EventStream.Config(layout="digits", **options)).source("test")
+    rng = np.random.default_rng(0)
+    assert [len(source.example(row, rng).x) for row in range(30)] == source.lengths[:30].tolist()
 
 
 def lengths(count: int = 2000) -> np.ndarray:
