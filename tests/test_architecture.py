@@ -70,8 +70,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
 }
-LIGHTNING = {"train", "tasks", "bench"}  # rooms that may import it
-LEAN = "import lrnnx_app.streaming.session, lrnnx_app.models.backbone"  # and what a built model needs
+LIGHTNING = {"train", "bench"}  # rooms that may import it
+LEAN = "import lrnnx_app.infer.start, lrnnx_app.models.backbone"  # and what a built model needs
 HEAVY = ("lightning", "torchmetrics", "matplotlib", "tensorboard", "torchaudio")
 
 
@@ -171,13 +171,13 @@ def test_lightning_stays_in_its_rooms() -> None:
     assert found == LIGHTNING
 
 
-def test_a_streaming_session_imports_torch_and_ours_alone() -> None:
+def test_inference_imports_torch_and_ours_alone() -> None:
     code = f"""
 import json, sys
 {LEAN}
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, TASKS
 from lrnnx_app.spec import DataSpec
-assert all(LAYERS.values())
+assert all(LAYERS.values()) and all(TASKS.values())
 Backbone = lrnnx_app.models.backbone.Backbone
 model = Backbone(DataSpec(1, 2), Backbone.Config(d_model=4, depth=1, layer=LAYERS.config("lru")))
 lrnnx_app.streaming.session.StreamingSession(model.eval(), batch=1, chunk=4)

@@ -27,6 +27,7 @@ from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.spec import DataSpec, Example
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import processes, strategies
+from lrnnx_app.train.learner import learner
 from lrnnx_app.train.loaders import Loaders
 
 STRATEGIES = ("ddp", "fsdp")
@@ -55,7 +56,7 @@ class Case:
     def build(self) -> Task:
         sizes = {"d_model": self.d_model, "depth": self.depth, "pool": self.pool}
         model = MODELS.config("backbone", layer=LAYERS.config(self.layer), **sizes)
-        return TASKS.find(self.task)(TASKS.config(self.task, lr=self.lr), model, self.spec)
+        return learner(TASKS.find(self.task))(TASKS.config(self.task, lr=self.lr), model, self.spec)
 
 
 DIGITS, BYTES = DataSpec(1, 10), DataSpec(256, 256, tokens=True)

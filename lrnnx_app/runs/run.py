@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from lrnnx_app.models._base import Model
     from lrnnx_app.tasks._base import Task
 
+Kind = Callable[[type["Task"]], type["Task"]]
 DENOISER = "denoise_attenuate"  # the recipe
 
 
-def build_task(recipe: recipes.Recipe, spec: DataSpec) -> "Task":
+def build_task(recipe: recipes.Recipe, spec: DataSpec, kind: Kind | None = None) -> "Task":
     """The task of a recipe, with its model.
+
+    Args:
+        recipe: its `task` and `model`.
+        spec: what the data give.
+        kind: makes the class of the task that of one that is trained or tested: `train.learner.learner`.
 
     Raises:
         RecipeError: a network cannot be built from these settings.
     """
+    task = TASKS.find(recipe.task.name, "task.name")
     with _built("model"):
-        return TASKS.find(recipe.task.name, "task.name")(recipe.task, recipe.model, spec)
+        return (kind(task) if kind else task)(recipe.task, recipe.model, spec)
 
 
 def build_data(recipe: recipes.Recipe) -> "DataModule":
@@ -45,8 +52,8 @@ def build_data(recipe: recipes.Recipe) -> "DataModule":
         return DATA.find(recipe.data.name, "data.name")(recipe.data, recipe.seed)
 
 
-def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
-    """The data module of a recipe, and a task for its data; reads no data.
+def build(recipe: recipes.Recipe, kind: Kind | None = None) -> "tuple[DataModule, Task]":
+    """The data module of a recipe, and a task for its data; reads no data. `kind` as of `build_task`.
 
     Raises:
         RecipeError: they cannot be built from these settings, the task needs another kind of target, or
@@ -55,7 +62,7 @@ def build(recipe: recipes.Recipe) -> "tuple[DataModule, Task]":
     check_packing(recipe)
     data = build_data(recipe)
     TASKS.find(recipe.task.name, "task.name").check(data.spec)
-    return data, build_task(recipe, data.spec)
+    return data, build_task(recipe, data.spec, kind)
 
 
 def check_packing(recipe: recipes.Recipe) -> None:
@@ -125,15 +132,15 @@ class Run:
                 return path
         raise RunError(f"{self.path}: no {CHECKPOINTS}/{BEST} or {LAST}; train it first: lrnnx train RECIPE")
 
-    def task(self) -> "Task":
-        """The trained task, in evaluation mode, on the CPU.
+    def task(self, kind: Kind | None = None) -> "Task":
+        """The trained task, in evaluation mode, on the CPU. `kind` as of `build_task`.
 
         Raises:
             RunError: the checkpoint is missing or unreadable, or belongs to another model.
         """
         path = self.checkpoint()
         content = read_checkpoint(path)
-        task = build_task(self.recipe, content["spec"])
+        task = build_task(self.recipe, content["spec"], kind)
         load_weights(task, content["state_dict"], path)
         return task.eval()
 

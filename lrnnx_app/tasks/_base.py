@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -14,6 +13,11 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.registry import MODELS
 from lrnnx_app.spec import TARGETS, Batch, DataSpec
+
+if TYPE_CHECKING:
+    from lightning import LightningModule as Learner
+else:
+    Learner = nn.Module  # what Lightning adds comes with `train.learner`: inference goes without
 
 
 class Meaning(NamedTuple):
@@ -32,10 +36,11 @@ class Meaning(NamedTuple):
     headline: str
 
 
-class Task(LightningModule):
+class Task(Learner):
     """A model with a loss and metrics: `TASKS[name](Config(…), model_config, spec)`.
 
-    A subclass has a nested dataclass `Config(Task.Config)`, and sets these attributes.
+    A subclass has a nested dataclass `Config(Task.Config)`, and sets these attributes. Training and tests
+    turn it into a LightningModule; its steps and hooks are those of one, and may use `log` and `trainer`.
 
     Attributes:
         monitor: the validation metric by which the best checkpoint is chosen.
@@ -77,6 +82,9 @@ class Task(LightningModule):
         self.config = config
         self.spec = spec
         self.model = MODELS.find(model_config.name, "model.name")(spec, model_config)
+
+    def meters(self) -> None:
+        """Make what training and tests measure with, such as metrics of torchmetrics, imported here."""
 
     @classmethod
     def headline(cls) -> str:

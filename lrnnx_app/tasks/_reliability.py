@@ -25,9 +25,3 @@ class Reliability(Metric):
 
     def compute(self) -> Tensor:
         return self.sums.clone()
-
-
-def calibration_error(sums: Tensor) -> Tensor:
-    """Expected calibration error: mean |accuracy − confidence| (Guo et al. 2017, arXiv 1706.04599)."""
-    rows, confidence, right = sums
-    return (right - confidence).abs().sum() / rows.sum().clamp_min(1)

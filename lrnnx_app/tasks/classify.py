@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.spec import Batch, DataSpec, Example
 from lrnnx_app.tasks._base import Meaning, Task
-from lrnnx_app.tasks._reliability import Reliability, calibration_error
 
 EXAMPLES = 8  # sequences kept for a picture, of those classified right and as many of those wrong
 
@@ -44,13 +41,21 @@ class Classify(Task):
         super().__init__(config, model_config, spec)
         classes = spec.d_output
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.counts, self.bins = torch.zeros(classes, classes), torch.zeros(3, 1)  # of the last test
+        self.examples: dict[bool, list[tuple[Example, int, float]]] = {}
+
+    def meters(self) -> None:
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+        from lrnnx_app.tasks._reliability import Reliability
+
+        classes = self.spec.d_output
         accuracy = MetricCollection({"accuracy": MulticlassAccuracy(classes, average="micro")})
         self.train_metrics = accuracy.clone("train/")
         self.valid_metrics = accuracy.clone("valid/")
         self.test_metrics = accuracy.clone("test/")
         self.confusion, self.reliability = MulticlassConfusionMatrix(classes), Reliability()
-        self.counts, self.bins = torch.zeros(classes, classes), torch.zeros(3, 1)  # of the last test
-        self.examples: dict[bool, list[tuple[Example, int, float]]] = {}
 
     def _logits(self, batch: Batch) -> Tensor:
         logits, _ = self.model(batch.x, **batch.rows._asdict())
@@ -146,3 +151,9 @@ def example_of(batch: Batch, row: int) -> Example:
     dt = None if batch.dt is None else batch.dt[row, :end].cpu()
     name = batch.names[row] if batch.names else ""
     return Example(batch.x[row, :end].cpu(), batch.y[row].cpu(), dt, name)
+
+
+def calibration_error(sums: Tensor) -> Tensor:
+    """Expected calibration error: mean |accuracy − confidence| (Guo et al. 2017, arXiv 1706.04599)."""
+    rows, confidence, right = sums
+    return (right - confidence).abs().sum() / rows.sum().clamp_min(1)

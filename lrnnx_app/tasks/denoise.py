@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import CatMetric
-from torchmetrics.functional.audio import scale_invariant_signal_noise_ratio as si_snr
 
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
-from lrnnx_app.tasks._perceptual import Perceptual
 
 EXAMPLES = 3  # test clips kept for pictures and sounds
 FFT = 512
@@ -43,10 +40,16 @@ class Denoise(Task):
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
-        self.noisy, self.denoised = CatMetric(), CatMetric()
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
-        self.heard = Perceptual(spec.sample_rate)
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+
+    def meters(self) -> None:
+        from torchmetrics import CatMetric
+
+        from lrnnx_app.tasks._perceptual import Perceptual
+
+        self.noisy, self.denoised = CatMetric(), CatMetric()
+        self.heard = Perceptual(self.spec.sample_rate)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         estimate, target = self._waves(batch)
@@ -133,3 +136,10 @@ class Denoise(Task):
             self.log(f"{split}/{key}", value, prog_bar=key == "si_snr_improvement")
         self.noisy.reset()
         self.denoised.reset()
+
+
+def si_snr(estimate: Tensor, target: Tensor) -> Tensor:
+    """The scale-invariant signal-to-noise ratio of each row (…, T), in dB."""
+    from torchmetrics.functional.audio import scale_invariant_signal_noise_ratio
+
+    return scale_invariant_signal_noise_ratio(estimate, target)

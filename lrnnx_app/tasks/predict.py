@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import CatMetric
 
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
@@ -36,8 +35,12 @@ class Predict(Task):
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
         self.unit = ("bits_per_byte" if spec.d_output == 256 else "bits_per_token") if spec.tokens else "mse"
-        self.errors, self.steps, self.unchanged = CatMetric(), CatMetric(), CatMetric()
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    def meters(self) -> None:
+        from torchmetrics import CatMetric
+
+        self.errors, self.steps, self.unchanged = CatMetric(), CatMetric(), CatMetric()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         errors, _ = self.errors_of(batch)

@@ -29,6 +29,7 @@ from lrnnx_app.train import artifacts, processes, progress, trainers
 from lrnnx_app.train import resume as resumption
 from lrnnx_app.train.checkpoints import Checkpoints
 from lrnnx_app.train.cuda_graph import GraphReplay
+from lrnnx_app.train.learner import learner
 from lrnnx_app.train.loaders import Loaders
 from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
 from lrnnx_app.train.rates import Rates
@@ -145,7 +146,7 @@ def _built(recipe: Recipe) -> tuple[DataModule, Task]:
     """The data module and the task of a recipe, with random numbers seeded; reads no data."""
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
-    return build(recipe)
+    return build(recipe, learner)
 
 
 def _opened(recipe: Recipe) -> tuple[DataModule, Task]:
@@ -214,7 +215,7 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     """
     trainers.quiet()
     seed_everything(run.recipe.seed, workers=True, verbose=False)
-    task = run.task()
+    task = run.task(learner)
     trainer = trainers.passing(
         run.recipe,
         [Finite()],

@@ -12,7 +12,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lrnnx_app import recipe
 from lrnnx_app.runs.run import Run, build_data, build_task
-from lrnnx_app.tasks._reliability import BINS, Reliability, calibration_error
+from lrnnx_app.tasks._reliability import BINS, Reliability
+from lrnnx_app.tasks.classify import calibration_error
+from lrnnx_app.train.learner import learner
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def tested():
         recipe.load("digits_lru", ["model.d_model=8", "model.depth=1", "data.batch_size=64"])
     )
     data = build_data(opened)
-    task = build_task(opened, data.spec)
+    task = build_task(opened, data.spec, learner)
     torch.nn.init.normal_(task.model.head.weight, std=3)
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(accelerator="cpu", logger=False, **options)

@@ -37,6 +37,7 @@ def build(task: str, model: str, case: Any, options: dict[str, Any]) -> Any:
     layer = LAYERS.config(case.name, **case.options)
     config = MODELS.config(model, d_model=4, depth=2, layer=layer, **options)
     built = TASKS[task](TASKS[task].Config(), config, SPEC).double()
+    built.meters()
     built.log = built.log_dict = lambda *_, **__: None  # which only a trainer takes
     return built
 
