@@ -347,7 +347,7 @@ def _run() -> int:
         code = 0 if terminal.quiet else STOPPED  # what started this process shall not take it for a failure
     except typer.Abort:
         code = 130
-    except Exception as error:
+    except Exception as error:  # those of other libraries too: `_mistake` tells which are a user's
         mistake = _mistake(error)
         if mistake is None or tracebacks.get():
             raise

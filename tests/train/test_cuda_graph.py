@@ -102,7 +102,6 @@ def distance(a, b):
     return sum((a[k] - v).double().square().sum() for k, v in b.items() if v.is_floating_point()).sqrt()
 
 
-@pytest.mark.filterwarnings("ignore:GPU available but not used")
 def test_elsewhere_nothing_changes(tmp_path, captures):
     options = ["trainer.accelerator=cpu", "data.batch_size=4"]
     usual = weights(tmp_path / "usual", "digits_lru", *options)
