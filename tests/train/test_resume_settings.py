@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,8 +167,8 @@ def test_a_test_of_weights_that_are_no_numbers_is_one_line(
 ) -> None:
     make = Run.task
 
-    def broken(self: Run) -> Classify:
-        task = make(self)
+    def broken(self: Run, kind: Any) -> Classify:
+        task = make(self, kind)
         for p in task.parameters():
             p.data.fill_(float("nan"))
         return task
