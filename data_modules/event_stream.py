@@ -88,7 +88,7 @@ class EventStream(DataModule):
         return self.example(recording._replace(t=recording.t - recording.t[0], name=path.name))
 
     def example(self, recording: Recording) -> Example:
-        """What a model sees of a recording, unscaled."""
+        """The example that a model gets from a recording."""
         c, token = self.config, recording.token
         if c.scale > 1:
             plane, x = np.divmod(token, self.layout.sensor.width)

@@ -356,7 +356,7 @@ def _run() -> int:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What a user or the machine did wrong; None for a fault of the program, "" where help has been shown."""
+    """The line for an error of the user or the machine; "" after a help text; None if lrnnx is at fault."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):

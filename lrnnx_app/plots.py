@@ -49,7 +49,7 @@ def label(text: object, most: int = 30, across: int | None = None) -> str:
 
 @cache
 def _letters() -> frozenset[int]:
-    """What the font of pictures can draw."""
+    """The characters that the font of pictures has."""
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 

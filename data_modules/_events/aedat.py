@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _header(path: Path, content: np.ndarray) -> int:
-    """Where the first packet begins."""
+    """The offset of the first packet, in bytes."""
     head = bytes(content[: 1 << 16])
     if not head.startswith(b"#!AER-DAT3.1"):
         raise DataError(f"{path}: byte 0: expected the line #!AER-DAT3.1, not {head[:12]!r}")

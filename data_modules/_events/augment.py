@@ -11,7 +11,7 @@ from lrnnx_app.errors import RecipeError
 
 @dataclass
 class Augment:
-    """What is drawn anew for each example; everything is off at 0."""
+    """Random changes of each training example. Each is off at 0."""
 
     time_jitter: float = 0.0  # ms, standard deviation of what is added to each time; then sorted again
     space_jitter: float = 0.0  # pixels, standard deviation of a shift of each event

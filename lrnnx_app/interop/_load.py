@@ -116,7 +116,7 @@ def _told(given: Params, source: ModuleType, params: nn.Module) -> dict[str, Any
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
-    """What lies at a dotted path, a module's class by its name; None where the path ends before."""
+    """The attribute at a dotted path, or None if there is none; a module stands for the name of its class."""
     value: Any = module
     for name in path.split("."):
         value = getattr(value, name, None)

@@ -1,4 +1,4 @@
-"""What a source's function works with: parameters by name, every one of which must be used."""
+"""Parameters of a foreign layer by name. Each must be used, so that none is ignored silently."""
 
 import re
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class Params:
         return value
 
     def _size(self, size: str) -> int | None:
-        """What a size must be; None for a name that has not been used."""
+        """The value that a size must have; None if the name of the size has not been used yet."""
         if size.isidentifier():
             return self._sizes.get(size)
         terms = TERM.findall(size)
@@ -99,7 +99,7 @@ class Params:
         self._known.add(name)
 
     def error(self, text: str) -> UserError:
-        """What to raise, in one line that begins with the source."""
+        """The error to raise: one line that begins with the name of the source."""
         return UserError(f"{self.source}: {text}")
 
     def finish(self, parts: tuple[str, ...] = ()) -> None:

@@ -26,7 +26,7 @@ def convert(params: Params) -> Converted:
 
 
 def full(params: Params) -> Converted:
-    """A system of n states for each pair of output and input, with Δ by output."""
+    """Mode full: a system of n states for each pair of output and input; Δ depends on the output."""
     state = {
         "E": params.take("E", "Cout Cin n"),
         "A": params.take("A", "Cout Cin n 2"),

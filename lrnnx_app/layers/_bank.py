@@ -27,7 +27,7 @@ PATHS = ("auto", "scan", "chunk")
 
 
 class Sizes(NamedTuple):
-    """Where each path of a bank is the fastest on a kind of device, as measured."""
+    """Measured limits: the sizes from which on each path of a bank is the fastest on a kind of device."""
 
     steps: tuple[tuple[int, int], ...]  # of a chunk of matmuls, and from how many samples (B, T) on
     scanned: int  # elements of the states (B, T, S) below which a scan takes less than making the matrices
@@ -82,7 +82,7 @@ class BankLayer(DiagonalLayer):
         return _chunks.chunks(log_a, planar.mul(a, gain) + late, c, None, self.groups, size)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What drives each group: (B, T, d_model) to (B, T, groups)."""
+        """The driving input of each group: (B, T, d_model) to (B, T, groups)."""
         return x
 
     def rows(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class BankLayer(DiagonalLayer):
         return _chunks.by_step(w)
 
     def direct(self) -> Tensor | None:
-        """What of its own input each group adds to its output, (groups,)."""
+        """Weights of the skip from each group's input to its output, (groups,); None if there is none."""
         return None
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
@@ -215,7 +215,7 @@ class Bank(NamedTuple):
         return (w, last, latest(b, before, lengths)) if late else (w, last)
 
     def spread(self, b: Tensor) -> Tensor:
-        """What drives each group as what drives each state: (…, groups) to (…, 1, S)."""
+        """The input of each group, repeated for each of its states: (…, groups) to (…, 1, S)."""
         return b[..., None].expand(*b.shape, self.c.shape[-1] // self.groups).flatten(-2).unsqueeze(-2)
 
     def read(self, h: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Layer(nn.Module):
         return self.run(x, state, rows)
 
     def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
-        """What a subclass supplies: `forward` of x and rows.dt without what stands beyond a row's length."""
+        """`forward`, supplied by a subclass. Padding in x is zero here, and padding in rows.dt is one."""
         raise NotImplementedError
 
     @of_any
@@ -140,7 +140,7 @@ class Layer(nn.Module):
 
     @property
     def n_states(self) -> str:
-        """How many states of which kind, e.g. `64 complex`."""
+        """The number and the kind of the states, such as `64 complex`."""
         return f"{self.state_size} real"
 
     @property
@@ -169,7 +169,12 @@ class DiagonalLayer(Layer):
     state_shape: tuple[int, ...]
 
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
-        """How states move, and what drives them, b (B, T, *state_shape), for x (B, T, d_model), dt (B, T)."""
+        """Coefficients of the recurrence, and its driving input b (B, T, *state_shape).
+
+        Args:
+            x: (B, T, d_model).
+            dt: elapsed time (B, T), or None.
+        """
         raise NotImplementedError
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:
@@ -178,12 +183,12 @@ class DiagonalLayer(Layer):
 
     @property
     def carried_shapes(self) -> list[tuple[int, ...]]:
-        """Those of the tensors of a state, without the batch."""
+        """Shapes of the tensors of a state, without the batch."""
         return [self.state_shape, *([self.drive_shape] if self.two_taps else [])]
 
     @property
     def drive_shape(self) -> tuple[int, ...]:
-        """That of a step of b."""
+        """Shape of one step of the driving input b, without the batch."""
         return self.state_shape
 
     def init_state(self, batch: int) -> Carried:

@@ -38,7 +38,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def plain(module: nn.Module) -> bool:
-    """Whether a module's weights say all that a call of it does."""
+    """Whether a call of the module does only what its class does, so that its weights may be read instead."""
     return type(module) in (Linear, nn.Linear, nn.Conv1d) and not hooked(module)
 
 
@@ -58,7 +58,7 @@ def linear(
 
 
 def without_bias(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a dense module makes of x, and its bias where that is still to be added."""
+    """The product of x and the weights of a dense module; and its bias, if that is still to be added."""
     return (F.linear(x, module.weight), module.bias) if plain(module) else (module(x), None)
 
 

@@ -59,7 +59,7 @@ def read(C: Tensor, h: Tensor) -> Tensor:
 
 
 class Inverse(NamedTuple):
-    """What (1 − ½ΔδA)⁻¹, a diagonal plus rank one (Woodbury), is made of, and ½Δδ."""
+    """The factors of (1 − ½ΔδA)⁻¹, a diagonal plus a product of rank one (Woodbury); and ½Δδ."""
 
     half: Tensor  # ½Δδ (…, H, 1, 1)
     diagonal: Tensor  # (1 − ½ΔδΛ)⁻¹ (…, H, 2, n)

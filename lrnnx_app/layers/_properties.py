@@ -201,7 +201,7 @@ def right_padding_is_not_read(case: Case, timed: bool) -> None:
 
 @_property()
 def left_padding_is_forgotten(case: Case, timed: bool) -> None:
-    """What stands before a reset changes nothing after it."""
+    """Inputs before a reset change no output after it."""
     layer, (x, dt) = case.build(), inputs(timed)
     firsts = [0, TIME - 1, 5]
     reset = torch.zeros(BATCH, TIME, dtype=torch.bool)

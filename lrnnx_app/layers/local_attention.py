@@ -137,7 +137,7 @@ class LocalAttention(Layer):
 
 
 def seen_finite(*tensors: Tensor) -> bool:
-    """Whether all are seen to be finite; no GPU is waited for, and no code that is traced is asked."""
+    """Whether all numbers are known to be finite; false in traced code and on a GPU."""
     if torch.compiler.is_compiling() or transformed():
         return False
     return all(z.is_cpu and math.isfinite(z.detach().sum()) for z in tensors)

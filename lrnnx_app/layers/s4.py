@@ -154,7 +154,7 @@ class S4(Layer):
 
     @constant_of
     def convolution(self, time: int) -> tuple[_nplr.Dense, Tensor]:
-        """What runs `time` steps: the powers of Ā, and the kernel (H, time)."""
+        """Powers of Ā, and the convolution kernel (H, time), for sequences of `time` steps."""
         dense, length = self.dense, max(time, self.config.l_max)
         if length == self.config.l_max:
             C_tilde = self._weights()

@@ -29,7 +29,7 @@ class S6State(NamedTuple):
 
 
 class TappedS6State(NamedTuple):
-    """As S6State, and by a rule of two taps u (B, D) and B (B, planes·N) of the last step."""
+    """S6State of a rule of two taps: beside it u (B, D) and B (B, planes·N) of the last step."""
 
     conv: Tensor
     h: Tensor
