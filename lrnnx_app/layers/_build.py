@@ -1,5 +1,6 @@
 """From a recipe's words to a layer."""
 
+from dataclasses import fields
 from typing import Any
 
 from lrnnx_app.errors import RecipeError
@@ -30,13 +31,12 @@ def build_layer(
     """The layer called `name` with its `Config` (the default one if None), in one or both directions.
 
     Raises:
-        RecipeError: there is no such layer, no such way of joining directions, the layer would have no
-            states, or it would change the number of channels.
+        RecipeError: there is no such layer, no such way of joining directions, a size is less than one, or
+            the layer would change the number of channels.
     """
     entry = LAYERS.find(name)
     config = entry.Config() if config is None else config
-    if getattr(config, "d_state", 1) < 1:
-        raise RecipeError(f"d_state: expected at least 1, not {config.d_state}")
+    check_sizes(config)
     if getattr(config, "d_output", None) not in (None, d_model):
         raise RecipeError(f"d_output: a layer of a model keeps its {d_model} channels; leave it out")
 
@@ -44,3 +44,15 @@ def build_layer(
         return entry(d_model, config)
 
     return Bidirectional(make, join) if bidirectional else make()
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse whole numbers below 1, or below 0 where the default is 0.
+
+    Raises:
+        RecipeError: names the option and its least value.
+    """
+    for option in fields(config):
+        value, least = getattr(config, option.name), int(option.default != 0)
+        if type(value) is int and value < least:
+            raise RecipeError(f"{option.name}: expected at least {least}, not {value}")

@@ -1,5 +1,6 @@
 """Recipes: what is written resolves to typed settings; every mistake is one line with file, key and hint."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._build import build_layer
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.runs.run import build_data, build_task
 
@@ -258,3 +260,12 @@ def test_a_layer_is_found_by_its_other_names(name: str, layer: str) -> None:
     with pytest.raises(RecipeError, match=f"did you mean '{layer}'"):
         recipes.load("digits_lru", [f"model.layer.name={name}"])
     assert set(LAYERS.also.values()) <= set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_sizes_that_are_none_are_refused(name: str) -> None:
+    """Whole numbers below 1, or below 0 where that is the default."""
+    for option in fields(LAYERS[name].Config):
+        if type(option.default) is int:
+            with pytest.raises(RecipeError, match=f"^{option.name}: "):
+                build_layer(name, 4, LAYERS[name].Config(**{option.name: int(option.default != 0) - 1}))
