@@ -1,5 +1,6 @@
 """From a recipe's words to a layer."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -36,7 +37,7 @@ def build_layer(
     """
     entry = LAYERS.find(name)
     config = entry.Config() if config is None else config
-    check_sizes(config)
+    check_numbers(config)
     if getattr(config, "d_output", None) not in (None, d_model):
         raise RecipeError(f"d_output: a layer of a model keeps its {d_model} channels; leave it out")
 
@@ -46,13 +47,19 @@ def build_layer(
     return Bidirectional(make, join) if bidirectional else make()
 
 
-def check_sizes(config: Any) -> None:
-    """Refuse whole numbers below 1, or below 0 where the default is 0.
+def check_numbers(config: Any) -> None:
+    """Refuse whole numbers below 1 (below 0 where the default is 0), numbers that are not finite, and a range
+    of timescales that holds none.
 
     Raises:
-        RecipeError: names the option and its least value.
+        RecipeError: names the option and what it may be.
     """
     for option in fields(config):
         value, least = getattr(config, option.name), int(option.default != 0)
         if type(value) is int and value < least:
             raise RecipeError(f"{option.name}: expected at least {least}, not {value}")
+        if type(value) is float and not math.isfinite(value):
+            raise RecipeError(f"{option.name}: expected a finite number, not {value}")
+    low, high = getattr(config, "dt_min", 1), getattr(config, "dt_max", 1)
+    if not 0 < low <= high:
+        raise RecipeError(f"dt_min: expected more than 0 and at most dt_max = {high:g}, not {low:g}")

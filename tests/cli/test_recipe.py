@@ -1,5 +1,6 @@
 """Recipes: what is written resolves to typed settings; every mistake is one line with file, key and hint."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -269,3 +270,18 @@ def test_sizes_that_are_none_are_refused(name: str) -> None:
         if type(option.default) is int:
             with pytest.raises(RecipeError, match=f"^{option.name}: "):
                 build_layer(name, 4, LAYERS[name].Config(**{option.name: int(option.default != 0) - 1}))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_numbers_that_are_not_finite_are_refused(name: str) -> None:
+    for option in fields(LAYERS[name].Config):
+        if type(option.default) is float:
+            with pytest.raises(RecipeError, match=f"^{option.name}: expected a finite number, not nan"):
+                build_layer(name, 4, LAYERS[name].Config(**{option.name: math.nan}))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if hasattr(LAYERS[name].Config, "dt_min")])
+@pytest.mark.parametrize("low", [0.0, 2.0])
+def test_timescales_want_a_range(name: str, low: float) -> None:
+    with pytest.raises(RecipeError, match=r"^dt_min: expected more than 0 and at most dt_max = 1, not "):
+        build_layer(name, 4, LAYERS[name].Config(dt_min=low, dt_max=1.0))
