@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers read
     from lrnnx_app.errors import UserError as UserError
     from lrnnx_app.export import export_run as export_run
-    from lrnnx_app.interop import load as convert  # noqa: F401
+    from lrnnx_app.interop import load as convert  # noqa: F401 (by another name)
     from lrnnx_app.layers._build import layer as layer
     from lrnnx_app.models._build import model as model
     from lrnnx_app.recipe import load_recipe as load_recipe
     from lrnnx_app.registry import LAYERS as LAYERS
     from lrnnx_app.runs.run import Run as Run
     from lrnnx_app.runs.run import load as load
-    from lrnnx_app.streaming.session import StreamingSession as Session  # noqa: F401
+    from lrnnx_app.streaming.session import StreamingSession as Session  # noqa: F401 (by another name)
     from lrnnx_app.train.fit import evaluate as evaluate
     from lrnnx_app.train.fit import train_recipe as train_recipe
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.layers._build import check_numbers
+from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.registry import LAYERS
@@ -53,8 +53,7 @@ class GLU(Layer):
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
         with _inside():
-            check_numbers(config.options)
-            self.layer: Layer = LAYERS[config.layer](d_model, config.options)
+            self.layer: Any = build_layer(config.layer, d_model, config.options)
         self.output_linear = Linear(d_model, 2 * d_model)
         self.causal, self.uses_dt = self.layer.causal, self.layer.uses_dt
 
