@@ -1,7 +1,7 @@
 """Banks of single-input diagonal systems (S4D, Centaurus), where states far outnumber channels.
 
 (B, T, states) must not reach memory for a long T. Evenly sampled rows go through matmuls over chunks of time
-(`_chunks`) unless they are short. All others are scanned, in chunks of time that are recomputed in the
+(`bank_scan`) unless they are short. All others are scanned, in chunks of time that are recomputed in the
 backward pass. Convolution by FFT took up to twice as long as the matmuls, on a CPU and on a GPU.
 """
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrnnx_app.layers import _chunks
 from lrnnx_app.layers._base import Carried, DiagonalLayer, carried
 from lrnnx_app.layers._coefficients import Coefficients
 from lrnnx_app.layers._constants import constant, constant_of
@@ -18,6 +17,7 @@ from lrnnx_app.layers._taps import earlier, latest
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import free, recomputed
+from lrnnx_app.ops.bank_scan import Chunks, bank_scan_unchecked, by_step, chunks, steps
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import Rule
 from lrnnx_app.ops.step import diagonal_step_unchecked
@@ -29,14 +29,13 @@ PATHS = ("auto", "scan", "chunk")
 class Sizes(NamedTuple):
     """Measured limits: the sizes from which on each path of a bank is the fastest on a kind of device."""
 
-    steps: tuple[tuple[int, int], ...]  # of a chunk of matmuls, and from how many samples (B, T) on
     scanned: int  # elements of the states (B, T, S) below which a scan takes less than making the matrices
     dense: int  # the same where every group is one mode, and a chunk's matrices are mostly Toeplitz ones
 
 
 SIZES = {
-    "cpu": Sizes(((32, 0),), 2**19, 2**62),
-    "cuda": Sizes(((32, 0), (64, 2**14), (128, 2**17)), 2**20, 2**21),
+    "cpu": Sizes(2**19, 2**62),
+    "cuda": Sizes(2**20, 2**21),
 }
 CHUNK = 2**21  # state elements of a chunk of the scan
 
@@ -73,13 +72,13 @@ class BankLayer(DiagonalLayer):
         return self.rule(lam, delta)
 
     @constant_of
-    def chunks(self, size: int) -> _chunks.Chunks:
+    def chunks(self, size: int) -> Chunks:
         """The matrices of chunks of `size` steps, by a rule of two taps those of `_by_what_follows`."""
         log_a, gain, c = self.evenly()
         if not self.two_taps:
-            return _chunks.chunks(log_a, gain, c, self.direct(), self.groups, size)
+            return chunks(log_a, gain, c, self.direct(), self.groups, size)
         a, _, late = self.even
-        return _chunks.chunks(log_a, planar.mul(a, gain) + late, c, None, self.groups, size)
+        return chunks(log_a, planar.mul(a, gain) + late, c, None, self.groups, size)
 
     def inputs(self, x: Tensor) -> Tensor:
         """The driving input of each group: (B, T, d_model) to (B, T, groups)."""
@@ -91,7 +90,7 @@ class BankLayer(DiagonalLayer):
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Output (B, T, d_model) from w = Re Σ c·h + direct∘inputs (B, T, groups) and the input."""
-        return _chunks.by_step(w)
+        return by_step(w)
 
     def direct(self) -> Tensor | None:
         """Weights of the skip from each group's input to its output, (groups,); None if there is none."""
@@ -145,16 +144,15 @@ class BankLayer(DiagonalLayer):
         v = self.rows(x)
         with torch.autocast(x.device.type, enabled=False):
             v = cast(v, state_dtype(v.dtype))
-            sizes, samples = SIZES.get(x.device.type, SIZES["cuda"]), x.shape[0] * x.shape[1]
-            steps = max(steps for steps, least in sizes.steps if samples >= least)
+            made = self.chunks(steps(v))
             if self.two_taps:
-                w, *last = self._by_what_follows(v, state or self.init_state(len(v)), lengths, steps)
+                w, *last = self._by_what_follows(made, v, state or self.init_state(len(v)), lengths)
             else:
-                w, *last = _chunks.run(self.chunks(steps), v, None if state is None else state.h, lengths)
+                w, *last = bank_scan_unchecked(made, v, None if state is None else state.h, lengths)
         return self.outputs(cast(w, x.dtype), x), carried(*last)
 
     def _by_what_follows(
-        self, v: Tensor, state: Any, lengths: Tensor | None, steps: int
+        self, made: Chunks, v: Tensor, state: Any, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """w, h and v after the last step by a rule of two taps, a gain of each.
 
@@ -164,7 +162,7 @@ class BankLayer(DiagonalLayer):
         (a, gain, late), bank = self.even, self.bank(None)
         counts = Rows(lengths=lengths).counts(v)
         r = planar.mul(a, state.h) + late * bank.spread(state.before)
-        w, last = _chunks.run(self.chunks(steps), v, r, (counts - 1).clamp_min(0))
+        w, last = bank_scan_unchecked(made, v, r, (counts - 1).clamp_min(0))
         direct = bank.read(gain.expand_as(a)) + (0 if bank.direct is None else bank.direct)
         before = latest(v, state.before, lengths)
         h = torch.where(counts[:, None, None] > 0, last + gain * bank.spread(before), state.h)

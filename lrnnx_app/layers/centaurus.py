@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._bank import PATHS, BankLayer, backwards
 from lrnnx_app.layers._base import Carried, DiagonalState, wide
-from lrnnx_app.layers._chunks import by_step, modes_last
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
+from lrnnx_app.ops.bank_scan import by_step, modes_last
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked

@@ -143,15 +143,31 @@ def selective_example(
     }
 
 
-def chunked_example(draw: Draw, sizes: Sizes, of_states: bool = False) -> Operands:
-    batch, time, heads = sizes
-    n, groups = 5, 1 if heads % 2 else 2
+def bank_example(draw: Draw, sizes: Sizes, modes: int = 3) -> Operands:
+    batch, time, groups = sizes
+    n = groups * modes
     return {
-        "x": draw.normal(batch, time, heads, 3),
+        "v": draw.normal(*sizes),
+        "log_a": torch.cat((draw.uniform(-1, 0, 1, n), draw.uniform(0, 3, 1, n))),
+        "gain": draw.normal(2, n),
+        "c": draw.normal(2, n),
+        "direct": draw.normal(groups),
+        "h0": draw.normal(batch, 2, n),
+        "lengths": draw.masks(batch, time)["lengths"],
+    }
+
+
+def chunked_example(
+    draw: Draw, sizes: Sizes, of_states: bool = False, n: int = 5, width: int = 3
+) -> Operands:
+    batch, time, heads = sizes
+    groups = 1 if heads % 2 else 2
+    return {
+        "x": draw.normal(batch, time, heads, width),
         "log_a": draw.uniform(-1, 0, batch, time, heads, *((n,) if of_states else ())),
         "B": draw.normal(batch, time, groups, n),
         "C": draw.normal(batch, time, groups, n),
-        "h0": draw.normal(batch, heads, n, 3),
+        "h0": draw.normal(batch, heads, n, width),
         **draw.masks(batch, time),
     }
 

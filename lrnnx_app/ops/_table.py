@@ -13,6 +13,8 @@ import torch
 
 from lrnnx_app.ops import _examples as of
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
+from lrnnx_app.ops.bank_scan import bank_scan
+from lrnnx_app.ops.bank_scan import reference as bank_definition
 from lrnnx_app.ops.chunked_scan import chunked_scan
 from lrnnx_app.ops.chunked_scan import reference as chunked_definition
 from lrnnx_app.ops.discretized_scan import discretized_scan
@@ -197,6 +199,19 @@ OPERATORS: dict[str, Operator] = {
             Variant(f"{words} chunks of {size}", {"of_states": words == "of states"}, {"size": size})
             for words in ("of heads", "of states")
             for size in (16, 4)
+        ),
+    ),
+    "bank_scan": Operator(
+        bank_scan,
+        bank_definition,
+        of.bank_example,
+        (),
+        ("v",),
+        ("direct", "h0", "lengths"),
+        free={"v": (1,)},
+        variants=tuple(
+            Variant(f"{modes} modes, chunks of {size or 32}", {"modes": modes}, {"size": size})
+            for modes, size in ((3, None), (3, 4), (1, 16))
         ),
     ),
     "short_conv": Operator(
