@@ -1,6 +1,11 @@
-"""Times the operators, and compares each with the time to copy the least bytes that it must move."""
+"""Times the operators, and compares each with the time to copy the least bytes that it must move.
 
-from collections.abc import Sequence
+Where forward and backward pass are an operator of torch each, these are timed alone. Other functions are
+timed as they are called, on a GPU from a CUDA graph.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +46,7 @@ class Calls(NamedTuple):
 def rows(device: str, cases: Sequence[Timed] | None = None) -> list[dict[str, Any]]:
     """One dictionary for each case: op, shape, dtype, ms and share of copy bandwidth forward and backward.
 
+    Functions that are no pair of operators have ms of a training pass, both ways, in place of backward ms.
     On a CPU some operators are also compared with the torch code that runs without kernels, and with a loop
     over single steps. There the copy is timed again for every case, since other programs use bandwidth too.
     """
@@ -56,26 +62,55 @@ def _row(case: Timed, device: str, bandwidth: float) -> dict[str, Any]:
     operator = OPERATORS[case.operator]
     drawn = operator.draw(Draw(0, device, fine=True), case.sizes, case.variant)
     operands = operator.typed(operator.needed(drawn, case.keep), case.dtype)
-    calls = _calls(operator, operands, case)
-    sizes = [_moved(call, case.sizes.time) for call in calls[:2]]
-    forward, backward = (machine.median_ms(call, device) for call in calls[:2])
     row = {
         "op": f"{case.operator} {case.variant.words}".strip(),
         "shape": str(tuple(case.sizes)),
         "dtype": NAMES[case.dtype],
+    }
+    paired = f"{case.operator}_backward" in operator.registered
+    found = (_of_operators if paired else _of_function)(operator, operands, case, device)
+    for way in ("forward", "backward"):
+        if f"{way} MB" in found:
+            found[f"{way} / copy"] = found[f"{way} MB"] / bandwidth / found[f"{way} ms"] * 1e9
+    return row | found | {"copy GB/s": bandwidth / 1e9}
+
+
+def _of_operators(operator: Operator, operands: Operands, case: Timed, device: str) -> dict[str, float]:
+    calls = _calls(operator, operands, case)
+    forward, backward = (machine.median_ms(call, device) for call in calls[:2])
+    sizes = [_moved(call, case.sizes.time) for call in calls[:2]]
+    row = {
         "forward ms": forward,
         "backward ms": backward,
         "forward MB": sizes[0] / 1e6,
         "backward MB": sizes[1] / 1e6,
-        "forward / copy": sizes[0] / bandwidth / forward * 1e3,
-        "backward / copy": sizes[1] / bandwidth / backward * 1e3,
-        "copy GB/s": bandwidth / 1e9,
     }
     if calls.training:
         row["training ms"] = machine.median_ms(lambda: [call() for call in calls.training], device)
     if device == "cpu" and case.operator in WITH_TORCH:
         row |= _slower(operator, operands, case, calls, row)
     return row
+
+
+def _of_function(operator: Operator, operands: Operands, case: Timed, device: str) -> dict[str, float]:
+    run = partial(operator.run, **case.variant.options)
+    leaves = {k: x.detach().requires_grad_() for k, x in operator.leaves(operands).items()}
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return outputs_of(run(**operands))
+
+    outputs = forward()
+    along = [torch.randn_like(outputs[0]), *map(torch.zeros_like, outputs[1:])]
+
+    def training() -> Any:
+        return torch.autograd.grad(outputs_of(run(**(operands | leaves))), list(leaves.values()), along)
+
+    def ms(run: Callable[[], Any]) -> float:
+        return machine.median_ms(_timing.captured(run) if device == "cuda" else run, device)
+
+    moved = sum(x.nbytes for x in (*operands.values(), *outputs))
+    return {"forward ms": ms(forward), "training ms": ms(training), "forward MB": moved / 1e6}
 
 
 def _calls(operator: Operator, operands: Operands, case: Timed) -> Calls:

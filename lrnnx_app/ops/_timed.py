@@ -1,4 +1,8 @@
-"""What `lrnnx bench ops` times: variants of operators and sizes, for each device."""
+"""What `lrnnx bench ops` times: variants of operators and sizes, for each device.
+
+Operators of one step are not among them: `lrnnx bench streaming --steps` times them in a chain of launches,
+as they occur.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +44,8 @@ def _selective(planes: int, rule: str, words: str = "") -> Variant:
 
 
 BOTH = (FLOAT, BRAIN)
-AUDIO, EVENTS, MAMBA = (4, 16000, 128), (8, 16384, 256), (2, 4096, 256)
+OF_STEPS = ("diagonal_step", "row_linear", "advance")  # timed elsewhere
+AUDIO, EVENTS, MAMBA, SHORT = (4, 16000, 128), (8, 16384, 256), (2, 4096, 256), (4, 4000, 64)
 LONG = ((8, 2048, 2048), (8, 4096, 1536), (1, 16384, 2048), (1, 65536, 1024))
 CONV, CONV_KEEPS = (Variant(options={"silu": True}),), ("bias",)
 REAL, COMPLEX = (
@@ -49,6 +54,13 @@ REAL, COMPLEX = (
 DISCRETIZED = real_and_complex(options(rule=tuple(SCANNED)))[len(SCANNED) :]
 RULED = [_selective(planes, rule) for planes in (1, 2) for rule in KERNELS]
 GATED = (_selective(1, "euler", "gated"),)
+BANK = (Variant("32 modes", {"modes": 32}),)  # as of S4D by default
+CHUNKED = tuple(  # of the sizes of Mamba-2, and of gated linear attention
+    Variant(f"of {words}, 64 × 64", {"of_states": words == "states", "n": 64, "width": 64})
+    for words in ("heads", "states")
+)
+MIXING = Variant("mixing", {"mixing": True})
+SIGNALS, SPECTRA = (1, 256, 15625), (256, 7813, 1)  # 256 signals of 15625 samples, and spectra of such
 
 TIMED: dict[str, tuple[Timed, ...]] = {
     "cuda": (
@@ -60,6 +72,13 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("short_conv", CONV, LONG[0], dtypes=BOTH, keep=CONV_KEEPS),
         *_rows("selective_scan", GATED, *LONG, (8, 2049, 2048), dtypes=BOTH, keep=("D", "bias", "z")),
         *_rows("selective_scan", RULED, LONG[0], keep=("D", "bias")),
+        *_rows("bank_scan", BANK, EVENTS, dtypes=BOTH, keep=("direct",)),
+        *_rows("chunked_scan", CHUNKED, (8, 2048, 32), dtypes=BOTH),
+        *_rows("gru_scan", (PLAIN,), EVENTS),
+        *_rows("fft_conv", (PLAIN,), EVENTS, dtypes=BOTH),
+        *_rows("fft_conv", (MIXING,), AUDIO),
+        *_rows("rfft", (PLAIN,), SIGNALS),
+        *_rows("irfft", (PLAIN,), SPECTRA),
     ),
     "cpu": (
         *_rows("linear_scan", (*REAL, *COMPLEX), AUDIO, dtypes=BOTH),
@@ -68,5 +87,11 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("short_conv", CONV, AUDIO, keep=CONV_KEEPS),
         *_rows("selective_scan", (_selective(1, "euler"), _selective(1, "zoh")), MAMBA, keep=("D", "bias")),
         *_rows("selective_scan", (_selective(2, "euler"),), MAMBA, keep=("D", "bias")),
+        *_rows("bank_scan", BANK, SHORT, keep=("direct",)),
+        *_rows("chunked_scan", CHUNKED, (2, 1024, 4)),
+        *_rows("gru_scan", (PLAIN,), (4, 1000, 64)),
+        *_rows("fft_conv", (PLAIN,), SHORT),
+        *_rows("rfft", (PLAIN,), SIGNALS),
+        *_rows("irfft", (PLAIN,), SPECTRA),
     ),
 }

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lrnnx_app.ops._compare import Recorded, outputs_of, poisoned, relative, results, worst_errors
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
 from lrnnx_app.ops._table import OPERATORS, Operator, Variant
-from lrnnx_app.ops._timed import TIMED
+from lrnnx_app.ops._timed import OF_STEPS, TIMED
 from lrnnx_app.ops.linear_scan import state_dtype
 from tests.helpers import needs_kernels
 
@@ -43,8 +43,9 @@ def test_every_registered_operator_is_listed():
     assert names == {name for operator in OPERATORS.values() for name in operator.registered}
 
 
-def test_what_is_timed_is_listed():
+def test_what_is_timed_is_listed_and_nearly_all_that_is_listed():
     for rows in TIMED.values():
+        assert {row.operator for row in rows} == OPERATORS.keys() - set(OF_STEPS)
         for row in rows:
             operator = OPERATORS[row.operator]
             assert set(row.keep) <= set(operator.optional)
