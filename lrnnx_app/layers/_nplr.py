@@ -9,13 +9,14 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import backwards
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._transforms import recomputed
+from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import irfft
 
 FREQUENCIES = 2**20  # elements (channels × states × frequencies) of one chunk of the Cauchy sum
@@ -167,16 +168,13 @@ class Dense:
 
     def absorb(self, u: Tensor, lengths: Tensor | None) -> Tensor:
         """Σ_s Ā^s B̄ u[end − 1 − s]: u (B, T, H) to (B, H, 2, n)."""
-        batch, time, channels = u.shape
-        block = min(BLOCK, time)
-        count = -(-time // block)
-        back = nn.functional.pad(backwards(u, lengths), (0, 0, 0, count * block - time))
-        reach = krylov(self.A, self.B[..., None], block)
-        parts = back.view(batch, count, block, channels).permute(3, 2, 0, 1).flatten(2)
-        parts = (reach @ parts).unflatten(-1, (batch, count))
-        h, jump = parts[..., -1], self.power(block)
-        for k in range(count - 2, -1, -1):
-            h = jump @ h + parts[..., k]
+        block = min(BLOCK, u.shape[1])
+        parts = cut(backwards(u, lengths), block).permute(3, 2, 0, 1)
+        parts = (krylov(self.A, self.B[..., None], block) @ parts.flatten(2)).unflatten(-1, parts.shape[2:])
+        *newer, h = parts.unbind(-1)
+        jump = self.power(block)
+        for part in reversed(newer):
+            h = jump @ h + part
         return h.permute(2, 0, 1).unflatten(-1, (2, self.n))
 
     def carry(self, h: Tensor, time: int, lengths: Tensor | None) -> Tensor:
@@ -210,7 +208,6 @@ class Dense:
         """
         time = u.shape[1]
         block = min(PACKED, time)
-        rest = -time % block
         row = 2 * planar.conj(C).flatten(-2).unsqueeze(-1)
         reach = krylov(self.A, self.B[..., None], block)
         lag = torch.arange(block, device=u.device)
@@ -227,11 +224,10 @@ class Dense:
             u = torch.where((sequence == final)[..., None], u, 0)
             return inside + before, torch.where(final[:, 0] == 0, jump @ z, 0) + reach @ u.permute(2, 1, 0)
 
-        u = nn.functional.pad(u, (0, 0, 0, rest)).unflatten(1, (-1, block))
-        sequence = nn.functional.pad(reset, (0, rest)).unflatten(1, (-1, block)).cumsum(-1)
         z, ys = h.flatten(-2).permute(1, 2, 0), []
-        for part, own in zip(u.unbind(1), sequence.unbind(1), strict=True):
-            y, z = recomputed(run, part, own, z)
+        parts = (cut(u, block).unbind(1), cut(reset, block).cumsum(-1).unbind(1))
+        for part, sequence in zip(*parts, strict=True):
+            y, z = recomputed(run, part, sequence, z)
             ys.append(y)
         return torch.cat(ys, 1)[:, :time]
 

@@ -16,6 +16,7 @@ from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.bank_scan import by_step, modes_last
+from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
@@ -169,12 +170,10 @@ def taps(weight: Tensor, powers: Powers, time: int, groups: int) -> Tensor:
 
 def absorb(v: Tensor, powers: Powers, lengths: Tensor | None) -> Tensor:
     """Σ_s a^s·v[end − 1 − s] for every state of a group: v (B, T, groups) to (B, 2, S)."""
-    batch, time, groups = v.shape
+    batch, _, groups = v.shape
     coarse, fine = powers
-    q, c = coarse.shape[0], fine.shape[0]
-    back = nn.functional.pad(backwards(v, lengths), (0, 0, 0, q * c - time)).unflatten(1, (q, c))
-    rows = back.permute(3, 0, 1, 2).flatten(1, 2) @ modes_last(fine, groups)
-    inner = rows.view(groups, batch, q, 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
+    rows = cut(backwards(v, lengths), len(fine)).permute(3, 0, 1, 2).flatten(1, 2) @ modes_last(fine, groups)
+    inner = rows.view(groups, batch, len(coarse), 2, -1).permute(1, 2, 3, 0, 4).flatten(-2)
     return planar.mul(coarse, inner).sum(1)
 
 

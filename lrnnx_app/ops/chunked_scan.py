@@ -68,15 +68,12 @@ def chunked_scan(
         reset = reset & (torch.arange(time, device=x.device) < lengths[:, None])
     size = min(size or (SIZE if log_a.ndim == 3 else SIZE_OF_STATES), time)
 
-    def cut(z: Tensor) -> Tensor:
-        return _cut(unpadded(z, lengths).to(dtype), size)
-
-    starts = None if reset is None else _cut(reset, size)
-    y, last = _chunks(cut(x), cut(log_a), cut(B), cut(C), h0, starts)
+    parts = (cut(unpadded(z, lengths).to(dtype), size) for z in (x, log_a, B, C))
+    y, last = _chunks(*parts, h0=h0, reset=None if reset is None else cut(reset, size))
     return y[:, :time].to(x.dtype), last
 
 
-def _cut(z: Tensor, size: int) -> Tensor:
+def cut(z: Tensor, size: int) -> Tensor:
     """(B, T, …) as (B, chunks, size, …). Zeros fill the last chunk: log a = 0 and x = 0 keep the state."""
     return F.pad(z, (0, 0) * (z.ndim - 2) + (0, -z.shape[1] % size)).unflatten(1, (-1, size))
 
