@@ -41,7 +41,7 @@ _HOMES = {  # name -> where it is defined
     "model": "models._build:model",
     "train_recipe": "train.fit:train_recipe",
 }
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]  (made when used)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
+from lrnnx_app.registry import LAYERS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
 
 ROOT = Path(__file__).parents[1]  # of the checkout
@@ -23,6 +25,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")  # the first line of a block that is a whole file
 # Of `relative`, for the same numbers on two ways through a layer or a model.
 TOLERANCE = {torch.float64: 1e4 * ROUNDING[torch.float64], torch.float32: 10 * ROUNDING[torch.float32]}
+HYBRID = "rglru+rglru+local_attention"
 SMALL = [
     "trainer.max_steps=3",
     "trainer.checkpoint_every=1",
@@ -49,6 +52,13 @@ def blocks(document: Path) -> list[tuple[str, str, str]]:
         named = FILE.match(content)
         found.append((language, named[1], content[named.end() :]) if named else (language, "", content))
     return found
+
+
+def small(name: str, **more: Any) -> Any:
+    """The Config of a layer's first example, as in a recipe; a list of them for names joined by '+'."""
+    if "+" in name:
+        return [small(part, **more) for part in name.split("+")]
+    return LAYERS.config(name, **{**LAYERS[name].examples[0], **more})
 
 
 @cache

@@ -9,20 +9,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from data_modules._events import aedat, atis, gesture, heidelberg, layouts, plain
 from data_modules._events.augment import Augment, augmented
 from data_modules._events.recording import Recording, Sensor
 from data_modules.event_stream import EventStream
 from lrnnx_app.data import buckets
-from lrnnx_app.data.module import AddressSampler, collate, pack
+from lrnnx_app.data.module import AddressSampler
 from lrnnx_app.errors import DataError, RecipeError
-from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.registry import LAYERS
-from lrnnx_app.spec import SPLITS, DataSpec, Example
+from lrnnx_app.spec import SPLITS
 from tests.data.standins import event_stream as standin
-from tests.helpers import relative
 
 SENSOR = Sensor(34, 34, 2)
 
@@ -328,33 +324,6 @@ def test_ranks_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
         assert waste(rows, known, 8) < 0.15
     steps = [known[rows].reshape(-1, 8).max(1) for rows in dealt]
     assert np.median(np.abs(np.log(steps[0] / steps[1]))) < 0.05
-
-
-@pytest.mark.parametrize("pool", ["mean", "last"])
-@pytest.mark.parametrize("layer", ["event_ssm", "stream"])
-def test_packed_rows_give_what_each_gives_alone(layer: str, pool: str) -> None:
-    rng = np.random.default_rng(0)
-    examples = [
-        Example(
-            torch.from_numpy(rng.integers(0, 9, n)),
-            torch.tensor(i),
-            torch.from_numpy(rng.uniform(0, 2, n)),
-            str(i),
-        )
-        for i, n in enumerate((40, 7, 9, 21, 1, 30))
-    ]
-    packed = pack(examples)
-    assert packed.x.shape == (3, 40)
-    assert packed.x.numel() < collate(examples).x.numel()
-    config = Backbone.Config(d_model=8, depth=2, pool=pool, layer=LAYERS.config(layer))
-    model = Backbone(DataSpec(9, 3, tokens=True), config).double().eval()
-    logits, _ = model(packed.x, dt=packed.dt, lengths=packed.lengths, reset=packed.reset)
-    assert sorted(packed.names) == [e.name for e in examples]
-    for row, label in zip(logits, packed.y, strict=True):
-        example = examples[int(label)]
-        assert example.dt is not None
-        alone, _ = model(example.x[None], dt=example.dt[None])
-        assert relative(row, alone[0]) < 1e-10
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
+from tests.helpers import small
 from tests.models.test_staged import staged
-from tests.streaming.test_session import backbone, each_rule, layer, unet
+from tests.streaming.test_session import backbone, each_rule, unet
 
 
 def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:
@@ -106,7 +107,7 @@ def test_the_script_runs_where_lrnnx_is_not(ending: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
 def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path) -> None:
     spec = DataSpec(1, 1, sample_rate=8000)
-    model = UNet(spec, UNet.Config(channels=[4, 4], strides=[8, 4], layer=layer("lru"))).eval()
+    model = UNet(spec, UNet.Config(channels=[4, 4], strides=[8, 4], layer=small("lru"))).eval()
     run, path = FakeRun(model), tmp_path / f"model{ending}"
     export.find(None, path)(run, path, Options())
     x = 0.1 * torch.randn(1000)
@@ -124,7 +125,7 @@ def test_the_script_streams_a_file_as_the_model_does(ending: str, tmp_path: Path
 def test_the_script_reads_any_wav_or_says_why_not(classes: tuple[str, ...], tmp_path: Path) -> None:
     """By its own words, with a program in place of the runtime that hands on its input."""
     spec = DataSpec(1, len(classes) or 1, sample_rate=8000, classes=classes)
-    model = UNet(spec, UNet.Config(channels=[4], strides=[8], layer=layer("lru")))
+    model = UNet(spec, UNet.Config(channels=[4], strides=[8], layer=small("lru")))
     chunk, file = Chunk(model.eval(), 64), tmp_path / "m_pt2.py"
     _example.write(file, tmp_path / "m.pt2", "torch", chunk)
     text = file.read_text(encoding="utf-8")
@@ -212,7 +213,7 @@ def test_what_is_there_stays(mine: str, tmp_path: Path) -> None:
 
 def test_tokens_of_a_chunk_are_integers() -> None:
     x, *_ = Chunk(backbone("lru", pool="none", tokens=True).eval(), 2).example(3)
-    assert x.dtype == torch.int64 and x.shape == (3, 2)  # noqa: PT018
+    assert (x.dtype, x.shape) == (torch.int64, (3, 2))
 
 
 def test_states_of_a_program_start_as_the_model_s() -> None:
@@ -241,7 +242,7 @@ def test_hub_folder_loads_offline(denoiser: Path, lrnnx, tmp_path: Path) -> None
 
 def test_card_of_a_model_in_both_directions_claims_no_stream() -> None:
     made = SimpleNamespace(model=backbone("lru", bidirectional=True), parameters=lambda: [])
-    model = SimpleNamespace(name="backbone", layer=layer("lru"))
+    model = SimpleNamespace(name="backbone", layer=small("lru"))
     recipe = SimpleNamespace(name="x", about="", model=model, task=SimpleNamespace(name="classify"))
     run = SimpleNamespace(summary=dict, recipe=recipe, path=Path("x"))
     text = huggingface.card(run, made, "")

@@ -8,20 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lrnnx_app.layers._build import build_layer
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import Down, UNet, Up
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.helpers import relative
+from tests.layers.test_layers import D_MODEL, PLAIN, each_both
 
-D_MODEL, TIME = 8, 9
-OPTIONS: dict[str, dict[str, Any]] = {
-    "s7": {"selective": ["step", "b", "c"]},
-    "s4d": {"path": "chunk"},
-    "local_attention": {"window": 4},
-}
+TIME = 9
 PARTS = (nn.Linear, nn.Conv1d)
 
 
@@ -47,18 +42,13 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
-def build(name: str, bidirectional: bool = False) -> Any:
-    torch.manual_seed(0)
-    config = LAYERS[name].Config(**OPTIONS.get(name, {}))
-    return build_layer(name, D_MODEL, config, bidirectional).double()
-
-
 def parts(module: nn.Module) -> list[str]:
     return [name for name, part in module.named_modules() if isinstance(part, PARTS)]
 
 
-LAYER_PARTS = [(name, part) for name in LAYERS for part in parts(build(name))]
-each_part = pytest.mark.parametrize(("name", "part"), LAYER_PARTS)
+LAYER_PARTS = [(case, part) for case in PLAIN for part in parts(case.build())]
+CONVOLVING = [case for case in PLAIN if any("conv" in part for part in parts(case.build()))]
+each_part = pytest.mark.parametrize(("case", "part"), LAYER_PARTS, ids=str)
 
 
 def swap(module: nn.Module, part: str) -> Any:
@@ -85,13 +75,16 @@ def check(layer: Any, before: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def test_there_are_parts_to_adapt():
-    assert {name for name, _ in LAYER_PARTS} >= {"s6", "stream", "s7", "rglru", "glu", "gru", "mingru"}
+def test_all_that_holds_a_weight_is_a_part():
+    for case in PLAIN:
+        held = {name for name, _ in case.build().named_parameters() if name.endswith(".weight")}
+        assert held == {f"{part}.weight" for one, part in LAYER_PARTS if one == case}
+    assert LAYER_PARTS
 
 
 @each_part
-def test_an_adapter_acts_and_learns(name, part):
-    layer, x = build(name), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+def test_an_adapter_acts_and_learns(case, part):
+    layer, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     before, _ = layer(x)
     adapted = swap(layer, part)
     check(layer, before, x).square().sum().backward()
@@ -101,8 +94,8 @@ def test_an_adapter_acts_and_learns(name, part):
 
 
 @each_part
-def test_a_hook_acts(name, part):
-    layer, x = build(name), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+def test_a_hook_acts(case, part):
+    layer, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     before, _ = layer(x)
     handle = layer.get_submodule(part).register_forward_hook(lambda module, given, y: 1.5 * y)
     check(layer, before, x)
@@ -113,8 +106,8 @@ def test_a_hook_acts(name, part):
 
 
 @each_part
-def test_a_parametrization_acts(name, part):
-    layer, x = build(name), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+def test_a_parametrization_acts(case, part):
+    layer, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     before, _ = layer(x)
     expected = deepcopy(layer)
     with torch.no_grad():
@@ -124,9 +117,9 @@ def test_a_parametrization_acts(name, part):
 
 
 @each_part
-def test_a_replaced_forward_acts(name, part):
+def test_a_replaced_forward_acts(case, part):
     """As libraries that move weights between devices replace it."""
-    layer, x = build(name), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+    layer, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     before, _ = layer(x)
     module = layer.get_submodule(part)
     run = module.forward
@@ -134,9 +127,9 @@ def test_a_replaced_forward_acts(name, part):
     check(layer, before, x)
 
 
-@pytest.mark.parametrize("name", sorted({name for name, part in LAYER_PARTS if "conv" in part}))
-def test_an_adapted_convolution_knows_ends_and_starts(name):
-    layer, x = build(name), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+@pytest.mark.parametrize("case", CONVOLVING, ids=str)
+def test_an_adapted_convolution_knows_ends_and_starts(case):
+    layer, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     part = next(part for part in parts(layer) if "conv" in part)
     same = deepcopy(layer)
     same.get_submodule(part).register_forward_hook(lambda *_: None)  # the same by the other way
@@ -150,25 +143,23 @@ def test_an_adapted_convolution_knows_ends_and_starts(name):
         assert all(relative(one, other) < 1e-12 for one, other in zip(after, last, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in LAYER_PARTS}))
-def test_both_directions_take_adapters(name):
-    both, x = build(name, bidirectional=True), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
+@each_both
+def test_both_directions_take_adapters(case):
+    both, x = case.build(), torch.randn(2, TIME, D_MODEL, dtype=torch.float64)
     for part in parts(both):
         before, _ = both(x)
         swap(both, part)
         assert relative(both(x)[0], before) > 1e-6, part
 
 
-def layer_config(name: str) -> Any:
-    return LAYERS.config(name, **OPTIONS.get(name, {}))
-
-
 MODELS = {
-    "backbone": lambda: Backbone(DataSpec(3, 5), Backbone.Config(8, 2, layer=layer_config("s6"))),
+    "backbone": lambda: Backbone(DataSpec(3, 5), Backbone.Config(8, 2, layer=LAYERS.config("s6"))),
     "staged": lambda: Staged(
-        DataSpec(3, 5), Staged.Config(8, 1, [2], expansion=2, layer=layer_config("rglru"))
+        DataSpec(3, 5), Staged.Config(8, 1, [2], expansion=2, layer=LAYERS.config("rglru"))
     ),
-    "unet": lambda: UNet(DataSpec(1, 1), UNet.Config([8, 16], [2, 2], layer=layer_config("s7"))),
+    "unet": lambda: UNet(
+        DataSpec(1, 1), UNet.Config([8, 16], [2, 2], layer=LAYERS.config("s7", selective=["step", "b", "c"]))
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Every layer in every floating dtype, alone and mixed, against itself in float64; and a batch of none."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,13 +10,15 @@ from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._constants import frozen
+from lrnnx_app.layers._examples import D_MODEL, Case, examples
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
-from tests.helpers import relative
+from tests.helpers import relative, small
+from tests.layers.test_layers import ALL, PLAIN
 
 HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TIMES = {BRAIN: 3.75, HALF: 4, FLOAT: 30, DOUBLE: 1e5}  # what a layer's parts cost together
@@ -31,30 +34,7 @@ MIXED = [  # of parameters, x, dt and state
     (FLOAT, HALF, None, HALF),
     (DOUBLE, DOUBLE, FLOAT, FLOAT),
 ]
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "centaurus": [
-        *({"mode": mode, "path": "chunk"} for mode in ("dws", "pointwise", "neck", "full")),
-        {"mode": "pointwise", "path": "mix"},
-        {"mode": "full", "path": "mix"},
-        {"mode": "pointwise", "path": "scan"},
-    ],
-    "s4": [{}, {"l_max": 16}, {"path": "scan"}],
-    "s4d": [{"path": "chunk"}, {"path": "scan", "rule": "bilinear"}],
-    "glu": [{}, {"layer": "s4"}],
-    "s6": [{}, {"complex": True, "rule": "zoh"}],
-    "s7": [{"selective": ["step", "b", "c"]}],
-}
-D_MODEL = 8
-CASES = [(name, options) for name in LAYERS for options in OPTIONS.get(name, [{}])]
-each = pytest.mark.parametrize(
-    ("name", "options"), CASES, ids=lambda value: value if isinstance(value, str) else str(value or "")
-)
-
-
-def build(name: str, options: dict[str, Any], bidirectional: bool = False) -> Any:
-    torch.manual_seed(0)
-    small = {"window": 4} if name == "local_attention" else {}
-    return build_layer(name, D_MODEL, LAYERS[name].Config(**small, **options), bidirectional)
+each = pytest.mark.parametrize("case", PLAIN, ids=str)
 
 
 def cast(state: Any, dtype: torch.dtype) -> Any:
@@ -73,9 +53,9 @@ def run(layer: Any, x: Tensor, state: Any, dt: Tensor | None) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("time", [3, 37])
 @each
-def test_every_dtype_is_as_accurate_as_its_digits(name, options, time):
+def test_every_dtype_is_as_accurate_as_its_digits(case, time):
     for own, of_x, of_dt, of_state in MIXED:
-        layer, exact = build(name, options).to(own), build(name, options).to(own).double()
+        layer, exact = case.build(own), case.build(own).double()
         x, dt, state = torch.randn(2, time, D_MODEL).to(of_x), None, None
         if of_dt is not None and layer.uses_dt:
             dt = (torch.rand(2, time) + 0.2).to(of_dt)
@@ -95,10 +75,10 @@ def test_every_dtype_is_as_accurate_as_its_digits(name, options, time):
 
 
 @each
-def test_gradients_in_half_precision(name, options):
+def test_gradients_in_half_precision(case):
     for own, of_x in ((BRAIN, BRAIN), (HALF, FLOAT)):
-        layer, x = build(name, options).to(own), torch.randn(2, 37, D_MODEL).to(of_x).requires_grad_()
-        exact, wide = build(name, options).to(own).double(), x.detach().double().requires_grad_()
+        layer, x = case.build(own), torch.randn(2, 37, D_MODEL).to(of_x).requires_grad_()
+        exact, wide = case.build(own).double(), x.detach().double().requires_grad_()
         for one, given in ((layer, x), (exact, wide)):
             one(given)[0].double().sin().sum().backward()
         assert x.grad is not None
@@ -112,12 +92,12 @@ def test_gradients_in_half_precision(name, options):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("name", ["s5", "s4", "s4d", "lru", "event_ssm"])
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradients_over_many_steps_in_half_precision(name, mixed):
     """Of bfloat16 parameters, or of float32 ones under autocast: sums of rounded terms that cancel."""
-    layer = build(name, {}).to(FLOAT if mixed else BRAIN)
-    exact = build(name, {}).to(layer.D.dtype).double()
-    x = torch.randn(2, 2048, D_MODEL).to(BRAIN)
+    layer = build_layer(name, 8).to(FLOAT if mixed else BRAIN)
+    exact = deepcopy(layer).double()
+    x = torch.randn(2, 2048, 8).to(BRAIN)
     with torch.autocast("cpu", BRAIN, enabled=mixed):
         y, _ = layer(x.float() if mixed else x)
     y.double().square().mean().backward()  # under autocast it would round what forward did not
@@ -128,10 +108,9 @@ def test_gradients_over_many_steps_in_half_precision(name, mixed):
         assert relative(p.grad.double(), q.grad) < 5e-2, key
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@each
-def test_a_batch_of_none(name, options, bidirectional):
-    layer = build(name, options, bidirectional)
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_batch_of_none(case):
+    layer = case.build(FLOAT)
     dt = torch.ones(0, 5) if layer.uses_dt else None
     lengths, reset = torch.zeros(0, dtype=torch.long), torch.zeros(0, 5, dtype=torch.bool)
     for given in ({}, {"dt": dt}, {"lengths": lengths, "reset": reset, "dt": dt}):
@@ -141,7 +120,7 @@ def test_a_batch_of_none(name, options, bidirectional):
         y.sum().backward()
         assert x.grad is not None
         assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
-    if not bidirectional:
+    if layer.causal:
         y, state = layer(torch.randn(0, 40, D_MODEL), layer.init_state(0))
         y, state = layer.step(torch.randn(0, D_MODEL), state, None if dt is None else dt[:, 0])
         assert y.shape == (0, D_MODEL)
@@ -150,7 +129,7 @@ def test_a_batch_of_none(name, options, bidirectional):
 
 
 def models(name: str, bidirectional: bool = False) -> list[Any]:
-    layer, spec = LAYERS.config(name), DataSpec(1, 5)
+    layer, spec = small(name), DataSpec(1, 5)
     ways = [
         Backbone(spec, Backbone.Config(D_MODEL, 1, pool=pool, bidirectional=bidirectional, layer=layer))
         for pool in ("mean", "last", "none")
@@ -166,7 +145,7 @@ def models(name: str, bidirectional: bool = False) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("name", ["lru", "glu", "gru", "s4", "s6"])
+@pytest.mark.parametrize("name", LAYERS)
 def test_models_of_a_batch_of_none(name):
     for model in (*models(name), *models(name, bidirectional=True)):
         x = torch.randn(0, 40, 1)
@@ -185,9 +164,8 @@ def test_models_of_a_batch_of_none(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_inside_another_is_what_it_is(name):
     """Whether it uses elapsed time and can be captured, and by which rule time acts."""
-    small = {"window": 4} if name == "local_attention" else {}
-    inner = build(name, {})
-    outer = build("glu", {"layer": name, "options": small})
+    case = examples(name)[0]
+    inner, outer = case.build(FLOAT), Case("glu", {"layer": name, "options": case.options}).build(FLOAT)
     for told in ("uses_dt", "rule_name", "causal"):
         assert getattr(outer, told) == getattr(inner, told)
     x, dt = torch.randn(2, 5, D_MODEL), torch.full((2, 5), 2.0)

@@ -14,11 +14,6 @@ from lrnnx_app.layers._examples import D_MODEL, Case, examples
 from lrnnx_app.layers._properties import BATCH, close, inputs, trials
 from lrnnx_app.registry import LAYERS
 
-NEAR_ONE = {  # at −20, |a| rounds to 1 in bfloat16 and float32
-    *("log_dt", "log_step", "nu_log", "log_A_real", "A_log", "recurrent_param", "step_bias"),
-    *("b", "dt_proj.bias", "in_proj.bias"),
-}
-
 EXAMPLES = [case for name in LAYERS for case in examples(name)]
 OWN_FORMS = [case for case in EXAMPLES if not case.build().causal]
 PLAIN = [case for case in EXAMPLES if case not in OWN_FORMS]
@@ -46,11 +41,12 @@ def test_property(trial):
 
 @each_timed
 def test_half_precision_is_finite_where_memory_is_long(case, timed):
+    """At −20 in what shapes the recurrence and in what opens its gates, |a| rounds to 1."""
     layer, (x, dt) = case.build(torch.float32), inputs(timed, torch.float32, 70)
     with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if {name, name.split(".")[-1]} & NEAR_ONE:
-                parameter.fill_(-20.0)
+        biases = (p for name, p in layer.named_parameters() if name.endswith("bias"))
+        for parameter in (*layer.recurrent_parameters(), *biases):
+            parameter.fill_(-20.0)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = layer(x, dt=None if dt is None else dt * 1e-6)
     if state is not None:

@@ -10,13 +10,13 @@ from lrnnx_app.models.staged import Staged
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec, Rows
 from lrnnx_app.streaming.session import StreamingSession
-from tests.helpers import relative
+from tests.helpers import relative, small
 
 
 def staged(layer: str = "event_ssm", **options: object) -> Staged:
     config = Staged.Config(
         **{"d_model": 8, "depth": 1, "expansion": 2, "pools": [4, 3], **options},
-        layer=LAYERS.config(layer),
+        layer=small(layer),
     )
     return Staged(DataSpec(10, 5, tokens=True), config).double().eval()
 
@@ -26,7 +26,7 @@ def events(batch: int, time: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("by", POOLS_BY)
-@pytest.mark.parametrize("layer", ["event_ssm", "stream"])
+@pytest.mark.parametrize("layer", [name for name in LAYERS if LAYERS[name].uses_dt])
 def test_one_go_is_chunks_is_steps(layer: str, by: str) -> None:
     model = staged(layer, pool_by=by)
     x, dt = events(2, 53)

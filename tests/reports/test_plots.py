@@ -36,7 +36,7 @@ def test_labels_are_short_and_as_they_were_written(text: str) -> None:
     figure = plots.comparison([text], {text: ([1.0], [None])})
     title = figure.axes[0].set_title(plots.label(text))
     drawn(figure)
-    shown, math = title._preprocess_math(title.get_text())  # type: ignore[attr-defined]
+    shown, math = title._preprocess_math(title.get_text())  # type: ignore[attr-defined]  (matplotlib's own)
     assert math is False
     assert len(shown) <= 30
     assert shown.isprintable()
@@ -123,7 +123,7 @@ def test_pictures_and_sounds_are_called_by_names_that_files_and_tags_can_have(tm
 
     folder = tmp_path / "run é"
     folder.mkdir()
-    artifacts.draw(Task(), folder, 1)  # type: ignore[arg-type]
+    artifacts.draw(Task(), folder, 1)  # type: ignore[arg-type]  (a stand-in)
     names = [path.name for path in (folder / "plots").iterdir()]
     assert len(names) == len(ODD) + 3
     assert all(name.isprintable() and len(name) < 70 for name in names)

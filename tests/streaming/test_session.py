@@ -18,7 +18,7 @@ from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
-from tests.helpers import ROOT, TOLERANCE, relative
+from tests.helpers import HYBRID, ROOT, TOLERANCE, relative, small
 
 LIMIT = TOLERANCE[torch.float32]
 LONG = 4096
@@ -32,13 +32,6 @@ BY_RULE = [
     (name, rule) for name, entry in LAYERS.items() for rule in ("", *entry.rules()) if rule in ("", *TWO_TAPS)
 ]
 each_rule = pytest.mark.parametrize(("name", "rule"), BY_RULE)
-SMALL = {"d_state": 4, "repeats": 2, "heads": 1, "window": 8}
-
-
-def layer(name: str, **more: Any) -> Any:
-    config = LAYERS[name].Config
-    options = {key: value for key, value in SMALL.items() if key in config.__dataclass_fields__}
-    return LAYERS.config(name, **options, **more)
 
 
 def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:
@@ -46,11 +39,11 @@ def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:
     rule = options.pop("rule", "")
     chosen = {"rule": rule} if rule else {}
     options = {"d_model": 4, "depth": 2, **options}
-    return Backbone(spec, Backbone.Config(layer=layer(name, **chosen), **options)).to(device)
+    return Backbone(spec, Backbone.Config(layer=small(name, **chosen), **options)).to(device)
 
 
 def unet(name: str, device: str = "cpu") -> UNet:
-    model = UNet(DataSpec(1, 1), UNet.Config(channels=[4, 4], strides=[8, 4], layer=layer(name))).to(device)
+    model = UNet(DataSpec(1, 1), UNet.Config(channels=[4, 4], strides=[8, 4], layer=small(name))).to(device)
     torch.nn.init.normal_(model.mask.weight)  # off its start near the identity
     return model
 
@@ -84,7 +77,7 @@ def test_backbone_streams_as_offline(name: str, rule: str, chunk: int, device: s
 
 @each_device
 @pytest.mark.parametrize("chunk", [1, 7, 32, 100, LONG])
-@each_layer
+@pytest.mark.parametrize("name", [*LAYERS, HYBRID])
 def test_unet_streams_as_offline(name: str, chunk: int, device: str) -> None:
     model = unet(name, device)
     x = torch.randn(2, LONG + 37 if chunk == LONG else 150, 1, device=device)

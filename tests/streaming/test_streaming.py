@@ -16,64 +16,17 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from lrnnx_app import cli
 from lrnnx_app.data.resample import Resampler
 from lrnnx_app.models.unet import UNet
-from lrnnx_app.registry import LAYERS
-from lrnnx_app.runs import checkpoint_file
-from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.runs.run import Run
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile
 from lrnnx_app.streaming.slots import Pace, stream
 from lrnnx_app.streaming.sources import Resampled, Steps, file_blocks
 from lrnnx_app.streaming.tracks import AudioTrack, OutputTrack, in_parts
-from tests.helpers import relative
-
-RATE = 16000
-RECIPES = {
-    "denoiser": "{name: denoise}, model: {name: unet, channels: [8], strides: [256], layer: {name: s5}}",
-    "classifier": "{name: classify}, model: {name: backbone, d_model: 8, depth: 1, layer: {name: lru}}",
-    "events": "{name: classify}, model: {name: staged, d_model: 8, pools: [2], layer: {name: event_ssm}}",
-}
-DATA = {"events": "event_stream"}
-SPECS = {
-    "denoiser": DataSpec(1, 1, sample_rate=RATE),
-    "classifier": DataSpec(1, 3, classes=("no", "yes", "else"), sample_rate=RATE),
-    "events": DataSpec(64, 10, tokens=True, classes=tuple("0123456789")),
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of untrained models."""
-    torch.manual_seed(0)
-    made = {}
-    for name, recipe in RECIPES.items():
-        made[name] = tmp_path_factory.mktemp(name)
-        (made[name] / "recipe.yaml").write_text(
-            f"{{task: {recipe}, data: {{name: {DATA.get(name, 'audio')}}}}}"
-        )
-        task = build_task(Run(made[name]).recipe, SPECS[name])
-        checkpoint = {"state_dict": task.state_dict()}
-        task.on_save_checkpoint(checkpoint)
-        (made[name] / "checkpoints").mkdir()
-        checkpoint_file.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
-    return made
-
-
-@pytest.fixture
-def lrnnx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lrnnx", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), *capfd.readouterr()
-
-    return run
+from tests.helpers import relative, small
+from tests.streaming.conftest import RATE, SPECS
 
 
 def wave(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -114,8 +67,7 @@ def test_an_output_waits_a_millisecond_at_most_for_its_inputs(source: int, back:
 
 
 def small_unet() -> UNet:
-    layer = LAYERS.config("lru", d_state=4)
-    return UNet(DataSpec(1, 1, sample_rate=RATE), UNet.Config(channels=[4], strides=[512], layer=layer))
+    return UNet(SPECS["denoiser"], UNet.Config(channels=[4], strides=[512], layer=small("lru")))
 
 
 def track(path: Path, target: Path) -> AudioTrack:
@@ -237,8 +189,7 @@ def test_tracks_with_gaps_in_time_share_a_session() -> None:
     """Two slots, three tracks of event data; each ends where it would alone."""
     from lrnnx_app.models.backbone import Backbone
 
-    layer = LAYERS.config("event_ssm", d_state=4)
-    model = Backbone(DataSpec(2, 3), Backbone.Config(d_model=4, depth=2, layer=layer))
+    model = Backbone(DataSpec(2, 3), Backbone.Config(d_model=4, depth=2, layer=small("event_ssm")))
     data = [Steps(torch.randn(n, 2), torch.rand(n)) for n in (20, 7, 16)]
     found: dict[str, torch.Tensor] = {}
     times: dict[str, float] = {}

@@ -16,14 +16,16 @@ import torch
 
 from lrnnx_app.data.audio_io import length_of, read_mono
 from lrnnx_app.errors import DataError
+from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.streaming import sinks
 from lrnnx_app.streaming.health import STATES_EVERY
 from lrnnx_app.streaming.numbers import LOUDEST, Flushing
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.sinks import AudioFile
 from lrnnx_app.streaming.sources import Pipe
-from tests.helpers import relative
-from tests.streaming.test_streaming import RATE, filter_process, lrnnx, runs, small_unet, wave  # noqa: F401  (fixtures)
+from tests.helpers import relative, small
+from tests.streaming.conftest import RATE, SPECS
+from tests.streaming.test_streaming import filter_process, small_unet, wave
 
 
 def test_subnormal_numbers_are_zero_in_a_scope_and_only_there() -> None:
@@ -83,18 +85,15 @@ def test_a_state_that_hides_from_the_output_is_found() -> None:
     assert session._health.told() is None
     for _ in range(STATES_EVERY):
         session._health.report([torch.tensor([[0.0], [torch.inf]])])
-    assert session._health.told().tolist() == [False, True]  # pyright: ignore[reportOptionalMemberAccess]
+    found = session._health.told()
+    assert found is not None
+    assert found.tolist() == [False, True]
     assert session._health.told() is None
     assert session.restarts == [0, 1]
 
 
 def test_what_is_beyond_the_end_of_a_short_row_is_not_looked_at() -> None:
-    from lrnnx_app.models.backbone import Backbone
-    from lrnnx_app.registry import LAYERS
-    from tests.streaming.test_streaming import SPECS
-
-    layer = LAYERS.config("lru", d_state=4)
-    config = Backbone.Config(d_model=4, depth=1, pool="none", layer=layer)
+    config = Backbone.Config(d_model=4, depth=1, pool="none", layer=small("lru"))
     session = StreamingSession(Backbone(SPECS["classifier"], config), 2, 8)
     y = torch.zeros(2, 8, 3)
     y[0, 5:] = torch.nan
@@ -233,7 +232,7 @@ def test_a_wav_beyond_its_header_becomes_an_rf64(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["False.wav", "True.wav"]
 
 
-def test_one_bad_file_of_a_folder_stops_no_other(lrnnx, runs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_one_bad_file_of_a_folder_stops_no_other(lrnnx, runs: dict[str, Path], tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     out.mkdir()
     (folder / "__MACOSX").mkdir(parents=True)
@@ -252,7 +251,7 @@ def test_one_bad_file_of_a_folder_stops_no_other(lrnnx, runs: dict[str, Path], t
         assert sorted(path.name for path in out.iterdir()) == ["0.wav", "2.wav"]
 
 
-def test_sigterm_leaves_a_valid_file_as_ctrl_c_does(runs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_sigterm_leaves_a_valid_file_as_ctrl_c_does(runs: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "out.wav"
     process = filter_process(runs["denoiser"], "-o", target, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
@@ -271,7 +270,7 @@ def test_sigterm_leaves_a_valid_file_as_ctrl_c_does(runs: dict[str, Path], tmp_p
     process.stderr.close()
 
 
-def test_the_delay_of_a_conversion_is_reported(lrnnx, runs, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_the_delay_of_a_conversion_is_reported(lrnnx, runs, tmp_path: Path, monkeypatch) -> None:
     import json
 
     for rate, most in ((RATE, 0), (11025, 2.5), (22050, 2.5)):

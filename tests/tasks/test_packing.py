@@ -48,7 +48,7 @@ def rows(task: str, timed: bool) -> list[Example]:
     for length in LENGTHS:
         x, dt = torch.randn(length, 2).double(), torch.rand(length).double() if timed else None
         y = torch.randint(3, ()) if task == "classify" else torch.randn(length, 3).double()
-        found.append(Example(x, y, dt))
+        found.append(Example(x, y, dt, str(length)))
     return found
 
 
@@ -62,7 +62,8 @@ def test_packed_is_separate(task, model, case, options):
     given, built = rows(task, timed), build(task, model, case, options)
     packed = pack(given)
     assert packed.reset is not None
-    assert len(packed.x) < len(given)
+    assert packed.x.shape[:2] == (3, 5)
+    assert sorted(packed.names) == sorted(example.name for example in given)
     weights = [1 if task == "classify" else len(example.x) for example in given]
     apart = sum(w * loss(built, collate([e])) for w, e in zip(weights, given, strict=True)) / sum(weights)
     assert relative(loss(built, packed), apart) < TOLERANCE[torch.float32]  # which tasks take losses in

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,22 +149,18 @@ def test_a_training_without_standard_streams_ends_well(tmp_path: Path) -> None:
 
 
 def test_a_grid_stops_as_its_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Training:
-        got: list[int] = []  # noqa: RUF012
-
-        def send_signal(self, number: int) -> None:
-            self.got.append(number)
+    got: list[int] = []
 
     def train(words: list[str]) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
         return "stopped after step 3 as asked"
 
-    monkeypatch.setattr(grid, "_running", [Training()])
+    monkeypatch.setattr(grid, "_running", [SimpleNamespace(send_signal=got.append)])
     monkeypatch.setattr(grid, "train_one", train)
     parent, outcomes = grid.run("digits_lru", grid.cells(["seed=1,2"]), tmp_path / "grid")
     with pytest.raises(GridInterrupted, match=f"the same command and --resume {parent}"):
         list(outcomes)
-    assert Training.got == [signal.SIGTERM]
+    assert got == [signal.SIGTERM]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one(
