@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import yaml
 
+from lrnnx_app.errors import one_line
+
 MOST_BYTES = 1 << 18  # bytes of a file
 MOST_NODES = 20_000  # values and keys; one that aliases repeat counts each time
 MOST_LETTERS = 20_000  # letters of one value
@@ -52,7 +54,7 @@ def read(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise NotPlainError(_place(error)) from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise NotPlainError(_first_line(error)) from error  # ValueError: a number or date that is none
+        raise NotPlainError(one_line(error)) from error  # ValueError: a number or date that is none
     check(content)
     return content
 
@@ -114,14 +116,9 @@ def _keys_once(node: yaml.MappingNode) -> None:
 
 def _place(error: yaml.MarkedYAMLError) -> str:
     """The line and the error of a text that is no YAML."""
-    mark, problem = error.problem_mark, error.problem or _first_line(error)
+    mark, problem = error.problem_mark, error.problem or one_line(error)
     if mark is None:
         return problem
     ahead = (mark.get_snippet(0, 1000) or "").splitlines()[0]
     words = "a tab in its indentation; expected spaces" if ahead.startswith("\t") else problem
     return f"line {mark.line + 1}: {words}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

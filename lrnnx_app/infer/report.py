@@ -15,6 +15,19 @@ from lrnnx_app.tasks._base import Meaning
 
 DRAWN_SECONDS = 60
 DRAWN_POINTS = 5000
+WORDS = {  # in the text of a report, if it holds the key
+    "lookahead_ms": "look-ahead {lookahead_ms} ms",
+    "resampling_ms": "conversion of the rate {resampling_ms} ms",
+    "latency_ms": "latency {latency_ms} ms ({algorithmic_ms} algorithmic + {chunk_p99_ms} compute)",
+    "chunk_p50_ms": "chunk p50 {chunk_p50_ms} ms, p95 {chunk_p95_ms} ms, p99 {chunk_p99_ms} ms",
+    "real_time_factor": "real-time factor {real_time_factor}",
+    "threads": "threads {threads}",
+    "restarts": "{restarts} restarts of a stream that was not finite",
+    "samples_beyond": "{samples_beyond} samples too loud",
+    "misses": "{misses} chunks late, at most {late_ms} ms",
+    "peak_mib": "memory {peak_mib:.0f} MiB",
+    "peak_gpu_mib": "GPU {peak_gpu_mib:.0f} MiB, graph {graph}",
+}
 
 
 def report(
@@ -63,35 +76,8 @@ def text(costs: dict[str, Any], as_json: bool) -> str:
     """The report as one line of JSON, or as text."""
     if as_json:
         return terminal.as_json(costs)
-    parts = []
-    if "lookahead_ms" in costs:
-        parts.append(f"look-ahead {costs['lookahead_ms']} ms")
-    if "resampling_ms" in costs:
-        parts.append(f"conversion of the rate {costs['resampling_ms']} ms")
-    if "latency_ms" in costs:
-        parts.append(
-            f"latency {costs['latency_ms']} ms ({costs['algorithmic_ms']} algorithmic + "
-            f"{costs['chunk_p99_ms']} compute)"
-        )
-    if "chunk_p50_ms" in costs:
-        parts.append(
-            "chunk " + ", ".join(f"p{share} {costs[f'chunk_p{share}_ms']} ms" for share in (50, 95, 99))
-        )
-    if "real_time_factor" in costs:
-        parts.append(f"real-time factor {costs['real_time_factor']}")
-    if "threads" in costs:
-        parts.append(f"threads {costs['threads']}")
-    if "restarts" in costs:
-        parts.append(f"{costs['restarts']} restarts of a stream that was not finite")
-    if "samples_beyond" in costs:
-        parts.append(f"{costs['samples_beyond']} samples too loud")
-    if "misses" in costs:
-        parts.append(f"{costs['misses']} chunks late, at most {costs['late_ms']} ms")
-    if "peak_mib" in costs:
-        parts.append(f"memory {costs['peak_mib']:.0f} MiB")
-    if "peak_gpu_mib" in costs:
-        parts.append(f"GPU {costs['peak_gpu_mib']:.0f} MiB, graph {costs.get('graph', 'none')}")
-    return " · ".join(parts)
+    given = {"graph": "none", **costs}
+    return " · ".join(words.format_map(given) for key, words in WORDS.items() if key in costs)
 
 
 class Recorder:

@@ -43,17 +43,9 @@ class Given(NamedTuple):
 
     a: Tensor
 
-    def scan(
-        self,
-        b: Tensor,
-        h0: Tensor | None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def scan(self, b: Tensor, h0: Tensor | None, **masks: Any) -> tuple[Tensor, Tensor]:
         a = self.a if self.a.ndim == b.ndim else self.a[None, None]
-        return linear_scan(a, b, h0, lengths=lengths, reset=reset, reverse=reverse)
+        return linear_scan(a, b, h0, **masks)
 
     def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return _each_state(b, h, self.a if self.a.ndim < h.ndim else self.a.squeeze(1))
@@ -69,17 +61,8 @@ class Discretized(NamedTuple):
     dt: Tensor  # (B, T) elapsed time δ before each sample
     rule: Rule
 
-    def scan(
-        self,
-        b: Tensor,
-        h0: Tensor | None,
-        *,
-        lengths: Tensor | None = None,
-        reset: Tensor | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        options = {"rule": self.rule, "lengths": lengths, "reset": reset, "reverse": reverse}
-        return discretized_scan(self.z, self.dt, b, h0, **options)
+    def scan(self, b: Tensor, h0: Tensor | None, **masks: Any) -> tuple[Tensor, Tensor]:
+        return discretized_scan(self.z, self.dt, b, h0, rule=self.rule, **masks)
 
     def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return _each_state(b, h, self.z, dt=self.dt[:, 0], rule=self.rule.scanned)
@@ -97,11 +80,9 @@ class Varying(NamedTuple):
         """a and gain, each broadcastable to (B, T, 2, N)."""
         return self.rule(self.lam, F.softplus(self.logits), self.dt)
 
-    def scan(
-        self, b: Tensor, h0: Tensor | None, *, lengths: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def scan(self, b: Tensor, h0: Tensor | None, **masks: Any) -> tuple[Tensor, Tensor]:
         a, gain = self.coefficients()
-        return linear_scan(a, planar.mul(gain.expand(b.shape), b), h0, lengths=lengths, reset=reset)
+        return linear_scan(a, planar.mul(gain.expand(b.shape), b), h0, **masks)
 
     def step(self, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         dt = None if self.dt is None else self.dt[:, 0]

@@ -67,9 +67,7 @@ def trials(name: str) -> Iterator[Trial]:
     alone = examples(name)
     for label, about in PROPERTIES.items():
         cases = [case for case in alone if not about.streams or case.build().causal]
-        if about.check is equals_its_definition:
-            by_name = {str(by_rule): by_rule for case in cases for by_rule in case.by_each_rule()}
-            cases = list(by_name.values())
+        cases = list({str(by_rule): by_rule for case in cases for by_rule in case.by_each_rule()}.values())
         cases += [Case(name, alone[0].options, True)] if about.both else []
         for case in cases:
             yield Trial(label, about.check, case, False)
@@ -113,9 +111,11 @@ def _row(state: Any, row: int) -> Any:
     return tree_map(lambda s: s[row, None], state)
 
 
-def _in_pieces(layer: Any, x: Tensor, dt: Tensor | None, sizes: list[int]) -> tuple[Tensor, Any]:
+def in_pieces(
+    layer: Any, x: Tensor, dt: Tensor | None, sizes: list[int], state: Any = None
+) -> tuple[Tensor, Any]:
     """Chunks of the given sizes, those of size 1 by `step`."""
-    state, start, ys = layer.init_state(x.shape[0]), 0, []
+    state, start, ys = layer.init_state(x.shape[0]) if state is None else state, 0, []
     for size in sizes:
         part = slice(start, start + size)
         if size == 1:
@@ -149,7 +149,7 @@ def forward_is_chunks_is_steps(case: Case, timed: bool) -> None:
         with torch.no_grad():
             whole = layer(x, dt=dt)
             for sizes in PIECES:
-                close(_in_pieces(layer, x, dt, sizes), whole, tolerance)
+                close(in_pieces(layer, x, dt, sizes), whole, tolerance)
 
 
 @_property()

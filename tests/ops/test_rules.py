@@ -7,16 +7,16 @@ import copy
 import inspect
 import math
 import re
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.layers._bank import PATHS
 from lrnnx_app.layers._constants import frozen
+from lrnnx_app.layers._examples import examples
+from lrnnx_app.layers._properties import PROPERTIES, TIME, close, in_pieces, inputs, trials
 from lrnnx_app.ops import planar, rules
 from lrnnx_app.ops._examples import Draw
 from lrnnx_app.ops._extension import source_root
@@ -27,7 +27,6 @@ from lrnnx_app.registry import LAYERS
 from tests.helpers import example, relative
 
 Z = torch.complex128
-BATCH, TIME, D_MODEL = 3, 9, 4
 
 
 def _of_the_docs() -> Rule:
@@ -243,116 +242,38 @@ def test_zoh_gain_near_zero(size: float) -> None:
     assert abs(complex(float(slope[0]), -float(slope[1])) - derivative) < 1e-11
 
 
-def _paths(name: str) -> list[dict[str, Any]]:
-    """The options that choose how a whole sequence is computed."""
-    fields = LAYERS[name].Config.__dataclass_fields__
-    if "path" in fields:
-        return [{"path": path} for path in PATHS]
-    return [{"complex": False}, {"complex": True}] if "complex" in fields else [{}]
+each_layer = pytest.mark.parametrize("name", [name for name, entry in LAYERS.items() if entry.taps])
 
 
-CASES = [
-    (name, options, rule)
-    for name, entry in LAYERS.items()
-    for options in _paths(name)
-    for rule in (*RULES, IMPLICIT.name)
-    if entry.taps
-]
-each_case = pytest.mark.parametrize(
-    ("name", "options", "rule"),
-    CASES,
-    ids=["-".join((name, *map(str, options.values()), rule)) for name, options, rule in CASES],
-)
-each_timing = pytest.mark.parametrize("timed", [False, True], ids=["even", "dt"])
+@each_layer
+def test_a_layer_keeps_its_contract_by_a_rule_of_ones_own(name: str) -> None:
+    """By lrnnx's own rules it is tested with the layers."""
+    by_rule = [trial for trial in trials(name) if trial.case.options.get("rule") == IMPLICIT.name]
+    assert {trial.name for trial in by_rule} == PROPERTIES.keys()
+    for trial in by_rule:
+        trial.run()
 
 
-def _layer(name: str, options: dict[str, Any], rule: str) -> Any:
-    return LAYERS[name](D_MODEL, LAYERS[name].Config(d_state=4, rule=rule, **options)).double()
-
-
-def _inputs(timed: bool) -> tuple[Tensor, Tensor | None]:
-    x = torch.randn(BATCH, TIME, D_MODEL, dtype=torch.float64)
-    return x, 0.1 + 2 * torch.rand(BATCH, TIME, dtype=torch.float64) if timed else None
-
-
-def _at(dt: Tensor | None, *index: Any) -> Tensor | None:
-    return None if dt is None else dt[index]
-
-
-def _steps(layer: Any, x: Tensor, dt: Tensor | None, state: Any = None) -> tuple[Tensor, Any]:
-    state, ys = layer.init_state(len(x)) if state is None else state, []
-    for t in range(x.shape[1]):
-        y, state = layer.step(x[:, t], state, _at(dt, slice(None), t))
-        ys.append(y)
-    return torch.stack(ys, 1), state
-
-
-def _close(found: Any, wanted: Any) -> None:
-    for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
-        assert relative(one, other) < 1e-10
-
-
-@each_timing
-@each_case
-def test_steps_chunks_and_passes_agree(name, options, rule, timed):
-    """Steps by kernels and by differentiable calls, chunks, a frozen copy, and the whole at once."""
-    layer, (x, dt) = _layer(name, options, rule), _inputs(timed)
-    whole = layer(x, dt=dt)
-    _close(_steps(layer, x, dt), whole)
-    first, state = layer(x[:, :4], dt=_at(dt, slice(None), slice(0, 4)))
-    second, state = layer(x[:, 4:], state, dt=_at(dt, slice(None), slice(4, None)))
-    _close((torch.cat((first, second), 1), state), whole)
-    with torch.no_grad():
-        _close(_steps(layer, x, dt), whole)
-        _close(_steps(frozen(layer), x, dt), whole)
-        _close(frozen(layer)(x, dt=dt), whole)
-
-
-@each_case
-def test_elapsed_time_of_one_is_even_time(name, options, rule):
-    layer, (x, _) = _layer(name, options, rule), _inputs(False)
-    _close(layer(x, dt=torch.ones(BATCH, TIME, dtype=torch.float64)), layer(x))
-
-
-@each_timing
-@each_case
-def test_resets_and_lengths_cut(name, options, rule, timed):
-    """Packed sequences are those run alone, and padding changes nothing."""
-    layer, (x, dt) = _layer(name, options, rule), _inputs(timed)
-    reset = torch.zeros(BATCH, TIME, dtype=torch.bool)
-    reset[:, 5] = True
-    packed, last = layer(x, dt=dt, reset=reset)
-    first, _ = layer(x[:, :5], dt=_at(dt, slice(None), slice(0, 5)))
-    second, after = layer(x[:, 5:], dt=_at(dt, slice(None), slice(5, None)))
-    _close((packed, last), (torch.cat((first, second), 1), after))
-    lengths = torch.tensor([0, 4, TIME])
-    _, start = layer(x, dt=dt)
-    padded, held = layer(x, start, dt=dt, lengths=lengths)
-    for row, length in enumerate(lengths.tolist()):
-        before = tree_map(lambda s, row=row: s[row, None], start)
-        end = tree_map(lambda s, row=row: s[row, None], held)
-        if length == 0:
-            _close(end, before)
+@pytest.mark.parametrize("timed", [False, True], ids=["even", "dt"])
+@each_layer
+def test_steps_and_frozen_copies_are_the_layer(name: str, timed: bool) -> None:
+    """Outputs, and gradients of the same numbers through differentiable steps."""
+    x, dt = inputs(timed)
+    for case in {str(case): case for one in examples(name) for case in one.by_each_rule()}.values():
+        layer = case.build()
+        if not layer.causal:
             continue
-        alone, after = layer(x[row, None, :length], before, dt=_at(dt, [row], slice(0, length)))
-        _close((padded[row, None, :length], end), (alone, after))
-
-
-@each_timing
-@each_case
-def test_gradients_are_those_of_the_steps(name, options, rule, timed):
-    layer, (x, dt) = _layer(name, options, rule), _inputs(timed)
-    _, state = layer(torch.randn_like(x), dt=dt)
-    leaves = [x, *([] if dt is None else [dt]), *(s.detach() for s in state)]
-    weights = None
-    found = []
-    for run in (layer, lambda x, state, dt: _steps(layer, x, dt, state)):
-        given = [leaf.clone().requires_grad_() for leaf in leaves]
-        start = type(state)(*given[len(leaves) - len(state) :])
-        outputs = tree_leaves(run(given[0], start, dt=None if dt is None else given[1]))
-        weights = weights or [torch.randn_like(y) for y in outputs]
-        total = sum((w * y).sum() for w, y in zip(weights, outputs, strict=True))
-        wanted = [*given, *layer.parameters()]
-        found.append(torch.autograd.grad(total, wanted, materialize_grads=True))
-    for one, other in zip(*found, strict=True):
-        assert float((one - other).norm()) <= 1e-9 * max(1.0, float(other.norm()))
+        whole = layer(x, dt=dt)
+        with torch.no_grad():
+            close(frozen(layer)(x, dt=dt), whole)
+            close(in_pieces(frozen(layer), x, dt, [1] * TIME), whole)
+        leaves = [x, *([] if dt is None else [dt]), *(s.detach() for s in whole[1])]
+        found = []
+        for run in (layer, lambda x, state, dt, layer=layer: in_pieces(layer, x, dt, [1] * TIME, state)):
+            given = [leaf.clone().requires_grad_() for leaf in leaves]
+            start = type(whole[1])(*given[len(leaves) - len(whole[1]) :])
+            outputs = tree_leaves(run(given[0], start, dt=given[1] if timed else None))
+            total = sum((y.sin() * (1 + torch.arange(y.numel()).view(y.shape) % 3)).sum() for y in outputs)
+            found.append(torch.autograd.grad(total, [*given, *layer.parameters()], materialize_grads=True))
+        for one, other in zip(*found, strict=True):
+            close(one, other, 1e-9)
