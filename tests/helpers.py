@@ -6,18 +6,22 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, TASKS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
+from lrnnx_app.spec import Batch
+from lrnnx_app.tasks._base import Task
+from lrnnx_app.train import fit
 
 ROOT = Path(__file__).parents[1]  # of the checkout
 DOCS = ROOT / "lrnnx_app" / "docs"
@@ -124,6 +128,35 @@ def started(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )
+
+
+def children(process: int) -> list[int]:
+    """The processes that one has started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def in_step(task: type[Task], step: int, do: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Call `do` in the training step of that number."""
+    whole = task.training_step
+
+    def interfered(self: Task, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step == step:
+            do()
+        return whole(self, batch, batch_idx)
+
+    patch.setattr(task, "training_step", interfered)
+
+
+def cut(config: DictConfig, run: Path, step: int) -> None:
+    """Train, or go on, until the power goes after optimizer step `step`."""
+
+    def fail() -> None:
+        raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_step(TASKS[config.task.name], step, fail, patch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit.train(config, *((None, run) if run.exists() else (run,)))
 
 
 def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> None:

@@ -128,15 +128,21 @@ def in_pieces(
     return torch.cat(ys, 1), state
 
 
+def moved(case: Case) -> tuple[Any, Callable[..., Tensor]]:
+    """The layer with no parameter at 0 or 1, where an error could hide; and its definition."""
+    layer = case.build()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    definition = _bidirectional.definition if case.bidirectional else definition_of(LAYERS[case.name])
+    return layer, partial(definition, layer)
+
+
 @_property()
 def equals_its_definition(case: Case, timed: bool) -> None:
     """Outputs and gradients are those of the paper's loop beside the class."""
-    layer = case.build()
-    with torch.no_grad():
-        for p in layer.parameters():  # none at 0 or 1, where an error could hide
-            p.add_(0.1 * torch.randn_like(p))
-    definition = _bidirectional.definition if case.bidirectional else definition_of(LAYERS[case.name])
-    found = differences(layer, partial(definition, layer), *inputs(timed))
+    layer, definition = moved(case)
+    found = differences(layer, definition, *inputs(timed))
     wrong = {name: f"{error:.2g}" for name, error in found.items() if not error <= DEFINED}
     _require(not wrong, f"differs by {wrong}, allowed are {DEFINED:.2g}")
 

@@ -1,7 +1,5 @@
 """Data modules: addressed randomness, splits that do not leak, the user's own files, and bad files."""
 
-import gzip
-import struct
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from lrnnx_app.data.module import AddressSampler, DataModule
 from lrnnx_app.errors import DataError
 from lrnnx_app.registry import DATA
 from lrnnx_app.spec import SPLITS
+from tests.data.standins import image_sequence as standin
 
 
 @pytest.fixture
@@ -142,18 +141,9 @@ def test_missing_folders_are_named(options: dict[str, str], word: str) -> None:
         Audio(Audio.Config(**options)).source("train")
 
 
-def idx(array: np.ndarray) -> bytes:
-    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for stem, count in (("train", 5004), ("t10k", 3)):
-        images, labels = rng.integers(0, 256, (count, 28, 28)), rng.integers(0, 10, count)
-        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx(images))
-        (tmp_path / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    standin.mnist(tmp_path)
     return tmp_path
 
 

@@ -13,6 +13,8 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
 
 from lrnnx_app.errors import UserError
 from lrnnx_app.interop import load
+from lrnnx_app.layers._properties import in_pieces
+from tests.helpers import relative
 
 LIMITS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-10, 1e-10)}  # outputs, gradients
 
@@ -28,10 +30,6 @@ def dtype(request, monkeypatch):
 
 
 in_both = pytest.mark.parametrize("dtype", LIMITS, ids=str, indirect=True)
-
-
-def error(got, wanted):
-    return ((got - wanted).norm() / wanted.norm()).item()
 
 
 def randomize(module, dtype, seed=0):
@@ -52,23 +50,14 @@ def compare(theirs, ours, source_of, x, dtype, run):
     one, other = (x.clone().requires_grad_() for _ in range(2))
     wanted, got = run(one), ours(other)[0]
     limit, grad_limit = LIMITS[dtype]
-    assert error(got, wanted) <= limit
+    assert relative(got, wanted) <= limit
     weight = draw(*wanted.shape, dtype=dtype, seed=2)
     (wanted * weight).sum().backward()
     (got * weight).sum().backward()
-    assert error(other.grad, one.grad) <= grad_limit
+    assert relative(other.grad, one.grad) <= grad_limit
     grads = dict(ours.named_parameters())
     for name, p in theirs.named_parameters():
-        assert error(grads[source_of(name)].grad, p.grad) <= grad_limit, name
-
-
-def steps(layer, x, state=None):
-    state, outputs = layer.init_state(x.shape[0]) if state is None else state, []
-    with torch.no_grad():
-        for t in range(x.shape[1]):
-            y, state = layer.step(x[:, t], state)
-            outputs.append(y)
-    return torch.stack(outputs, 1)
+        assert relative(grads[source_of(name)].grad, p.grad) <= grad_limit, name
 
 
 def mamba_config(**changes):
@@ -87,7 +76,7 @@ def test_mamba_block(dtype, changes):
     ours = load("mamba", theirs.state_dict())
     x = draw(2, 150, 12, dtype=dtype)
     compare(theirs, ours, lambda name: name, x, dtype, theirs)
-    assert error(steps(ours, x), theirs(x).detach()) <= LIMITS[dtype][0]
+    assert relative(in_pieces(ours, x, None, [1] * x.shape[1])[0], theirs(x)) <= LIMITS[dtype][0]
 
 
 def falcon_mixer(dtype, **changes):
@@ -102,9 +91,9 @@ def test_falcon_mamba_block(dtype, changes):
     ours = load("falcon-mamba", theirs)
     x = draw(2, 50, 12, dtype=dtype)
     compare(theirs, ours, lambda name: name, x, dtype, theirs)
-    assert error(steps(ours, x), theirs(x).detach()) <= LIMITS[dtype][0]
+    assert relative(in_pieces(ours, x, None, [1] * x.shape[1])[0], theirs(x)) <= LIMITS[dtype][0]
     told = load("falcon-mamba", theirs.state_dict(), mixer_rms_eps=theirs.rms_eps)
-    assert error(told(x)[0], ours(x)[0]) == 0
+    assert relative(told(x)[0], ours(x)[0]) == 0
 
 
 def test_a_module_or_its_state_dict_is_of_the_source_that_is_named():
@@ -140,7 +129,7 @@ def test_a_config_tells_of_what_model_plain_tensors_are():
     theirs = falcon_mixer(torch.float64, mixer_rms_eps=0.3)
     plain, x = dict(theirs.state_dict()), draw(1, 10, 12)
     for config in (theirs.config, theirs.config.to_dict()):
-        assert error(load("falcon-mamba", plain, config)(x)[0], load("falcon-mamba", theirs)(x)[0]) == 0
+        assert relative(load("falcon-mamba", plain, config)(x)[0], load("falcon-mamba", theirs)(x)[0]) == 0
         with pytest.raises(UserError, match="mamba: a config of model_type 'falcon_mamba' is not of this"):
             load("mamba", plain, config)
     with pytest.raises(UserError, match="mamba: hidden_act must be silu, not gelu"):
@@ -182,14 +171,14 @@ def test_mamba_language_model(dtype):
     wanted = theirs(tokens, use_cache=False).logits
     got, _ = ours(tokens)
     limit, grad_limit = LIMITS[dtype]
-    assert error(got, wanted) <= limit
+    assert relative(got, wanted) <= limit
     names = [n for n, _ in theirs.backbone.layers.named_parameters() if "mixer" in n]
     of_theirs = [dict(theirs.backbone.layers.named_parameters())[n] for n in names]
     of_ours = [dict(ours.mixers.named_parameters())[n.replace(".mixer", "")] for n in names]
     weight = draw(*wanted.shape, dtype=dtype, seed=2)
     expected = torch.autograd.grad((wanted * weight).sum(), of_theirs)
     for name, a, b in zip(names, torch.autograd.grad((got * weight).sum(), of_ours), expected, strict=True):
-        assert error(a, b) <= grad_limit, name
+        assert relative(a, b) <= grad_limit, name
     with torch.no_grad():
         prefill = theirs(tokens[:, :30], use_cache=True)
         name = "cache" if "cache" in prefill else "cache_params"  # before transformers 5.24
@@ -198,7 +187,7 @@ def test_mamba_language_model(dtype):
             out = theirs(tokens[:, t : t + 1], **{name: cache}, use_cache=True)
             cache = out[name]
             logits, states = ours(tokens[:, t], states)
-            assert error(logits, out.logits[:, 0]) <= limit
+            assert relative(logits, out.logits[:, 0]) <= limit
 
 
 def gemma_block(dtype, hidden=12):
@@ -233,16 +222,16 @@ def test_recurrentgemma_documents_and_streams_that_are_not_fresh(dtype):
     limit = LIMITS[dtype][0]
     with torch.no_grad():
         wanted, _ = theirs(x, torch.arange(5, 25)[None], None, use_cache=False)
-        assert error(plain(x)[0], wanted) <= limit
-        assert error(ours(x)[0], wanted) > 0.01
+        assert relative(plain(x)[0], wanted) <= limit
+        assert relative(ours(x)[0], wanted) > 0.01
         fresh = ours.init_state(1)
-        assert error(ours(x, fresh._replace(fresh=torch.zeros(1)))[0], wanted) <= limit
+        assert relative(ours(x, fresh._replace(fresh=torch.zeros(1)))[0], wanted) <= limit
         # The source's convolution sees across the border of a document, its recurrence does not.
         theirs.conv_1d.weight[..., :-1] = 0
         ours = load("recurrentgemma", theirs.state_dict())
         restarted = torch.cat((torch.arange(8), torch.arange(12)))[None]
         wanted, _ = theirs(x, restarted, None, use_cache=False)
-        assert error(ours(x, reset=restarted == 0)[0], wanted) <= limit
+        assert relative(ours(x, reset=restarted == 0)[0], wanted) <= limit
 
 
 @in_both
@@ -253,8 +242,8 @@ def test_recurrentgemma_decoding(dtype):
     with torch.no_grad():
         wanted, _ = theirs(x[:, :20], torch.arange(20).expand(2, -1), None)
         got, state = ours(x[:, :20])
-        assert error(got, wanted) <= LIMITS[dtype][0]
+        assert relative(got, wanted) <= LIMITS[dtype][0]
         for t in range(20, 30):
             wanted, _ = theirs(x[:, t : t + 1], torch.full((2, 1), t), None)
             y, state = ours.step(x[:, t], state)
-            assert error(y, wanted[:, 0]) <= LIMITS[dtype][0]
+            assert relative(y, wanted[:, 0]) <= LIMITS[dtype][0]

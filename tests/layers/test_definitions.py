@@ -1,46 +1,28 @@
 """Every layer against the definition beside its class, and proof that a wrong layer does not pass."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
-from lrnnx_app.layers import _bidirectional
 from lrnnx_app.layers._definition import definition_of, differences
-from lrnnx_app.layers._examples import D_MODEL, examples
+from lrnnx_app.layers._examples import examples
+from lrnnx_app.layers._properties import DEFINED, inputs, moved
 from lrnnx_app.registry import LAYERS
+from tests.helpers import relative
+from tests.layers.test_layers import EXAMPLES
 
-EXACT, SEEN = 1e-9, 1e-7
-EXAMPLES = [case for name in LAYERS for case in examples(name)]
+SEEN = 1e-7
 FIRST = [examples(name)[0] for name in LAYERS]
-
-
-def made(case):
-    """The layer with no parameter at 0 or 1, where an error could hide; and its definition."""
-    layer = case.build()
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    definition = _bidirectional.definition if case.bidirectional else definition_of(LAYERS[case.name])
-    return layer, partial(definition, layer)
-
-
-def drawn(timed, time=9):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, time, D_MODEL, generator=generator, dtype=torch.float64)
-    dt = torch.rand(2, time, generator=generator, dtype=torch.float64) * 2 + 0.1
-    return x, dt if timed else None
 
 
 @pytest.mark.parametrize("case", EXAMPLES, ids=str)
 def test_many_steps_are_the_definition_too(case):
     """More than a chunk of any path."""
-    layer, definition = made(case)
-    x, _ = drawn(False, 70)
+    layer, definition = moved(case)
+    x, _ = inputs(False, time=70)
     with torch.no_grad():
         expected = definition(x)
-        assert (layer(x)[0] - expected).norm() <= EXACT * expected.norm()
+        assert relative(layer(x)[0], expected) <= DEFINED
 
 
 class Louder(nn.Module):
@@ -61,8 +43,8 @@ class Louder(nn.Module):
 
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_a_gain_that_is_wrong_everywhere_alike_is_seen(case):
-    layer, definition = made(case)
-    wrong, (x, _) = Louder(layer), drawn(False)
+    layer, definition = moved(case)
+    wrong, (x, _) = Louder(layer), inputs(False)
     whole, _ = wrong(x)
     first, state = wrong(x[:, :4])
     one, state = wrong.step(x[:, 4], state)
@@ -73,8 +55,8 @@ def test_a_gain_that_is_wrong_everywhere_alike_is_seen(case):
 
 @pytest.mark.parametrize("case", EXAMPLES, ids=str)
 def test_a_definition_notices_every_parameter(case):
-    layer, definition = made(case)
-    x, _ = drawn(False)
+    layer, definition = moved(case)
+    x, _ = inputs(False)
     with torch.no_grad():
         expected = definition(x)
         for name, p in layer.named_parameters():

@@ -15,10 +15,12 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from lrnnx_app.layers._examples import examples
 from lrnnx_app.ops._examples import Draw, Sizes
 from lrnnx_app.ops._table import OPERATORS
+from lrnnx_app.registry import LAYERS
 from tests.helpers import relative
-from tests.layers.test_layers import D_MODEL, PLAIN, TIMED_PLAIN, _name
+from tests.layers.test_layers import D_MODEL, TIMED_PLAIN, _name
 
 # torch itself warns of a loop over what it cannot batch.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -209,7 +211,7 @@ def test_layer_computed_again(case, timed, reentrant):
         assert relative(leaf.grad, expected) < 1e-12
 
 
-@pytest.mark.parametrize("case", [case for case in PLAIN if case.name in ("s6", "gru", "s4d")], ids=str)
+@pytest.mark.parametrize("case", [examples(name)[0] for name in LAYERS], ids=str)
 def test_hessians_agree(case):
     run, (x, *parameters) = _layer(case, False)
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers import _bank, _nplr
@@ -16,15 +15,7 @@ from lrnnx_app.layers.s4 import S4, continuous
 from lrnnx_app.layers.s4d import S4D, initial_modes
 from lrnnx_app.layers.s5 import S5
 from lrnnx_app.spec import Rows
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+from tests.helpers import relative
 
 
 def test_s4_starts_as_hippo_legs():
@@ -45,7 +36,7 @@ def test_recovered_readout_follows_its_parameters():
     with torch.no_grad():
         before = layer(x)[0]
         layer.C.mul_(2)
-        assert _error(layer(x)[0] - layer.D * x, 2 * (before - layer.D * x)) <= 1e-12
+        assert relative(layer(x)[0] - layer.D * x, 2 * (before - layer.D * x)) <= 1e-12
 
 
 def test_s5_blocks_are_hippo_in_their_eigenbasis():
@@ -75,8 +66,8 @@ def test_a_chunked_scan_is_the_scan(name, monkeypatch):
     gradient = torch.autograd.grad(wanted.square().sum() + last.h.sum(), x)[0]
     monkeypatch.setattr(_bank, "CHUNK", 8 * 2 * 2 * layer.state_shape[1])
     found, h = layer(x, dt=dt, lengths=lengths, reset=reset)
-    assert _error(found, wanted) <= 1e-12
-    assert _error(torch.autograd.grad(found.square().sum() + h.h.sum(), x)[0], gradient) <= 1e-12
+    assert relative(found, wanted) <= 1e-12
+    assert relative(torch.autograd.grad(found.square().sum() + h.h.sum(), x)[0], gradient) <= 1e-12
 
 
 @pytest.mark.parametrize("continued", [False, True])
@@ -93,7 +84,7 @@ def test_s4_packed_in_blocks_is_packed_step_by_step(continued):
         y, last = layer(x, state, lengths=lengths, reset=reset)
         gradient = torch.autograd.grad(y[inside].square().sum() + last.h.sum(), x)[0]
         results.append((y[inside], last.h, gradient))
-    assert all(_error(found, expected) <= 1e-11 for found, expected in zip(*results, strict=True))
+    assert all(relative(found, expected) <= 1e-11 for found, expected in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("name", ["s4", "s4d"])
@@ -106,9 +97,9 @@ def test_recomputed_parts_compile_whole(name, monkeypatch):
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for masks in ({"reset": reset}, {}):
         y, expected = compiled(x, **masks)[0], layer(x, **masks)[0]
-        assert _error(y, expected) <= 1e-12
+        assert relative(y, expected) <= 1e-12
         wanted = torch.autograd.grad(expected.square().sum(), layer.C)[0]
-        assert _error(torch.autograd.grad(y.square().sum(), layer.C)[0], wanted) <= 1e-12
+        assert relative(torch.autograd.grad(y.square().sum(), layer.C)[0], wanted) <= 1e-12
 
 
 def test_chunked_frequencies_and_steps_are_whole_ones(monkeypatch):
@@ -117,9 +108,9 @@ def test_chunked_frequencies_and_steps_are_whole_ones(monkeypatch):
     wanted = layer(x)[0]
     gradients = torch.autograd.grad(wanted.square().sum(), layer.log_A_real)[0]
     monkeypatch.setattr(_nplr, "FREQUENCIES", 64)
-    assert _error(torch.autograd.grad(layer(x)[0].square().sum(), layer.log_A_real)[0], gradients) <= 1e-12
+    assert relative(torch.autograd.grad(layer(x)[0].square().sum(), layer.log_A_real)[0], gradients) <= 1e-12
     stepped = layer(x, dt=torch.ones(1, 150, dtype=torch.float64))[0]
-    assert _error(torch.autograd.grad(stepped.square().sum(), layer.log_A_real)[0], gradients) <= 1e-9
+    assert relative(torch.autograd.grad(stepped.square().sum(), layer.log_A_real)[0], gradients) <= 1e-9
 
 
 @pytest.mark.parametrize("path", ["fft", "scan"])
@@ -130,7 +121,7 @@ def test_long_sequences_in_single_precision(name, path):
         layer.path = path
         found = layer(x)[0]
         layer.path = "scan"
-        assert _error(found, layer.double()(x.double())[0]) <= 1e-5
+        assert relative(found, layer.double()(x.double())[0]) <= 1e-5
 
 
 def test_nothing_of_states_times_steps_is_kept():

@@ -61,18 +61,3 @@ def test_coefficients_of_the_first_axes_of_a_state(device, axes, state):
     assert relative(got, want) <= SCAN.allowed(torch.float64).output
     for x, y in zip(*(torch.autograd.grad(z, (a, b), along) for z in (got, want)), strict=True):
         assert relative(x, y) <= SCAN.allowed(torch.float64).gradient
-
-
-@pytest.mark.parametrize(
-    ("shapes", "word"),
-    [
-        (((1, 1, 3), (2, 0, 3), None), "T ≥ 1"),
-        (((1, 1, 4), (2, 5, 3), None), "does not broadcast"),
-        (((1, 1, 3, 3), (2, 5, 3, 3), None), "b must be"),
-        (((1, 1, 3), (2, 5, 3), (2, 4)), "h0 must be"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(shapes, word):
-    a, b, h0 = (None if shape is None else torch.zeros(shape) for shape in shapes)
-    with pytest.raises(ValueError, match=word):
-        linear_scan(a, b, h0)

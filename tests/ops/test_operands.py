@@ -92,8 +92,9 @@ def test_operands_of_another_shape_are_refused(device, name):
     call = Call(name, device)
     tried = list(hostile(call))
     assert len(tried) > 3 * len(call.operands)
+    named = f"^({'|'.join(call.operands)}) (must|needs|.*does not broadcast)"
     for operand, x in tried:
-        with pytest.raises(ValueError, match=r"must|needs|does not broadcast"):
+        with pytest.raises(ValueError, match=named):
             raise_if_taken(operand, x, call(**{operand: x}))
 
 

@@ -32,8 +32,3 @@ def test_gradients_are_right_where_nothing_decays(device, rate):
     given["rate"].fill_(rate)
     for dtype, worst in compared(SCAN, given, PLAIN, device, DTYPES).items():
         assert worst.within(SCAN.allowed(dtype)), (dtype, worst)
-
-
-def test_shapes_are_named():
-    with pytest.raises(ValueError, match=r"rate must be \(3,\), not \(4,\)"):
-        rglru_scan(*torch.ones(3, 1, 4, 3), torch.ones(4))

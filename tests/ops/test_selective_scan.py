@@ -117,21 +117,3 @@ def test_memory_kept_for_the_backward_has_no_states(monkeypatch):
     states = 1024 * 8 * 32 * 8
     assert sum(kept.values()) < states / 2
     y.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("u", (3, 0, 4)),
-        ("delta", (3, 9, 1)),
-        ("A", (3, 3)),
-        ("B", (3, 9, 3, 3)),
-        ("C", (3, 9, 2, 2, 3)),
-        ("h0", (3, 4)),
-        ("dt", (3, 8)),
-        ("z", (3, 9, 1)),
-    ],
-)
-def test_shapes_that_do_not_fit(name, shape):
-    with pytest.raises(ValueError, match=f"^{name} must be"):
-        selective_scan(**(case() | {name: torch.zeros(shape)}))

@@ -22,10 +22,7 @@ from lrnnx_app.registry import shipped
 from lrnnx_app.reports import doctor, show
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.run import Run
-from lrnnx_app.spec import Batch
-from lrnnx_app.tasks.denoise import Denoise
-from lrnnx_app.train import fit
-from tests.helpers import DENOISE, SMALL, trained
+from tests.helpers import DENOISE, SMALL, cut, trained
 
 DIGITS = ["digits_lru", *SMALL, "model.d_model=8", "model.depth=1", "data.batch_size=600"]
 
@@ -97,23 +94,11 @@ def test_evaluate_repeats_the_training_s_test(lrnnx, denoiser: Path) -> None:
         assert abs(value - summary["metrics"][f"test/{key}"]) < 1e-4
 
 
-def test_resume_continues_where_it_stopped(
-    lrnnx, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_continues_where_it_stopped(lrnnx, folder: Path, tmp_path: Path) -> None:
     words = [*DENOISE, "trainer.max_steps=6"]
     whole = trained(folder, "whole", words)
     part = tmp_path / "part"
-    step = Denoise.training_step
-
-    def failing(self: Denoise, batch: Batch, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 4:
-            raise RuntimeError("power cut")
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Denoise, "training_step", failing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit.train(recipe.load(words[0], words[1:]), part)
+    cut(recipe.load(words[0], words[1:]), part, 4)
     result = lrnnx("train", *words, "--resume", part)
     assert result.code == 0, result.error
     steps = [int(row["step"]) for row in metrics.read(part)]

@@ -18,7 +18,7 @@ from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import Run
 from lrnnx_app.train import fit
-from tests.helpers import DENOISE, latest, started, wait_for_progress
+from tests.helpers import DENOISE, children, latest, started, wait_for_progress
 
 STEPS = 6
 ROUNDING = 1e-5  # of weights that move by 1e-2, and as far away with half of the data
@@ -36,10 +36,6 @@ BASE = [
 ONE = [*BASE, "data.batch_size=100"]
 TWO = [*BASE, "data.batch_size=50", "trainer.devices=2"]
 LAYERS = ("lru", "s6", "gru")
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def cut(run: Path, to: Path, step: int) -> Path:
@@ -95,7 +91,7 @@ def survivor(folder: Path) -> Path:
 
     process = started("--resume", run)
     wait_for_progress(run, process, latest(run))
-    os.kill(children(process)[0], signal.SIGKILL)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
     code, said = ended(process)
     assert code == 1
     assert said[-1].startswith("error: process 1 of this job ended by SIGKILL")

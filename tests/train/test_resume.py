@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from lrnnx_app import recipe
 from lrnnx_app.data.module import AddressSampler
@@ -20,7 +19,7 @@ from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit
-from tests.helpers import digits, latest, rows, same, started, trained
+from tests.helpers import cut, digits, latest, rows, same, started, trained
 
 WORDS = digits(4)
 STEPS = 16
@@ -66,42 +65,25 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 SHORT = ["trainer.max_epochs=2", "data.workers=0", "model.dropout=0"]
 
 
-def cut(config: DictConfig, run: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, or go on, until the power goes after optimizer step `step`."""
-    whole_step = Classify.training_step
-
-    def failing(self: Classify, batch: Batch, batch_idx: int) -> torch.Tensor:
-        if self.global_step == step:
-            raise RuntimeError("power cut")
-        return whole_step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classify, "training_step", failing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit.train(config, *((None, run) if run.exists() else (run,)))
-
-
 @pytest.mark.parametrize(
     "length", [("trainer.max_epochs=4",), ("trainer.max_steps=14", "trainer.max_epochs=-1")], ids=str
 )
-def test_cut_at_and_after_the_ends_of_epochs(
-    length: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cut_at_and_after_the_ends_of_epochs(length: tuple[str, ...], tmp_path: Path) -> None:
     config = recipe.load(WORDS[0], [*WORDS[1:], "data.workers=0", *length])
     whole, run = tmp_path / "whole", tmp_path / "run"
     fit.train(config, whole)
     for step in (4, 5, 8, 12):
-        cut(config, run, step, monkeypatch)
+        cut(config, run, step)
         assert latest(run) == step
     fit.train(config, resume=run)
     same(run, whole)
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(tmp_path: Path) -> Path:
     """A run that ended after step 7, with checkpoints of steps 5, 6 and 7."""
     run = tmp_path / "run"
-    cut(recipe.load(WORDS[0], [*WORDS[1:], *SHORT]), run, 7, monkeypatch)
+    cut(recipe.load(WORDS[0], [*WORDS[1:], *SHORT]), run, 7)
     assert [checkpoint_file.step_of(p) for p in checkpoint_file.candidates(run / "checkpoints")] == [7, 6, 5]
     return run
 

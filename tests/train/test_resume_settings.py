@@ -15,10 +15,10 @@ from lrnnx_app.errors import RecipeError, RunError, TrainingError
 from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import Run
-from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, resume
 from lrnnx_app.train.totals import Totals
+from tests.helpers import cut
 
 WORDS = [
     "model.d_model=8",
@@ -34,18 +34,8 @@ WORDS = [
 @pytest.fixture(scope="module")
 def halved(folder: Path) -> Path:
     """A run of two steps an epoch that ended after step 3 of 6."""
-    run, step = folder / "halved", Classify.training_step
-
-    def failing(self: Classify, batch: Batch, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 3:
-            raise RuntimeError("power cut")
-        return step(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Classify, "training_step", failing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit.train(recipe.load("digits_lru", WORDS), run)
-    return run
+    cut(recipe.load("digits_lru", WORDS), folder / "halved", 3)
+    return folder / "halved"
 
 
 @pytest.fixture

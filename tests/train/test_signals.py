@@ -17,9 +17,9 @@ from lrnnx_app.data import workers
 from lrnnx_app.errors import DataError, GridInterrupted, Interrupted, RunError
 from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs import folder as run_folder
-from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, grid, progress
+from tests.helpers import children, in_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 WORDS = [
@@ -32,36 +32,19 @@ WORDS = [
 ]
 
 
-def children() -> list[int]:
-    path = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    return [int(number) for number in path.read_text().split()]
-
-
-def in_step(step: int, do, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call `do` in the training step of that number."""
-    whole = Classify.training_step
-
-    def interfered(self: Classify, batch: Batch, batch_idx: int) -> torch.Tensor:
-        if self.global_step == step:
-            do()
-        return whole(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classify, "training_step", interfered)
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds its children in /proc")
 def test_signals_to_all_processes_end_with_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def group() -> None:
-        assert children()
+        assert children(os.getpid())
         for number in (signal.SIGTERM, signal.SIGINT):
-            for child in children():
+            for child in children(os.getpid()):
                 os.kill(child, number)
             os.kill(os.getpid(), number)
         time.sleep(0.3)  # those that such a signal ends are gone by now
 
-    in_step(0, group, monkeypatch)
+    in_step(Classify, 0, group, monkeypatch)
     run = tmp_path / "run"
     with pytest.raises(Interrupted, match="after step 1"):
         fit.train(recipe.load("digits_lru", WORDS), run)
@@ -71,10 +54,10 @@ def test_signals_to_all_processes_end_with_a_checkpoint(
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds its children in /proc")
 def test_a_killed_process_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill() -> None:
-        os.kill(children()[0], signal.SIGKILL)
+        os.kill(children(os.getpid())[0], signal.SIGKILL)
         time.sleep(0.3)
 
-    in_step(1, kill, monkeypatch)
+    in_step(Classify, 1, kill, monkeypatch)
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"data\.workers: .* killed .*memory.*--resume .*run") as told:
         fit.train(recipe.load("digits_lru", [*WORDS, "trainer.checkpoint_every=1"]), run)
