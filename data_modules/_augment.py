@@ -11,6 +11,7 @@ from torchaudio import functional as audio
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import RecipeError
 
+EARLY = 0.05  # s, of the echoes that a voice keeps
 SPEEDS = 100  # a speed is a multiple of 1/SPEEDS, for which the resampler's filter is short
 
 
@@ -22,16 +23,21 @@ class AugmentConfig:
     speed: float = 0.0  # largest relative change of speed, up or down; the pitch changes too
     reverb: str = ""  # file with an impulse response
     reverb_share: float = 0.5  # share of the examples with reverberation
+    rooms: float = 0.0  # share of the voices that are in a simulated room; the target keeps early echoes
+    colour: float = 0.0  # dB, largest gain or loss of a random shelf, of voices and of noises
+    clip: float = 0.0  # share of the mixtures that are clipped
+    telephone: float = 0.0  # share of the mixtures that hold 300 to 3400 Hz alone, as their targets do
     noise: float = 0.0  # standard deviation of white noise, relative to the signal's
     mask_time: float = 0.0  # share of the samples that one silent gap may take
     mask_band: float = 0.0  # share of the octaves below half the rate that a notch may take
 
     def __post_init__(self) -> None:
-        for name in ("speed", "mask_time", "mask_band", "reverb_share"):
-            if not 0 <= getattr(self, name) <= (1 if name == "reverb_share" else 0.9):
+        whole = ("reverb_share", "rooms", "clip", "telephone")
+        for name in (*whole, "speed", "mask_time", "mask_band"):
+            if not 0 <= getattr(self, name) <= (1 if name in whole else 0.9):
                 raise RecipeError(f"augment.{name}: expected a share, at least 0, not {getattr(self, name)}")
-        if min(self.gain, self.noise) < 0:
-            raise RecipeError("augment.gain and noise: expected at least 0")
+        if min(self.gain, self.noise, self.colour) < 0:
+            raise RecipeError("augment.gain, noise and colour: expected at least 0")
 
 
 class Augment:
@@ -52,8 +58,36 @@ class Augment:
             factor = SPEEDS + round(SPEEDS * rng.uniform(-c.speed, c.speed))
             wave = audio.resample(wave, factor, SPEEDS)
         if self.response is not None and rng.random() < c.reverb_share:
-            wave = audio.fftconvolve(wave, self.response)[: len(wave)]
+            wave = convolved(wave, self.response)
+        return self.coloured(wave, rng)
+
+    def coloured(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
+        """(T,) through a random low shelf and a random high one, as of another microphone."""
+        c = self.config
+        if c.colour:
+            low, high = rng.uniform(-c.colour, c.colour, 2)
+            wave = audio.bass_biquad(wave, self.rate, low, float(rng.uniform(100, 600)))
+            wave = audio.treble_biquad(wave, self.rate, high, float(rng.uniform(0.1, 0.3) * self.rate))
         return wave
+
+    def in_room(self, wave: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A voice (T,) as it is heard in a room, and with the early echoes alone; often the same."""
+        if not self.config.rooms or rng.random() >= self.config.rooms:
+            return wave, wave
+        response = room(self.rate, rng)
+        early = torch.where(torch.arange(len(response)) < EARLY * self.rate, response, 0)
+        heard, direct = convolved(wave, torch.stack((response, early)))
+        return heard, direct
+
+    def recorded(self, noisy: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A mixture and its target as a poor device records them: clipped, or of a telephone's bandwidth."""
+        c = self.config
+        if c.clip and rng.random() < c.clip:
+            most = float(noisy.abs().max()) * 10 ** (rng.uniform(-15, -1) / 20)
+            noisy = noisy.clamp(-most, most)
+        if c.telephone and rng.random() < c.telephone:
+            noisy, clean = telephone(torch.stack((noisy, clean)), self.rate)
+        return self.masked(noisy, rng), clean
 
     def heard(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         """(T,) to (T,)."""
@@ -61,7 +95,7 @@ class Augment:
         if c.noise:
             white = torch.from_numpy(rng.standard_normal(len(wave), np.float32))
             wave = wave + white * rng.uniform(0, c.noise) * wave.std(correction=0)
-        wave = self.masked(wave, rng)
+        wave, _ = self.recorded(wave, wave, rng)
         return audio.gain(wave, rng.uniform(-c.gain, c.gain)) if c.gain else wave
 
     def masked(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
@@ -83,3 +117,27 @@ class Augment:
         centre = 2 ** rng.uniform(low + width / 2, high - width / 2)
         quality = 1 / (2 ** (width / 2) - 2 ** (-width / 2))
         return audio.bandreject_biquad(wave, self.rate, float(centre), float(quality))
+
+
+def room(rate: int, rng: np.random.Generator) -> Tensor:
+    """A random impulse response (T,): the direct sound, then noise that falls by 60 dB in 0.1 to 0.8 s."""
+    seconds, ratio = rng.uniform(0.1, 0.8), 10 ** (rng.uniform(-5, 10) / 20)  # direct to reverberant sound
+    t = np.arange(1, round(seconds * rate)) / rate
+    tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > rng.uniform(0.001, 0.008))
+    tail = np.convolve(tail, (0.25, 0.5, 0.25), "same")  # walls take high frequencies first
+    tail /= ratio * max(1e-9, float(np.sqrt(np.square(tail).sum())))
+    return torch.from_numpy(np.concatenate(([1.0], tail))).float()
+
+
+def convolved(wave: Tensor, responses: Tensor) -> Tensor:
+    """A wave (T,) through responses (…, L), causally: (…, T)."""
+    size = 1 << (len(wave) + responses.shape[-1] - 2).bit_length()  # a power of 2, for which an FFT is fast
+    product = torch.fft.rfft(wave, size) * torch.fft.rfft(responses, size)
+    return torch.fft.irfft(product, size)[..., : len(wave)]
+
+
+def telephone(waves: Tensor, rate: int) -> Tensor:
+    """(…, T) with 300 to 3400 Hz alone."""
+    bins = torch.fft.rfftfreq(waves.shape[-1], 1 / rate)
+    passed = torch.sigmoid((bins - 300) / 20) * torch.sigmoid((3400 - bins) / 50)
+    return torch.fft.irfft(torch.fft.rfft(waves) * passed, waves.shape[-1])

@@ -17,6 +17,7 @@ from lrnnx_app.spec import Example
 
 ASSETS = Path(__file__).parent / "assets" / "prompts"
 VOICES = 3  # clips summed into babble
+CLEAN, ALONE, MIXED = range(3)  # kinds of examples: without noise, without speech, with both
 
 
 class Collection(Protocol):
@@ -63,26 +64,35 @@ class Mixtures:
         return self.config.examples_per_epoch if self.train else len(self.speech) * self.config.mixtures
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        index %= len(self.speech)
-        clean = self.speech[index]
+        c, index = self.config, index % len(self.speech)
+        heard = clean = self.speech[index]
         if self.augment is not None:
-            frames = round(self.config.seconds * self.config.sample_rate)
-            clean = part(self.augment.voice(clean, rng), frames, rng)
-        level = rng.uniform(self.config.snr_min, self.config.snr_max)
-        noise = self._noise(index, len(clean), rng)
-        power = clean.square().mean().clamp_min(1e-10) / noise.square().mean().clamp_min(1e-10)
-        noisy = clean + noise * torch.sqrt(power) * 10 ** (-level / 20)
+            voice = part(self.augment.voice(clean, rng), self.lengths[0], rng)
+            heard, clean = self.augment.in_room(voice, rng)
+        kind, noisy, level = self._kind(rng), heard, rng.uniform(c.snr_min, c.snr_max)
+        if kind != CLEAN:
+            noise = self._noise(index, len(clean), rng)
+            power = heard.square().mean().clamp_min(1e-10) / noise.square().mean().clamp_min(1e-10)
+            scaled = noise * torch.sqrt(power) * 10 ** (-level / 20)
+            noisy, clean = (scaled, torch.zeros_like(clean)) if kind == ALONE else (heard + scaled, clean)
         gain = 1 / max(1.0, float(noisy.abs().max()))
         if self.augment is not None:
-            noisy = self.augment.masked(noisy, rng)
-            gain *= 10 ** (rng.uniform(-12, 0) / 20)
+            noisy, clean = self.augment.recorded(noisy, clean, rng)
+            gain *= 10 ** (rng.uniform(c.level_min, 0) / 20)
         return Example(noisy[:, None] * gain, clean[:, None] * gain, name=self.speech.paths[index].stem)
+
+    def _kind(self, rng: np.random.Generator) -> int:
+        c = self.config
+        if not self.train or not c.clean + c.alone:
+            return MIXED
+        return int(rng.choice(3, p=(c.clean, c.alone, 1 - c.clean - c.alone)))
 
     def _noise(self, index: int, frames: int, rng: np.random.Generator) -> Tensor:
         c = self.config
         kind = rng.choice(3, p=[c.music, c.babble, c.coloured])
         if kind == 0:
-            return excerpt(self.noise[int(rng.integers(len(self.noise)))], frames, rng)
+            noise = excerpt(self.noise[int(rng.integers(len(self.noise)))], frames, rng)
+            return noise if self.augment is None else self.augment.coloured(noise, rng)
         if kind == 1 and len(self.speech) > 1:
             others = (index + rng.integers(1, len(self.speech), VOICES)) % len(self.speech)
             return torch.stack([excerpt(self.speech[int(k)], frames, rng) for k in others]).sum(0)

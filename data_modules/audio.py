@@ -23,7 +23,8 @@ from lrnnx_app.spec import DataSpec, Example
 __all__ = ["Audio", "Mixtures", "coloured_noise"]
 
 LAYOUTS = ("mixtures", "pairs", "speech_commands", "folders", "voices", "continued")
-UNUSED = {"mixtures": ("gain", "noise"), "pairs": ("speed", "reverb", "noise")}  # kinds of augmentation
+PAIRED = ("speed", "reverb", "rooms", "colour", "clip", "telephone", "noise")
+UNUSED = {"mixtures": ("gain", "noise"), "pairs": PAIRED}  # kinds of augmentation
 CLASSES = {len(WORDS): WORDS, len(TWELVE): TWELVE}
 
 
@@ -59,6 +60,9 @@ class Audio(DataModule):
         babble: float = 0.3  # share of mixtures with other voices
         coloured: float = 0.3  # share of mixtures with noise of a 1/f^β spectrum, β in [0, 2]
         examples_per_epoch: int = 1600  # mixtures that an epoch draws
+        clean: float = 0.0  # share of the training mixtures without noise
+        alone: float = 0.0  # share of the training mixtures without speech
+        level_min: float = -12.0  # dB, lowest level of a training mixture; the highest is full scale
         mixtures: int = 3  # times that each clip is mixed in validation and test
         augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training examples
 
@@ -70,6 +74,12 @@ class Audio(DataModule):
             shares = (self.music, self.babble, self.coloured)
             if min(shares) < 0 or not math.isclose(sum(shares), 1):
                 raise RecipeError(f"music, babble and coloured: expected shares that sum to 1, not {shares}")
+            if min(self.clean, self.alone) < 0 or self.clean + self.alone > 1:
+                raise RecipeError(
+                    f"clean and alone: expected shares of at most 1 together, not {self.clean}, {self.alone}"
+                )
+            if not self.level_min <= 0:
+                raise RecipeError(f"level_min: expected 0 dB or less, not {self.level_min}")
             if self.snr_min > self.snr_max:
                 raise RecipeError(f"snr_min: expected at most snr_max ({self.snr_max}), not {self.snr_min}")
             if not self.sample_rate * self.seconds >= 1:

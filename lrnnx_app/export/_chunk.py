@@ -47,7 +47,8 @@ class Chunk(nn.Module):
 
     def __init__(self, model: Model, chunk: int | None = None, timed: bool = False) -> None:
         super().__init__()
-        self.spec, self.hop, self.lookahead, self.timed = model.spec, model.hop, model.lookahead, timed
+        self.spec, self.hop, self.timed = model.spec, model.hop, timed
+        self.lookahead, self.delay = model.lookahead, model.delay
         self.chunk = chunk or (model.hop if model.hop > 1 else 64)
         if self.chunk < 1 or self.chunk % model.hop:
             raise StreamError(f"chunk {self.chunk}: expected a multiple of the model's hop of {model.hop}")
@@ -103,6 +104,7 @@ class Chunk(nn.Module):
             {
                 "chunk": self.chunk,
                 "lookahead": self.lookahead,
+                "delay": self.delay,
                 "timed": self.timed,
                 **asdict(self.spec),
                 "states": [asdict(state) for state in self.states],

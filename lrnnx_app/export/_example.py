@@ -21,8 +21,8 @@ here = Path(__file__).parent
 {load}
 state = [np.full((1, *s["shape"]), s["initial"], s["dtype"]) for s in about["states"]]
 {read}
-count, chunk = len(x), about["chunk"]
-x = np.pad(x, [(0, -count % chunk), *[(0, 0)] * (x.ndim - 1)])
+count, chunk, late = len(x), about["chunk"], about["delay"]
+x = np.pad(x, [(0, late + -(count + late) % chunk), *[(0, 0)] * (x.ndim - 1)])
 ys, times = [], []
 for start in range(0, len(x), chunk):
     inputs = [x[None, start : start + chunk], {dt}*state]
@@ -61,7 +61,7 @@ NOISE = (
     'x = np.random.default_rng(0).standard_normal((4 * about["chunk"], about["d_input"])).astype(np.float32)'
 )
 TOKENS = 'x = np.random.default_rng(0).integers(about["d_input"], size=4 * about["chunk"])'
-SOUND = """y = np.concatenate(ys)[:count, 0]
+SOUND = """y = np.concatenate(ys)[late : late + count, 0]
 try:
     with open(sys.argv[2], "wb") as file, wave.open(file, "w") as target:
         target.setparams((1, 2, rate, 0, "NONE", ""))

@@ -131,6 +131,7 @@ def card(run: Run, made: HubModel, recipe: str) -> str:
     ahead = f" ({milliseconds:.1f} ms)." if milliseconds else "."
     if streams:
         latency = f"It looks {model.lookahead} samples ahead" + ahead
+        latency += f" Its output is later than its input by {model.delay} samples." if model.delay else ""
     else:
         latency = "It runs in both directions, over whole sequences."
     time = model.hop if streams else CARD_STEPS

@@ -40,7 +40,8 @@ class AudioJob(Job):
         )
         watch = self.recorder.waves if path == self.inputs[0] else None
         source = sources.Resampled(blocks, rate, self.rate)
-        return AudioTrack(str(path), source, sink, rate, self.rate, path == PIPE, watch)
+        late = self.model.delay
+        return AudioTrack(str(path), source, sink, rate, self.rate, path == PIPE, watch, late)
 
     def done(self, track: Track) -> None:
         assert isinstance(track, AudioTrack)

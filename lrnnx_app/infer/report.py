@@ -59,7 +59,7 @@ def report(
         if rate:
             if delay:
                 costs["resampling_ms"] = round(1000 * delay, 2)
-            costs["algorithmic_ms"] = round(1000 * (session.chunk / rate + delay), 2)
+            costs["algorithmic_ms"] = round(1000 * ((session.chunk + model.delay) / rate + delay), 2)
         costs |= timing.percentiles()
         if rate:
             costs["latency_ms"] = round(costs["algorithmic_ms"] + costs["chunk_p99_ms"], 2)

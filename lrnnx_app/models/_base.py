@@ -23,12 +23,14 @@ class Model(nn.Module):
         packs: whether a row may contain several sequences, see `Rows.reset`.
         hop: samples that the model takes at once; a stream's chunks are multiples of it.
         lookahead: how many samples after t the output at t depends on; less than hop.
+        delay: by how many samples the output is later than the input: y[t] belongs to x[t − delay].
     """
 
     small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1}  # options of a small instance
     packs: ClassVar[bool] = False
     hop: int = 1
     lookahead: int = 0
+    delay: int = 0
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()

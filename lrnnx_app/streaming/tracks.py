@@ -52,6 +52,8 @@ class AudioTrack:
         name: used in messages.
         source: the input, converted from `rate` to `model_rate` (Hz).
         sink: takes samples at `rate`.
+        late: samples by which the model's output is later than its input. So many zeros follow the input, and
+            the first outputs are left out.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class AudioTrack:
         model_rate: int,
         live: bool = False,
         watch: Watch | None = None,
+        late: int = 0,
     ) -> None:
         self.name, self.live, self.rate = name, live, rate
         self._source, self._sink, self._watch = source, sink, watch
         self._back = Resampler(model_rate, rate)
         self._written, self._x = 0, torch.zeros(0)
+        self._owed = self._early = late  # zeros that are still to be read, outputs still to be left out
 
     @property
     def delay(self) -> float:
@@ -84,12 +88,17 @@ class AudioTrack:
         return self._written / self.rate
 
     def read(self, count: int) -> Steps:
-        self._x = self._source.read(count)
+        x = self._source.read(count)
+        zeros = min(self._owed, count - len(x))
+        self._owed -= zeros
+        self._x = torch.cat((x, x.new_zeros(zeros))) if zeros else x
         return Steps(self._x[:, None])
 
     def write(self, y: Tensor) -> None:
         if self._watch is not None:
             self._watch(self._x, y[:, 0])
+        y = y[self._early :]
+        self._early -= min(self._early, len(self._x))
         self._emit(self._back.push(y[:, 0]))
 
     def finish(self) -> None:

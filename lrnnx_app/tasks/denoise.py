@@ -1,4 +1,4 @@
-"""Denoising: clean samples from noisy ones, judged by the scale-invariant signal-to-noise ratio.
+"""Denoising: clean samples from noisy ones, trained on compressed spectra, judged by SI-SNR.
 
 PESQ and STOI, which estimate what listeners would say, need an extra: pip install 'lrnnx-app[audio-metrics]'.
 """
@@ -9,17 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
 
 EXAMPLES = 3  # test clips kept for pictures and sounds
-FFT = 512
+SIZES = (256, 512, 1024)  # samples of the frames whose spectra are compared
+PHASE = 0.3  # share of the distance that depends on phases
 COMPRESSION = 0.3  # exponent on magnitudes, so that quiet bins count
+TINY = 1e-5  # added to powers, where the mean square of the noisy wave is 1
 
 
 class Denoise(Task):
-    """Loss: −SI-SNR in dB plus `spectral` times the distance of compressed magnitudes.
+    """Loss: the distance of compressed spectra from those of the clean wave, and −SI-SNR in dB.
+
+    Spectra of three lengths count, with and without phases. Both waves are first divided by the level of the
+    noisy one, so that loud and quiet examples weigh alike. Examples without speech have no SI-SNR.
 
     Metrics: SI-SNR in dB of the noisy input and of the output, and its improvement; means over clips. A test
     also gives the standard error of the improvement, and PESQ and STOI of input and output, if their packages
@@ -32,16 +38,16 @@ class Denoise(Task):
     inference = "audio"
     next_words = "lrnnx infer {run} NOISY.wav -o CLEAN.wav"
 
-    window: Tensor
-
     @dataclass
     class Config(Task.Config):
-        spectral: float = 1.0  # weight of the distance of spectra in the loss, beside −SI-SNR in dB
+        spectral: float = 100.0  # weight of the distance of compressed spectra in the loss
+        si_snr: float = 0.1  # weight of −SI-SNR in dB in the loss
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
-        self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+        for size in SIZES:
+            self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
     def meters(self) -> None:
         from torchmetrics import CatMetric
@@ -53,12 +59,16 @@ class Denoise(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         estimate, target = self._waves(batch)
-        score = si_snr(estimate, target).mean()
-        loss = -score + self.config.spectral * self._spectral_distance(estimate, target)
-        before = si_snr(batch.x[..., 0], target).mean()
+        noisy, spoken = batch.x[..., 0], target.square().sum(-1) > 0
+        before, after = (torch.where(spoken, si_snr(wave, target), 0) for wave in (noisy, estimate))
+        distance = self._distance(estimate, target, noisy.square().mean(-1, keepdim=True))
+        loss = self.config.spectral * distance - self.config.si_snr * after.mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         self.log(
-            "train/si_snr_improvement", (score - before).detach(), prog_bar=True, batch_size=len(batch.x)
+            "train/si_snr_improvement",
+            (after - before).detach().mean(),
+            prog_bar=True,
+            batch_size=len(batch.x),
         )
         return loss
 
@@ -102,15 +112,25 @@ class Denoise(Task):
 
     def _waves(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Estimate and target (B, T), float32."""
-        estimate, _ = self.model(batch.x, **batch.rows._asdict())
-        return estimate[..., 0].float(), batch.y[..., 0]
+        late, lengths = self.model.delay, batch.lengths
+        rows = batch.rows._replace(lengths=None if lengths is None else lengths + late)
+        estimate, _ = self.model(pad(batch.x, (0, 0, 0, late)), **rows._asdict())
+        return estimate[:, late:, 0].float(), batch.y[..., 0]
 
-    def _spectral_distance(self, estimate: Tensor, target: Tensor) -> Tensor:
-        def magnitudes(wave: Tensor) -> Tensor:
-            spectrum = torch.stft(wave, FFT, FFT // 2, window=self.window, return_complex=True)
-            return (spectrum.abs() + 1e-8) ** COMPRESSION
+    def _distance(self, estimate: Tensor, target: Tensor, power: Tensor) -> Tensor:
+        """The mean square distance of compressed spectra of (B, T), over the level √power (B, 1)."""
+        waves = torch.cat((estimate, target)) / (torch.cat((power, power)) + 1e-12).sqrt()
+        return torch.stack([self._distance_of(waves, size) for size in SIZES]).mean()
 
-        return (magnitudes(estimate) - magnitudes(target)).square().mean()
+    def _distance_of(self, waves: Tensor, size: int) -> Tensor:
+        window = getattr(self, f"window_{size}")
+        spectra = torch.stft(waves, size, size // 2, window=window, return_complex=True) / size**0.5
+        parts = torch.view_as_real(spectra)
+        power = parts.square().sum(-1) + TINY
+        magnitudes, other = (power ** (COMPRESSION / 2)).chunk(2)
+        numbers, others = (parts * power[..., None] ** ((COMPRESSION - 1) / 2)).chunk(2)
+        phases = (numbers - others).square().sum(-1).mean()
+        return (1 - PHASE) * (magnitudes - other).square().mean() + PHASE * phases
 
     def _score(self, batch: Batch) -> list[tuple[str, Tensor, Tensor, Tensor]]:
         """Add each clip, without its padding, to the metrics; returns (name, noisy, denoised, clean) rows."""

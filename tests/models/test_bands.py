@@ -1,0 +1,99 @@
+"""The denoiser of bands: it streams exactly, scales with its input, and begins as a delay."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.models.bands import FLOOR, Bands
+from lrnnx_app.registry import LAYERS
+from lrnnx_app.spec import DataSpec
+from lrnnx_app.streaming.session import StreamingSession
+from tests.helpers import TOLERANCE, relative
+
+SPEC = DataSpec(1, 1, sample_rate=16000)
+HOP, TIME = 16, 16 * 20 + 5
+
+
+def bands(layer: str = "mingru", dtype: torch.dtype = torch.float64, spread: bool = True, **options) -> Bands:
+    torch.manual_seed(0)
+    config = Bands.Config(d_model=8, depth=2, bands=4, hop=HOP, layer=LAYERS.config(layer), **options)
+    model = Bands(SPEC, config).to(dtype).eval()
+    torch.nn.init.normal_(model.mask.weight, std=1.0 if spread else 0.0)
+    return model
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layer", ["lru", "mingru", "rglru", "s5", "s7"])
+def test_streams(layer, dtype):
+    model, x = bands(layer, dtype), torch.randn(2, TIME, 1, dtype=dtype)
+    with torch.inference_mode():
+        whole, _ = model(x)
+    for chunk in (HOP, 3 * HOP):
+        session = StreamingSession(model, batch=2, chunk=chunk)
+        parts = [*(session.push(piece) for piece in x.split(chunk, 1)), session.finish()]
+        assert relative(torch.cat(parts, 1), whole) < TOLERANCE[dtype]
+
+
+def test_padding_changes_neither_output_nor_state():
+    model, x = bands(), torch.randn(2, TIME, 1, dtype=torch.float64)
+    short = 5 * HOP + 3
+    padded = x.clone()
+    padded[1, short:] = torch.nan
+    with torch.inference_mode():
+        y, state = model(padded, lengths=torch.tensor([TIME, short]))
+        alone, ended = model(x[1:, :short])
+    assert relative(y[1:, :short], alone) < TOLERANCE[torch.float64]
+    for leaf, own in zip(tree_leaves(state), tree_leaves(ended), strict=True):
+        assert relative(leaf[1:], own) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("decibels", [-40, -20, 20])
+def test_output_scales_with_input(decibels):
+    model, x = bands(), torch.randn(1, TIME, 1, dtype=torch.float64)
+    gain = 10 ** (decibels / 20)
+    with torch.inference_mode():
+        expected, scaled = model(x)[0] * gain, model(x * gain)[0]
+    assert relative(scaled, expected) < 2 * FLOOR / min(1, gain) ** 2
+
+
+def test_begins_as_a_delay():
+    """But for the lowest bins, which hold the offset."""
+    model = bands(spread=False)
+    t = torch.arange(TIME, dtype=torch.float64)
+    x = torch.sin(2 * torch.pi * t / 4)[None, :, None]
+    with torch.inference_mode():
+        y, _ = model(x)
+    assert relative(y[:, 2 * HOP :], x[:, HOP:-HOP]) < 0.02
+
+
+def test_an_offset_is_taken_out():
+    model, x = bands(), torch.randn(1, 20 * HOP, 1, dtype=torch.float64)  # whole hops, which none fills
+    with torch.inference_mode():
+        (y, _), (moved, _) = model(x), model(x + 10)
+    assert relative(moved, y) < 1e-6
+
+
+def test_silence_stays_silent():
+    with torch.inference_mode():
+        y, _ = bands()(torch.zeros(1, TIME, 1, dtype=torch.float64))
+    assert not y.any()
+
+
+def test_hears_its_lookahead_and_no_more():
+    model, x = bands(), torch.randn(1, TIME, 1, dtype=torch.float64)
+    at = 4 * HOP + model.lookahead
+    other = x.clone()
+    other[:, at] += 1
+    with torch.inference_mode():
+        moved = (model(x)[0] - model(other)[0]).abs()[0, :, 0].nonzero()
+    assert int(moved.min()) == at - model.lookahead
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "word"),
+    [({"bands": 3}, SPEC, "bands"), ({"depth": 0}, SPEC, "depth"), ({}, DataSpec(3, 5), "bands")],
+)
+def test_refuses(options, spec, word):
+    with pytest.raises(RecipeError, match=word):
+        Bands(spec, Bands.Config(**{"hop": HOP, "bands": 4, "layer": LAYERS.config("lru"), **options}))
