@@ -8,15 +8,10 @@ from torch.nn import functional as F
 from lrnnx_app.errors import UserError
 from lrnnx_app.interop import SOURCES, convert, load
 from lrnnx_app.layers._build import build_layer
+from lrnnx_app.layers._properties import in_pieces
 from lrnnx_app.registry import LAYERS
-from tests.interop.test_interop_transformers import (
-    MambaMixer,
-    error,
-    falcon_mixer,
-    gemma_block,
-    mamba_config,
-    steps,
-)
+from tests.helpers import relative
+from tests.interop.test_interop_transformers import MambaMixer, falcon_mixer, gemma_block, mamba_config
 
 RNG = np.random.default_rng(0)
 
@@ -280,9 +275,9 @@ def test_formula_of_the_source(case, time):
     wanted = torch.from_numpy(formula(params, u, dt))
     x = torch.from_numpy(u)[None]
     time_given = {"dt": torch.from_numpy(dt)[None]} if timed else {}
-    assert error(layer(x, **time_given)[0][0], wanted) <= 1e-10
+    assert relative(layer(x, **time_given)[0][0], wanted) <= 1e-10
     if layer.causal and not timed:
-        assert error(steps(layer, x)[0], wanted) <= 1e-10
+        assert relative(in_pieces(layer, x, None, [1] * x.shape[1])[0][0], wanted) <= 1e-10
 
 
 MODULES = {
@@ -331,7 +326,7 @@ def test_every_path_changes_channels_alike(mode, path):
     x = torch.randn(2, 70, 3, dtype=torch.float64)
     y, _ = layer.double()(x)
     assert y.shape == (2, 70, 5)
-    assert error(y, steps(layer, x)) <= 1e-10
+    assert relative(y, in_pieces(layer, x, None, [1] * x.shape[1])[0]) <= 1e-10
 
 
 def test_a_model_s_layer_keeps_its_channels():

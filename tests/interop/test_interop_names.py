@@ -7,9 +7,8 @@ from torch.nn import functional as F
 
 from lrnnx_app.errors import UserError
 from lrnnx_app.interop import SOURCES, load
-from tests.helpers import ROOT
+from tests.helpers import ROOT, relative
 from tests.interop.test_interop import MODULES, given, s4_params, s4d_params
-from tests.interop.test_interop_transformers import error
 
 NAMES = {  # as each source saves them, with sizes that all differ where they may
     "attenuate": {"log_dt": (6,), "A": (6, 2), "B": (6, 3), "C": (5, 6)},
@@ -201,12 +200,12 @@ def test_a_module_tells_its_options():
     module = s4d_module()
     assert module.state_dict().keys() == NAMES["s4d"].keys()
     x = torch.randn(1, 20, 3, dtype=torch.float64)
-    assert error(load("s4d", module)(x)[0], load("s4d", dict(module.state_dict()))(x)[0]) == 0
+    assert relative(load("s4d", module)(x)[0], load("s4d", dict(module.state_dict()))(x)[0]) == 0
     module = s4_module(disc="bilinear", dt_transform="softplus", bandlimit=None)
     x = torch.randn(1, 20, 6, dtype=torch.float64)
     options = {"disc": "bilinear", "dt_transform": "softplus"}
-    assert error(load("s4", module)(x)[0], load("s4", module.state_dict(), **options)(x)[0]) == 0
-    assert error(load("s4", module)(x)[0], load("s4", module.state_dict())(x)[0]) > 0.01
+    assert relative(load("s4", module)(x)[0], load("s4", module.state_dict(), **options)(x)[0]) == 0
+    assert relative(load("s4", module)(x)[0], load("s4", module.state_dict())(x)[0]) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_transforms_of_what_is_positive(transform, of):
     x = torch.randn(1, 20, 6, dtype=torch.float64)
     options = dict.fromkeys(("dt_transform", "real_transform", "imag_transform"), transform)
     found = load("s4", plain | given, **options)(x)[0]
-    assert error(found, load("s4", plain | wanted)(x)[0]) <= 1e-12
+    assert relative(found, load("s4", plain | wanted)(x)[0]) <= 1e-12
 
 
 @pytest.mark.parametrize(
