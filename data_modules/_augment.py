@@ -1,5 +1,6 @@
 """Random changes to training audio, drawn by the random generator of each example."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,18 @@ class Augment:
         return self.coloured(wave, rng)
 
     def coloured(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """(T,) through a random low shelf and a random high one, as of another microphone."""
-        c = self.config
-        if c.colour:
-            low, high = rng.uniform(-c.colour, c.colour, 2)
-            wave = audio.bass_biquad(wave, self.rate, low, float(rng.uniform(100, 600)))
-            wave = audio.treble_biquad(wave, self.rate, high, float(rng.uniform(0.1, 0.3) * self.rate))
-        return wave
+        """(T,) with low and high frequencies raised or lowered, as by another microphone."""
+        most = self.config.colour
+        if not most:
+            return wave
+        low, high = rng.uniform(-most, most, 2)
+        bass, treble = rng.uniform(100, 600), rng.uniform(0.1, 0.3) * self.rate  # Hz, of the corners
+
+        def gain(bins: Tensor) -> Tensor:
+            share = low / (1 + (bins / bass) ** 2) + high / (1 + (treble / bins.clamp_min(1)) ** 2)
+            return 10 ** (share / 20)
+
+        return filtered(wave, self.rate, gain)
 
     def in_room(self, wave: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A voice (T,) as it is heard in a room, and with the early echoes alone; often the same."""
@@ -131,13 +137,25 @@ def room(rate: int, rng: np.random.Generator) -> Tensor:
 
 def convolved(wave: Tensor, responses: Tensor) -> Tensor:
     """A wave (T,) through responses (…, L), causally: (…, T)."""
-    size = 1 << (len(wave) + responses.shape[-1] - 2).bit_length()  # a power of 2, for which an FFT is fast
+    size = _fast(len(wave) + responses.shape[-1] - 1)
     product = torch.fft.rfft(wave, size) * torch.fft.rfft(responses, size)
     return torch.fft.irfft(product, size)[..., : len(wave)]
 
 
+def filtered(waves: Tensor, rate: int, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """Waves (…, T) through a filter without delay, by its gains at frequencies in Hz."""
+    size = _fast(waves.shape[-1])
+    passed = gain(torch.fft.rfftfreq(size, 1 / rate))
+    return torch.fft.irfft(torch.fft.rfft(waves, size) * passed, size)[..., : waves.shape[-1]]
+
+
 def telephone(waves: Tensor, rate: int) -> Tensor:
     """(…, T) with 300 to 3400 Hz alone."""
-    bins = torch.fft.rfftfreq(waves.shape[-1], 1 / rate)
-    passed = torch.sigmoid((bins - 300) / 20) * torch.sigmoid((3400 - bins) / 50)
-    return torch.fft.irfft(torch.fft.rfft(waves) * passed, waves.shape[-1])
+    return filtered(
+        waves, rate, lambda bins: torch.sigmoid((bins - 300) / 20) * torch.sigmoid((3400 - bins) / 50)
+    )
+
+
+def _fast(length: int) -> int:
+    """The next power of 2, for which an FFT is fast."""
+    return 1 << (length - 1).bit_length()

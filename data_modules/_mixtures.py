@@ -1,6 +1,7 @@
 """Noisy speech, mixed on the fly from clean clips and music, babble or coloured noise."""
 
 import csv
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +68,10 @@ class Mixtures:
         c, index = self.config, index % len(self.speech)
         heard = clean = self.speech[index]
         if self.augment is not None:
-            voice = part(self.augment.voice(clean, rng), self.lengths[0], rng)
-            heard, clean = self.augment.in_room(voice, rng)
+            frames = self.lengths[0]
+            enough = math.ceil(frames * (1 + c.augment.speed))
+            clean = part(clean, enough, rng) if len(clean) > enough else clean
+            heard, clean = self.augment.in_room(part(self.augment.voice(clean, rng), frames, rng), rng)
         kind, noisy, level = self._kind(rng), heard, rng.uniform(c.snr_min, c.snr_max)
         if kind != CLEAN:
             noise = self._noise(index, len(clean), rng)

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda
     with _reported(), torch.cuda.device(device):
         stream = _tried(run)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with _own_thread(), torch.cuda.graph(graph, stream=stream):
             result = run()
     return graph, result
 
@@ -53,7 +54,7 @@ def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         y = module(x)
         torch.autograd.grad(y, weights, torch.ones_like(y), allow_unused=True)
 
-    with _reported(), torch.cuda.device(x.device), warnings.catch_warnings():
+    with _reported(), torch.cuda.device(x.device), _own_thread(), warnings.catch_warnings():
         # torch's own warm-up gives these two warnings for any module
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA")
@@ -92,6 +93,17 @@ def _reported() -> Iterator[None]:
         torch.cuda.synchronize()
         traceback.clear_frames(error.__traceback__)  # frees its tensors
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
+
+
+@contextmanager
+def _own_thread() -> Iterator[None]:
+    """While entered, a capture forbids calls by its own thread only: others may pin memory for a loader."""
+    graph = torch.cuda.graph
+    torch.cuda.graph = partial(graph, capture_error_mode="thread_local")  # pyright: ignore[reportAttributeAccessIssue]  (make_graphed_callables has no such option)
+    try:
+        yield
+    finally:
+        torch.cuda.graph = graph
 
 
 @contextmanager
