@@ -15,6 +15,7 @@ from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.console import options, outputs, terminal
 from lrnnx_app.console.options import Device, Json, Overrides, Plugins, RunFolder
 from lrnnx_app.console.terminal import as_json, say, table
+from lrnnx_app.data.cli import app as data
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Train, stream and export linear recurrent neural networks.",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 HALF_LINE = 450  # letters of an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 tracebacks = ContextVar("tracebacks", default=False)  # whether an error shows its own
@@ -257,8 +259,8 @@ def recipes(
     table(columns, [map(listing.text, row) for row in rows])
 
 
-@app.command()
-def data(
+@data.command("show")
+def data_show(
     name: options.DataName,
     overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option("-o", "--plot", help="Picture of examples to write.")] = None,

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from lrnnx_app import cli, recipe
 from lrnnx_app.bench import layers, ops, scaling, soak, streaming
+from lrnnx_app.data import prepare
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.registry import shipped
 from lrnnx_app.reports import doctor, listing
@@ -88,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, with the work of trainings and benchmarks left out."""
+    """A copy of it, with the work of trainings, benchmarks and downloads left out."""
     folder = Path(shutil.copytree(place, tmp_path / "here"))
     monkeypatch.chdir(folder)
     train = fit.train
@@ -106,10 +107,16 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert recipe.load(name, cell.overrides)
         return Path("runs/digits_lru"), []
 
+    def fetched(out: Path, *_: Any) -> list[dict[str, str]]:
+        shutil.copytree("clean", out / "speech", dirs_exist_ok=True)
+        shutil.copytree("noise", out / "noise", dirs_exist_ok=True)
+        return []
+
     row = {"op": "a", "ms": 1.0}
     for module, name, does in (
         (fit, "train", prepared),
         (grid, "run", gridded),
+        (prepare, "denoise", fetched),
         (doctor, "_build", lambda build, present: ()),
         (doctor, "OPERATORS", {"rfft": OPERATORS["rfft"]}),
         (ops, "rows", lambda device: [row]),
