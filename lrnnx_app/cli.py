@@ -280,6 +280,17 @@ def data_show(
 
 
 @app.command()
+def models(to_json: Json = False) -> None:
+    """List the trained models that come with lrnnx; a name stands for a run, as in `lrnnx infer NAME`."""
+    from lrnnx_app.reports import listing
+
+    columns, rows = listing.trained_models()
+    if to_json:
+        return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
+    table(columns, [map(listing.text, row) for row in rows])
+
+
+@app.command()
 def layers(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     to_json: Json = False,

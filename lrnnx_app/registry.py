@@ -134,6 +134,12 @@ def shipped() -> dict[str, Path]:
     return _recipes_in(here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes")
 
 
+def trained() -> dict[str, Path]:
+    """Name -> file of the trained models that lrnnx ships; each lies beside the recipe of its name."""
+    files = {name: path.with_suffix(".safetensors") for name, path in shipped().items()}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
 def recipes() -> dict[str, tuple[Path, str]]:
     """Name -> file of each recipe, and the package that it comes from, "" for lrnnx.
 

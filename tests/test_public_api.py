@@ -92,8 +92,8 @@ def test_every_layer_and_model_is_made_by_its_name() -> None:
         assert y.shape == x.shape
         assert layer(name, 8).step(x[:, 0], state)[0].shape == (2, 8)
     for name in MODELS:
-        built = model(name, 1, 3, {"name": "s5", "d_state": 4}, **MODELS[name].small)
-        assert built.spec.d_output == 3
+        built = model(name, 1, 1, {"name": "s5", "d_state": 4}, **MODELS[name].small)
+        assert built.spec.d_output == 1
         assert any(type(module) is LAYERS["s5"] for module in built.modules())
     mixed = model("backbone", 1, 3, ["lru", {"name": "gru"}], d_model=8, depth=2, pool="none")
     kinds = [type(module) for module in mixed.modules()]

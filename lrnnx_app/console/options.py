@@ -69,7 +69,9 @@ DataName = Annotated[
     str,
     typer.Argument(metavar="NAME", help="A recipe, or a data module's name.", autocompletion=_data),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, an exported model, or the name of a shipped one.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Overrides.")]
 Plugins = Annotated[
     list[Path] | None,

@@ -1,24 +1,17 @@
 """Weights as safetensors, with the recipe and the description of the data in the file's header."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lrnnx_app import recipe as recipes
-from lrnnx_app.disk.overrides import dotlist
-from lrnnx_app.errors import RunError
 from lrnnx_app.export._output import Options, accept, refuse, whole
 from lrnnx_app.models._base import Model
-from lrnnx_app.runs.run import Run, build_task
+from lrnnx_app.runs.run import Run
+from lrnnx_app.runs.weights_file import ENDING as ENDING
+from lrnnx_app.runs.weights_file import write
 from lrnnx_app.spec import DataSpec
 
-ENDING = ".safetensors"
 STEPS = 4096  # length of the signal on which the written model is compared
 
 
@@ -31,10 +24,8 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     """
     refuse(options)
     task = run.task()
-    metadata = {"recipe": OmegaConf.to_yaml(run.config), "spec": json.dumps(asdict(task.spec))}
     with whole(path) as part:
-        weights = {name: value.contiguous() for name, value in task.model.state_dict().items()}
-        save_file(weights, part, metadata)
+        write(part, task.model, run.config)
         accept(path, _difference(task.model, load(part), task.spec), 0.0)
     return [f"{path}: read back, its output equals the run's"]
 
@@ -45,18 +36,7 @@ def load(path: Path) -> Model:
     Raises:
         RunError: the file is missing, or `export` did not write it.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        spec = DataSpec.read(json.loads(metadata["spec"]))
-        given = recipes.tree(recipes.mapping(metadata["recipe"], str(path)), str(path))
-        config = recipes.resolve(given, dotlist(()), str(path))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
-    model = build_task(recipes.typed(config), spec).model
-    model.load_state_dict(weights)
-    return model.eval()
+    return Run(path).task().model
 
 
 @torch.inference_mode()

@@ -25,6 +25,19 @@ def recipes() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     return COLUMNS, rows
 
 
+def trained_models() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """Columns, and a row for each trained model that lrnnx ships."""
+    from lrnnx_app.runs import weights_file
+
+    rows = []
+    for name, path in registry.trained().items():
+        written = weights_file.read(path)
+        count = sum(weight.numel() for weight in written.weights.values())
+        layer, _ = recipe.system(path.with_suffix(recipe.SUFFIX))
+        rows.append((name, layer, f"{count:,}", f"{path.stat().st_size / 1000:.0f}", written.recipe["about"]))
+    return ("name", "layer", "parameters", "kB", "what it is for"), rows
+
+
 def matrix() -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
     """Columns: layer and the kinds of data; rows: a layer and, for each kind, the recipes' names."""
     cells: dict[tuple[str, str], list[str]] = {}

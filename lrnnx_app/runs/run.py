@@ -12,12 +12,15 @@ from lrnnx_app import recipe as recipes
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.disk.plain_yaml import unsafe
 from lrnnx_app.errors import RecipeError, RunError, StreamError
-from lrnnx_app.registry import DATA, MODELS, TASKS
+from lrnnx_app.registry import DATA, MODELS, TASKS, trained
+from lrnnx_app.runs import weights_file
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY
 from lrnnx_app.spec import DataSpec
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lrnnx_app.data.module import DataModule
     from lrnnx_app.models._base import Model
     from lrnnx_app.tasks._base import Task
@@ -90,26 +93,35 @@ def _built(key: str) -> Iterator[None]:
 
 
 class Run:
-    """An existing run folder: its `recipe` as dataclasses, checkpoints, summary and trained task.
+    """A trained model: its `recipe` as dataclasses, checkpoints, summary and task.
 
     Args:
-        path: the folder, such as runs/denoise_lru/<time>.
+        path: a run folder, such as runs/denoise_lru/<time>; or a file that `lrnnx export` wrote as
+            safetensors; or the name of a model that lrnnx ships. The last two have no checkpoints.
         overrides: settings `key.sub=value`, which replace those of the run's recipe.
 
     Raises:
-        RunError: the folder is missing, or has no recipe that this version understands.
+        RunError: there is no such folder, file or name, or no recipe that this version understands.
         RecipeError: an override does not fit.
     """
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()) -> None:
         path = Path(path)
-        if not path.is_dir():
-            raise RunError(f"{path}: no such run folder; `lrnnx train RECIPE` makes one")
-        if not (path / RECIPE).is_file():
+        path = path if path.exists() else trained().get(str(path), path)
+        self.path, self._written = path, None
+        if path.is_file():
+            source, self._written = str(path), weights_file.read(path)
+            content = self._written.recipe
+        elif not path.is_dir():
+            known = "".join(f", {name}" for name in trained())
+            raise RunError(
+                f"{path}: no such run folder; `lrnnx train RECIPE` makes one, and lrnnx ships{known[1:]}"
+            )
+        elif not (path / RECIPE).is_file():
             raise RunError(f"{path}: no {RECIPE} in it; expected the folder of a finished or interrupted run")
-        self.path = path
-        source = str(path / RECIPE)
-        content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
+        else:
+            source = str(path / RECIPE)
+            content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
         self.config = recipes.resolve(content, dotlist(overrides), source)
         self.recipe = recipes.typed(self.config)
 
@@ -138,6 +150,10 @@ class Run:
         Raises:
             RunError: the checkpoint is missing or unreadable, or belongs to another model.
         """
+        if self._written is not None:
+            task = build_task(self.recipe, self._written.spec, kind)
+            load_weights(task.model, self._written.weights, self.path)
+            return task.eval()
         path = self.checkpoint()
         content = read_checkpoint(path)
         task = build_task(self.recipe, content["spec"], kind)
@@ -172,13 +188,13 @@ class Run:
         return content
 
 
-def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
-    """Load a state dict, which must fit exactly.
+def load_weights(module: "nn.Module", weights: dict[str, Any], path: Path) -> None:
+    """Load the state dict of a task or model, which must fit exactly.
 
     Raises:
         RunError: names or shapes do not fit this model; says which one differs first.
     """
-    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
     differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if differing:
@@ -187,7 +203,7 @@ def load_weights(task: "Task", weights: dict[str, Any], path: Path) -> None:
             f"{path}: holds another model's weights: {name} is {given.get(name, 'missing')}, "
             f"expected {own.get(name, 'no such parameter')} by {RECIPE}"
         )
-    task.load_state_dict(weights)
+    module.load_state_dict(weights)
 
 
 def load(run: str | Path, *overrides: str) -> "Model":
@@ -197,7 +213,7 @@ def load(run: str | Path, *overrides: str) -> "Model":
     model pools over time. `model.spec` describes input and output; its `sample_rate` is in Hz.
 
     Args:
-        run: the folder, such as runs/denoise_lru/<time>.
+        run: as of `Run`.
         overrides: settings `key.sub=value`, which replace those of the run's recipe.
 
     Raises:

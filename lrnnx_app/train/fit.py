@@ -143,10 +143,18 @@ def _start(
 
 
 def _built(recipe: Recipe) -> tuple[DataModule, Task]:
-    """The data module and the task of a recipe, with random numbers seeded; reads no data."""
+    """The data module and the task of a recipe, with random numbers seeded; reads no data.
+
+    Raises:
+        RunError: `init_from` names no model, or one of other shapes.
+    """
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
-    return build(recipe, learner)
+    data, task = build(recipe, learner)
+    if recipe.init_from:
+        given = Run(recipe.init_from)
+        load_weights(task.model, given.task().model.state_dict(), given.path)
+    return data, task
 
 
 def _opened(recipe: Recipe) -> tuple[DataModule, Task]:

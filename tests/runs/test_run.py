@@ -13,15 +13,18 @@ import soundfile
 import torch
 from PIL import Image
 
+from data_modules._mixtures import prompts
 from lrnnx_app import recipe
 from lrnnx_app.export.safetensors import load
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import TOLERANCE
 from lrnnx_app.ops._timed import TIMED
 from lrnnx_app.registry import shipped
+from lrnnx_app.registry import trained as shipped_models
 from lrnnx_app.reports import doctor, show
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.run import Run
+from lrnnx_app.tasks.denoise import si_snr
 from tests.helpers import DENOISE, SMALL, cut, trained
 
 DIGITS = ["digits_lru", *SMALL, "model.d_model=8", "model.depth=1", "data.batch_size=600"]
@@ -173,6 +176,56 @@ def test_export_reads_back(lrnnx, denoiser: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.error
     x = torch.randn(1, 1000, 1)
     assert torch.equal(load(path)(x)[0], Run(denoiser).task().model(x)[0])
+
+
+def noisy_prompt() -> tuple[np.ndarray, np.ndarray, int]:
+    """A clean prompt, the same with white noise, and their rate."""
+    clean, rate = soundfile.read(prompts("test")[0][0], dtype="float32")
+    noise = np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+    return clean, clean + noise * clean.std() * 10 ** (-5 / 20), rate
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_a_shipped_model_denoises_by_its_name(lrnnx, name: str, tmp_path: Path, monkeypatch) -> None:
+    """At every level alike; and silence stays silent."""
+    monkeypatch.chdir(tmp_path)
+    clean, noisy, rate = noisy_prompt()
+    scores = [float(si_snr(torch.tensor(noisy), torch.tensor(clean)))]
+    for level in (0.5, 0.005):
+        soundfile.write("noisy.wav", noisy * level, rate, subtype="FLOAT")
+        result = lrnnx("infer", name, "noisy.wav", "-o", "out.wav")
+        assert result.code == 0, result.error
+        heard, _ = soundfile.read("out.wav", dtype="float32")
+        scores.append(float(si_snr(torch.tensor(heard), torch.tensor(clean))))
+    assert scores[1] > scores[0] + 4
+    assert abs(scores[2] - scores[1]) < 0.1
+    soundfile.write("silence.wav", np.zeros(rate, np.float32), rate, subtype="FLOAT")
+    assert lrnnx("infer", name, "silence.wav", "-o", "out.wav").code == 0
+    assert not soundfile.read("out.wav")[0].any()
+
+
+def test_training_begins_with_the_weights_of_a_shipped_model(lrnnx, tmp_path: Path) -> None:
+    small = ("trainer.max_steps=1", "task.lr=0", "task.ssm_lr=0", "data.examples_per_epoch=4")
+    options = (*small, "data.batch_size=4", "data.seconds=0.2", "data.mixtures=1", "init_from=denoise_small")
+    result = lrnnx("train", "denoise_small", *options, "-o", tmp_path / "run")
+    assert result.code == 0, result.error
+    trained_on, given = (Run(path).task().model.state_dict() for path in (tmp_path / "run", "denoise_small"))
+    for key, weight in given.items():
+        assert torch.equal(trained_on[key], weight), key
+    result = lrnnx("train", "denoise_lru", "init_from=denoise_small", "--dry-run")
+    assert result.code == 2
+    assert "another model's weights" in result.error
+
+
+def test_shipped_models_are_listed_and_are_no_runs_to_go_on_with(lrnnx) -> None:
+    rows = json.loads(lrnnx("models", "--json").out)
+    assert [row["name"] for row in rows] == list(shipped_models())
+    result = lrnnx("train", "--resume", "denoise")
+    assert result.code == 2
+    assert result.error.count("\n") == 1
+    result = lrnnx("infer", "denoyse", "x.wav", "-o", "y.wav")
+    assert result.code == 2
+    assert "denoise" in result.error
 
 
 def test_dry_run_shows_recipe_and_parameters(lrnnx) -> None:

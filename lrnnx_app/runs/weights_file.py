@@ -1,0 +1,50 @@
+"""A trained model in one file: safetensors, with its recipe and the description of its data in the header."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lrnnx_app import recipe as recipes
+from lrnnx_app.errors import RunError
+from lrnnx_app.models._base import Model
+from lrnnx_app.spec import DataSpec
+
+ENDING = ".safetensors"
+
+
+class Written(NamedTuple):
+    """The content of a file: its recipe as written, the data's description, and the model's weights."""
+
+    recipe: Any
+    spec: DataSpec
+    weights: dict[str, Tensor]
+
+
+def write(path: Path, model: Model, recipe: DictConfig) -> None:
+    """Write a model and the recipe that it was trained by."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    metadata = {"recipe": OmegaConf.to_yaml(recipe), "spec": json.dumps(asdict(model.spec))}
+    save_file(weights, path, metadata)
+
+
+def read(path: Path) -> Written:
+    """Read what `write` wrote.
+
+    Raises:
+        RunError: the file is missing, or another program wrote it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        spec = DataSpec.read(json.loads(metadata["spec"]))
+        recipe = recipes.tree(recipes.mapping(metadata["recipe"], str(path)), str(path))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
+    return Written(recipe, spec, weights)
