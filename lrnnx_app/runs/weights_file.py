@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.errors import RunError
-from lrnnx_app.models._base import Model
 from lrnnx_app.spec import DataSpec
+
+if TYPE_CHECKING:
+    from lrnnx_app.models._base import Model
 
 ENDING = ".safetensors"
 
@@ -26,7 +28,7 @@ class Written(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def write(path: Path, model: Model, recipe: DictConfig) -> None:
+def write(path: Path, model: "Model", recipe: DictConfig) -> None:
     """Write a model and the recipe that it was trained by."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"recipe": OmegaConf.to_yaml(recipe), "spec": json.dumps(asdict(model.spec))}
