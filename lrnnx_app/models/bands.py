@@ -114,7 +114,7 @@ class Bands(Model):
         """
         if rows.dt is not None:
             raise ValueError("the bands take evenly spaced samples; expected dt=None")
-        state = self.init_state(len(x)) if state is None else state
+        state = self.init_state(x.shape[0]) if state is None else state
         dtype, time = state_dtype(x.dtype), x.shape[1]
         wave = nn.functional.pad(rows.unpadded(x)[..., 0], (0, -time % self.hop)).to(dtype)
         counts = None if rows.lengths is None else (rows.lengths + self.hop - 1) // self.hop
@@ -144,7 +144,7 @@ class Bands(Model):
         self, x: Tensor, layers: tuple[Any, ...], counts: Tensor | None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """A planar factor (B, N, 2, bins) from features (B, N, 3, bins)."""
-        batch, width = len(x), self.hop // self.bands
+        batch, width = x.shape[0], self.hop // self.bands
         windows = nn.functional.pad(x, (width // 2, width - width // 2)).unfold(3, 2 * width, width)
         x = self.analysis(windows.permute(0, 3, 1, 2, 4).flatten(3)) + self.place[:, None]
         rows = Rows(lengths=None if counts is None else counts.repeat_interleave(self.bands))
@@ -158,7 +158,7 @@ class Bands(Model):
 
     def _by_band(self, state: Tensor) -> Tensor:
         """(B·bands, …) as (B, bands, …)."""
-        return state.unflatten(0, (-1, self.bands))
+        return state.unflatten(0, (state.shape[0] // self.bands, self.bands))
 
 
 def _compressed(z: Tensor) -> Tensor:

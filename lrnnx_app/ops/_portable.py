@@ -5,6 +5,7 @@ replaces it. These functions write nothing in place, and no loop depends on data
 sequence a row, forward in time, no gradients.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,12 +56,31 @@ def _gru_states(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterat
     return states, torch.zeros((), dtype=torch.int64)
 
 
+def _waves(length: int, like: Tensor) -> Tensor:
+    """cos and −sin of every frequency (2, length // 2 + 1, length), as a spectrum's planes sum them."""
+    t = torch.arange(length, dtype=torch.float64, device=like.device)
+    turns = t[: length // 2 + 1, None] * t % length * (2 * math.pi / length)
+    return torch.stack((turns.cos(), -turns.sin())).to(state_dtype(like.dtype))
+
+
+def _rfft(x: Tensor) -> Tensor:
+    waves = _waves(x.shape[-1], x)
+    return (x.to(waves.dtype) @ waves.flatten(0, 1).T).unflatten(-1, (2, waves.shape[1]))
+
+
+def _irfft(spectrum: Tensor, length: int) -> Tensor:
+    waves = _waves(length, spectrum) * (fft_conv.multiplicity(length, spectrum) / length)[:, None]
+    return spectrum.to(waves.dtype).flatten(-2) @ waves.flatten(0, 1)
+
+
 _ops = torch.ops.lrnnx
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ops.linear_scan.default: composed,
     _ops.discretized_scan.default: _discretized_scan,
     _ops.rglru_scan.default: _rglru_scan,
     _ops.convolve.default: _convolve,
+    _ops.rfft.default: _rfft,
+    _ops.irfft.default: _irfft,
     _ops.gru_states.default: _gru_states,
     _ops.selective_scan.default: partial(selective_scan.blocked, whole=True),
     _ops.short_conv.default: short_conv.blocked,

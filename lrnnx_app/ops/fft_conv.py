@@ -157,13 +157,10 @@ def _(spectrum, length):
     return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=state_dtype(spectrum.dtype))
 
 
-def _multiplicity(length: int, like: Tensor) -> Tensor:
+def multiplicity(length: int, like: Tensor) -> Tensor:
     """How many bins of the full transform each bin of the half one stands for."""
-    count = like.new_full((length // 2 + 1,), 2.0)
-    count[:1].fill_(1)  # an assignment would copy from the CPU, which no CUDA graph can capture
-    if length % 2 == 0:
-        count[-1:].fill_(1)
-    return count
+    bins = torch.arange(length // 2 + 1, device=like.device)
+    return 1 + ((bins > 0) & (2 * bins < length)).to(like.dtype)
 
 
 def _setup_rfft(ctx, inputs, output):
@@ -171,7 +168,7 @@ def _setup_rfft(ctx, inputs, output):
 
 
 def _rfft_backward(ctx, g):
-    return irfft(g / _multiplicity(ctx.length, g), ctx.length).to(ctx.dtype) * ctx.length
+    return irfft(g / multiplicity(ctx.length, g), ctx.length).to(ctx.dtype) * ctx.length
 
 
 def _setup_irfft(ctx, inputs, output):
@@ -179,7 +176,7 @@ def _setup_irfft(ctx, inputs, output):
 
 
 def _irfft_backward(ctx, g):
-    return (rfft(g) * _multiplicity(ctx.length, g) / ctx.length).to(ctx.dtype), None
+    return (rfft(g) * multiplicity(ctx.length, g) / ctx.length).to(ctx.dtype), None
 
 
 _rfft.register_autograd(_rfft_backward, setup_context=_setup_rfft)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lrnnx_app.models.backbone import Backbone
+from lrnnx_app.models.bands import Bands
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import Down, UNet, Up
 from lrnnx_app.registry import LAYERS
@@ -153,6 +154,9 @@ def test_both_directions_take_adapters(case):
 
 
 MODELS = {
+    "bands": lambda: Bands(
+        DataSpec(1, 1), Bands.Config(8, 1, bands=2, hop=4, layer=LAYERS.config("mingru", d_state=4))
+    ),
     "backbone": lambda: Backbone(DataSpec(3, 5), Backbone.Config(8, 2, layer=LAYERS.config("s6"))),
     "staged": lambda: Staged(
         DataSpec(3, 5), Staged.Config(8, 1, [2], expansion=2, layer=LAYERS.config("rglru"))
@@ -166,7 +170,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_in_models(name):
     torch.manual_seed(0)
-    model, x = MODELS[name]().double(), torch.randn(2, 12, 1 if name == "unet" else 3, dtype=torch.float64)
+    model = MODELS[name]().double()
+    x = torch.randn(2, 12, model.spec.d_input, dtype=torch.float64)
     adapters = []
     for part in parts(model):
         before, _ = model(x)
@@ -179,7 +184,7 @@ def test_adapters_in_models(name):
     for piece in x.split(4, 1):
         y, state = model(piece, state)
         pieces.append(y)
-    streamed = torch.cat(pieces, 1) if name == "unet" else pieces[-1]
+    streamed = torch.cat(pieces, 1) if y.ndim == 3 else pieces[-1]
     assert relative(streamed, whole) < 1e-10
     whole.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for a in adapters for p in a.parameters())

@@ -12,6 +12,7 @@ from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._constants import frozen
 from lrnnx_app.layers._examples import D_MODEL, Case, examples
 from lrnnx_app.models.backbone import Backbone
+from lrnnx_app.models.bands import Bands
 from lrnnx_app.models.staged import Staged
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
@@ -141,6 +142,7 @@ def models(name: str, bidirectional: bool = False) -> list[Any]:
             *ways,
             Staged(spec, Staged.Config(D_MODEL, 1, [2], layer=layer)),
             UNet(DataSpec(1, 1), UNet.Config([D_MODEL, 16], [2, 2], layer=layer)),
+            Bands(DataSpec(1, 1), Bands.Config(D_MODEL, 1, bands=2, hop=4, layer=layer)),
         ]
     )
 

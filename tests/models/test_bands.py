@@ -5,6 +5,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.export._chunk import Chunk, traced
 from lrnnx_app.models.bands import FLOOR, Bands
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
@@ -88,6 +89,18 @@ def test_hears_its_lookahead_and_no_more():
     with torch.inference_mode():
         moved = (model(x)[0] - model(other)[0]).abs()[0, :, 0].nonzero()
     assert int(moved.min()) == at - model.lookahead
+
+
+def test_exported_it_streams_alike_for_any_batch():
+    chunk = Chunk(bands("lru", torch.float32))
+    program, x = traced(chunk).module(), torch.randn(3, 4 * HOP, 1)
+    state, parts = chunk.start(3), []
+    with torch.inference_mode():
+        for piece in x.split(HOP, 1):
+            y, *state = program(piece, *state)
+            parts.append(y)
+        whole, _ = chunk.model(x)
+    assert relative(torch.cat(parts, 1), whole) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(
