@@ -1,6 +1,6 @@
 """The base of models: stacks of layers that are called as layers are, with a hop and a look-ahead."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, ClassVar
 
@@ -137,3 +137,11 @@ class Blocks(nn.ModuleList):
             StreamError: a layer runs in both directions.
         """
         return tuple(block.layer.init_state(batch) for block in self)
+
+
+def each(change: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Nested tuples with every tensor changed; torch's own function for that takes as long as a layer."""
+    if isinstance(state, Tensor):
+        return change(state)
+    parts = (each(change, part) for part in state)
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)

@@ -1,7 +1,7 @@
 """A denoiser of spectra: bands of frequencies share their layers along time, and are mixed at every step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._linear import Linear, linear
-from lrnnx_app.models._base import Blocks, Model
+from lrnnx_app.models._base import Blocks, Model, each
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import irfft, rfft
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
@@ -99,7 +99,7 @@ class Bands(Model):
         self.register_buffer("window", window, False)
 
     def init_state(self, batch: int) -> BandsState:
-        layers = _each(self._by_band, self.blocks.init_state(batch * self.bands))
+        layers = each(self._by_band, self.blocks.init_state(batch * self.bands))
         before, pending, offset, level = (self._zeros(batch, size) for size in (self.hop, self.hop, 2, 2))
         return BandsState(before, pending, offset, level, layers)
 
@@ -149,9 +149,9 @@ class Bands(Model):
         rows = Rows(lengths=None if counts is None else counts.repeat_interleave(self.bands))
         after = []
         for block, mixing, state in zip(self.blocks, self.mixing, layers, strict=True):
-            y, state = block(x.flatten(0, 1), _each(_of_all_bands, state), rows)
+            y, state = block(x.flatten(0, 1), each(_of_all_bands, state), rows)
             x = mixing(y.unflatten(0, (batch, self.bands)))
-            after.append(_each(self._by_band, state))
+            after.append(each(self._by_band, state))
         mask = self.mask(self.norm(x)).unflatten(3, (2, width))
         return mask.permute(0, 2, 3, 1, 4).flatten(3), tuple(after)
 
@@ -163,14 +163,6 @@ class Bands(Model):
 def _of_all_bands(state: Tensor) -> Tensor:
     """(B, bands, …) as (B·bands, …)."""
     return state.flatten(0, 1)
-
-
-def _each(change: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """Nested tuples with every tensor changed; torch's own function for that takes as long as a layer."""
-    if isinstance(state, Tensor):
-        return change(state)
-    parts = (_each(change, part) for part in state)
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def _compressed(z: Tensor) -> Tensor:

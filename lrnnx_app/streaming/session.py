@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._constants import frozen
-from lrnnx_app.models._base import Model
+from lrnnx_app.models._base import Model, each
 from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.capture import CaptureError, capture
@@ -68,7 +68,7 @@ class StreamingSession:
         like = next(self._model.parameters())
         self.device, self._real = like.device, like.dtype
         self._fresh = _tensors(self._model.init_state(1))
-        self._state = _cloned(self._model.init_state(batch))
+        self._state = each(_cloned, self._model.init_state(batch))
         self._names, self._leaves = zip(*named_tensors(self._state), strict=True)
         self._active = torch.ones(batch, dtype=torch.bool, device=self.device)
         self._all_active = True
@@ -340,9 +340,5 @@ def _tensors(state: Any) -> list[Tensor]:
     return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _tensors(part)]
 
 
-def _cloned(state: Any) -> Any:
-    """Nested tuples of tensors, copied."""
-    if isinstance(state, Tensor):
-        return state.detach().clone(memory_format=torch.contiguous_format)
-    copies = [_cloned(part) for part in state]
-    return type(state)(*copies) if hasattr(state, "_fields") else tuple(copies)
+def _cloned(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
