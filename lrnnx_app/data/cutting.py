@@ -101,32 +101,43 @@ def clips(paths: Iterable[Path], role: str, seconds: float, shortest: float, rng
     Speech lasts up to 12 s with pauses of .1 to .3 s, the rest up to 30 s; a clip lasts at least `shortest`
     seconds. Raises what is unreadable as one DataError after the last clip, if there was no clip.
     """
-    longest, given, cut, trouble = (SPEECH if role == "speech" else OTHER), 0.0, [], None
-    target = max(shortest, longest / 2)
+    longest, given, troubles = (SPEECH if role == "speech" else OTHER), 0.0, []
+    pieces = _readable(paths, role, longest, troubles)
+    for clip in _joined(pieces, max(shortest, longest / 2), longest, rng):
+        if len(clip) >= shortest * RATE:
+            given += len(clip) / RATE
+            yield clip
+        if given >= seconds:
+            return
+    if troubles and not given:
+        raise troubles[-1]
+
+
+def _readable(paths: Iterable[Path], role: str, longest: float, troubles: list[DataError]) -> Iterator:
+    """Pieces of the recordings that are of use; what is wrong with the others is added to `troubles`."""
     for path in paths:
         try:
             x = read(path, role)
         except DataError as error:
-            trouble = error
+            troubles.append(error)
             continue
-        if len(x) < 0.3 * RATE or (role == "speech" and not clean(x)) or not len(x := trimmed(x)):
-            continue
-        for piece in _pieces(levelled(x), longest, role):
-            if cut and sum(map(len, cut)) + len(piece) > longest * RATE:
-                given += sum(map(len, cut)) / RATE
-                yield np.concatenate(cut)
-                cut = []
-            cut += [np.zeros(round(rng.uniform(0.1, 0.3) * RATE), np.float32)] * bool(cut) + [piece]
-            if sum(map(len, cut)) >= target * RATE:
-                given += sum(map(len, cut)) / RATE
-                yield np.concatenate(cut)
-                cut = []
-            if given >= seconds:
-                return
-    if cut and sum(map(len, cut)) >= shortest * RATE:
-        yield np.concatenate(cut)
-    elif not given and trouble is not None:
-        raise trouble
+        if len(x) >= 0.3 * RATE and (role != "speech" or clean(x)) and len(x := trimmed(x)):
+            yield from _pieces(levelled(x), longest, role)
+
+
+def _joined(pieces: Iterable[np.ndarray], enough: float, longest: float, rng: random.Random) -> Iterator:
+    """Pieces with pauses between them, until there are `enough` seconds; never more than `longest`."""
+    held: list[np.ndarray] = []
+    for piece in pieces:
+        if held and sum(map(len, held)) + len(piece) > longest * RATE:
+            yield np.concatenate(held)
+            held = []
+        held += [np.zeros(round(rng.uniform(0.1, 0.3) * RATE), np.float32)] * bool(held) + [piece]
+        if sum(map(len, held)) >= enough * RATE:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def _pieces(x: np.ndarray, longest: float, role: str) -> Iterator[np.ndarray]:
