@@ -1,5 +1,6 @@
 """Random changes to training audio, drawn by the random generator of each example."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ class AugmentConfig:
         for name in (*whole, "speed", "mask_time", "mask_band"):
             if not 0 <= getattr(self, name) <= (1 if name in whole else 0.9):
                 raise RecipeError(f"augment.{name}: expected a share, at least 0, not {getattr(self, name)}")
-        if min(self.gain, self.noise, self.colour) < 0:
-            raise RecipeError("augment.gain, noise and colour: expected at least 0")
+        for name in ("gain", "noise", "colour"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"augment.{name}: expected at least 0, not {getattr(self, name)}")
 
 
 class Augment:

@@ -74,14 +74,16 @@ class Audio(DataModule):
             shares = (self.music, self.babble, self.coloured)
             if min(shares) < 0 or not math.isclose(sum(shares), 1):
                 raise RecipeError(f"music, babble and coloured: expected shares that sum to 1, not {shares}")
-            if min(self.clean, self.alone) < 0 or self.clean + self.alone > 1:
+            if not (self.clean >= 0 and self.alone >= 0 and self.clean + self.alone <= 1):
                 raise RecipeError(
                     f"clean and alone: expected shares of at most 1 together, not {self.clean}, {self.alone}"
                 )
-            if not self.level_min <= 0:
+            if not -math.inf < self.level_min <= 0:
                 raise RecipeError(f"level_min: expected 0 dB or less, not {self.level_min}")
-            if self.snr_min > self.snr_max:
-                raise RecipeError(f"snr_min: expected at most snr_max ({self.snr_max}), not {self.snr_min}")
+            if not -math.inf < self.snr_min <= self.snr_max < math.inf:
+                raise RecipeError(
+                    f"snr_min: expected a number up to snr_max ({self.snr_max}), not {self.snr_min}"
+                )
             if not self.sample_rate * self.seconds >= 1:
                 raise RecipeError(f"seconds: expected at least one sample, not {self.seconds}")
             if self.classes not in CLASSES:

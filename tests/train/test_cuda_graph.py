@@ -108,3 +108,11 @@ def test_elsewhere_nothing_changes(tmp_path, captures):
     graph = weights(tmp_path / "graph", "digits_lru", *options, "trainer.graph=true")
     assert not captures
     assert all(torch.equal(graph[k], v) for k, v in usual.items())
+
+
+def test_a_capture_forbids_nothing_to_other_threads():
+    """A loader's thread pins memory meanwhile, which a capture in torch's own mode forbids to all threads."""
+    before = torch.cuda.graph
+    with capture._own_thread():
+        assert torch.cuda.graph.keywords == {"capture_error_mode": "thread_local"}
+    assert torch.cuda.graph is before

@@ -1,0 +1,125 @@
+"""Training mixtures of every kind: without noise, without speech, at any level, in rooms, badly recorded."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_modules._augment import EARLY, Augment, AugmentConfig, convolved, filtered, room, telephone
+from data_modules.audio import Audio
+from lrnnx_app.errors import RecipeError
+
+RATE, COUNT = 16000, 24
+
+
+def examples(
+    augment: dict[str, Any] | None = None, **options: Any
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    config = Audio.Config(seconds=0.5, augment=AugmentConfig(**(augment or {})), **options)
+    source = Audio(config).source("train")
+    found = (source.example(index, np.random.default_rng([7, index])) for index in range(COUNT))
+    return [(one.x[:, 0], one.y[:, 0]) for one in found]
+
+
+def test_without_noise_the_input_is_the_target() -> None:
+    assert all(torch.equal(x, y) for x, y in examples(clean=1.0))
+
+
+def test_without_speech_the_target_is_silence() -> None:
+    assert all(x.any() and not y.any() for x, y in examples(alone=1.0))
+
+
+@pytest.mark.parametrize("lowest", [-6.0, -45.0])
+def test_levels_fill_their_range_and_leave_no_sample_beyond_full_scale(lowest: float) -> None:
+    plain, scaled = examples(level_min=0.0), examples(level_min=lowest)
+    gains = [
+        20 * float(torch.log10(x.std() / one.std())) for (one, _), (x, _) in zip(plain, scaled, strict=True)
+    ]
+    assert lowest <= min(gains) < 0.8 * lowest
+    assert 0.2 * lowest < max(gains) <= 1e-4
+    assert max(float(x.abs().max()) for x, _ in scaled) <= 1
+
+
+def test_a_room_is_heard_and_its_target_keeps_the_early_echoes() -> None:
+    wave = torch.zeros(RATE)
+    wave[100] = 1
+    heard, target = Augment(AugmentConfig(rooms=1.0), RATE).in_room(wave, np.random.default_rng(0))
+    end = 100 + round(EARLY * RATE)
+    assert torch.allclose(heard[:end], target[:end], atol=1e-5)
+    assert heard[end:].square().sum() > 1e-3
+    assert target[end + 1 :].abs().max() < 1e-5
+    assert not heard[:100].abs().max() > 1e-5
+
+
+def test_a_room_falls_by_sixty_decibels_in_its_time() -> None:
+    for seed in range(8):
+        response = room(RATE, np.random.default_rng(seed))[1:].square()
+        tenth = len(response) // 10
+        loud, quiet = response[tenth : 2 * tenth].mean(), response[-tenth:].mean()
+        assert 36 < 10 * torch.log10(loud / quiet) < 60  # over 8 tenths, 48
+
+
+def test_convolved_is_a_causal_convolution() -> None:
+    wave, taps = torch.randn(50), torch.randn(3, 7)
+    expected = torch.nn.functional.conv1d(torch.nn.functional.pad(wave, (6, 0))[None], taps.flip(-1)[:, None])
+    assert torch.allclose(convolved(wave, taps), expected.squeeze(), atol=1e-5)
+
+
+def test_a_filter_of_gain_two_doubles() -> None:
+    waves = torch.randn(2, 1000)
+    assert torch.allclose(filtered(waves, RATE, lambda bins: 2 + 0 * bins), 2 * waves, atol=1e-5)
+
+
+@pytest.mark.parametrize(("hertz", "passes"), [(100, False), (1000, True), (6000, False)])
+def test_a_telephone_passes_speech_alone(hertz: float, passes: bool) -> None:
+    wave = torch.sin(2 * torch.pi * hertz * torch.arange(RATE) / RATE)
+    kept = telephone(wave, RATE)[1000:-1000].std() / wave.std()
+    assert kept > 0.99 if passes else kept < 0.02
+
+
+def test_colour_changes_low_and_high_by_no_more_than_it_may() -> None:
+    augment = Augment(AugmentConfig(colour=6.0), RATE)
+    wave, changes = torch.randn(RATE), []
+    for seed in range(8):
+        heard = augment.coloured(wave, np.random.default_rng(seed))
+        gain = torch.fft.rfft(heard).abs().square().view(-1)[1:].unflatten(0, (10, -1)).sum(1)
+        changes.append(
+            10 * torch.log10(gain / torch.fft.rfft(wave).abs().square()[1:].unflatten(0, (10, -1)).sum(1))
+        )
+    found = torch.stack(changes)
+    assert 1 < found.abs().max() < 6.5
+    assert (found[:, 0] - found[:, -1]).abs().max() > 1
+
+
+def test_clipping_cuts_the_input_and_not_the_target() -> None:
+    pairs = zip(examples(), examples({"clip": 1.0}), strict=True)
+    crests = [
+        (float(one.abs().max() / one.std()), float(x.abs().max() / x.std())) for (one, _), (x, _) in pairs
+    ]
+    assert sum(after < before for before, after in crests) > 0.8 * COUNT
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"clean": 0.7, "alone": 0.7}, "clean and alone"),
+        ({"alone": -0.1}, "clean and alone"),
+        ({"clean": float("nan")}, "clean and alone"),
+        ({"snr_min": float("nan")}, "snr_min"),
+        ({"snr_max": float("inf")}, "snr_min"),
+        ({"level_min": 3.0}, "level_min"),
+        ({"level_min": -float("inf")}, "level_min"),
+        ({"level_min": float("nan")}, "level_min"),
+    ],
+)
+def test_refuses(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        Audio.Config(**options)
+
+
+@pytest.mark.parametrize("option", ["rooms", "clip", "telephone", "colour", "gain", "noise"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_refuses_an_augmentation(option: str, value: float) -> None:
+    with pytest.raises(RecipeError, match=option):
+        AugmentConfig(**{option: value})
