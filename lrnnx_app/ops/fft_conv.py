@@ -131,30 +131,34 @@ _convolve.register_autograd(_convolve_backward, setup_context=_save_two)
 _correlate.register_autograd(_correlate_backward, setup_context=_save_two)
 
 
+def _empty_planes(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], 2, x.shape[-1] // 2 + 1, dtype=state_dtype(x.dtype))
+
+
 def _planes_of_spectrum(x: Tensor) -> Tensor:
+    if x.numel() == 0:  # some transforms refuse an empty batch
+        return _empty_planes(x)
     z = torch.fft.rfft(x.to(state_dtype(x.dtype)))
     return torch.stack((z.real, z.imag), -2)
 
 
 _rfft = torch.library.custom_op("lrnnx::rfft", _planes_of_spectrum, mutates_args=())
+_rfft.register_fake(_empty_planes)
 
 
-@_rfft.register_fake
-def _(x):
-    return x.new_empty(*x.shape[:-1], 2, x.shape[-1] // 2 + 1, dtype=state_dtype(x.dtype))
+def _empty_waves(spectrum: Tensor, length: int) -> Tensor:
+    return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=state_dtype(spectrum.dtype))
 
 
 def _from_planes(spectrum: Tensor, length: int) -> Tensor:
+    if spectrum.numel() == 0:
+        return _empty_waves(spectrum, length)
     z = spectrum.to(state_dtype(spectrum.dtype))
     return torch.fft.irfft(torch.complex(*z.unbind(-2)), length)
 
 
 _irfft = torch.library.custom_op("lrnnx::irfft", _from_planes, mutates_args=())
-
-
-@_irfft.register_fake
-def _(spectrum, length):
-    return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=state_dtype(spectrum.dtype))
+_irfft.register_fake(_empty_waves)
 
 
 def multiplicity(length: int, like: Tensor) -> Tensor:
