@@ -15,7 +15,7 @@ from typing import Any
 
 from lrnnx_app.errors import UserError
 
-GROUPS = ("layers", "models", "tasks", "data", "recipes", "formats")
+GROUPS = ("layers", "models", "tasks", "data", "rules", "recipes", "formats")
 _files: dict[str, tuple[Path, ModuleType]] = {}  # files of this command, by their name without .py
 
 

@@ -21,7 +21,7 @@ from lrnnx_app import plugins
 from lrnnx_app.disk import plain_yaml
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import RecipeError, nearest, one_line, one_of
-from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS, Registry, named, recipes
+from lrnnx_app.registry import DATA, LAYERS, MODELS, RULES, TASKS, Registry, named, recipes
 
 SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
@@ -183,8 +183,8 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
     except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
         raise RecipeError(f"{source} with the overrides: {one_line(error)}") from error
     assert isinstance(chosen, DictConfig)
-    layers = _layer_keys(chosen)
-    schema = _schema(chosen, source, layers)
+    layers, needed = _layer_keys(chosen), _needed(chosen)
+    schema = _schema(chosen, source, layers, needed)
     schema.name = name
     _drop_orphans(file, overrides, schema, layers)
     if "plugins" in overrides:
@@ -204,7 +204,7 @@ def resolve(file: DictConfig, overrides: DictConfig, source: str, name: str = ""
         try:
             OmegaConf.to_object(OmegaConf.select(merged, key))
         except RecipeError as error:
-            raise RecipeError(f"{source}: {key}.{one_line(error)}") from error
+            raise RecipeError(f"{source}: {key}.{one_line(error)}{plugins.absent(needed)}") from error
         except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
             raise RecipeError(f"{source}: {key}: {one_line(error)}") from error
     return merged
@@ -264,10 +264,9 @@ def _layer_keys(chosen: DictConfig) -> list[str]:
     return [f"model.layer[{i}]" for i in range(len(node)) if str(i) in node]
 
 
-def _schema(chosen: DictConfig, source: str, layers: list[str]) -> DictConfig:
+def _schema(chosen: DictConfig, source: str, layers: list[str], needed: list[str]) -> DictConfig:
     """`Recipe` with the Configs of the chosen classes in place."""
     schema = OmegaConf.structured(Recipe)
-    needed = _needed(chosen)
     parts = {"task": TASKS, "model": MODELS, "data": DATA, **dict.fromkeys(layers, LAYERS)}
     for key, registry in parts.items():
         name, config = _entry(registry, _select(chosen, f"{key}.name"), f"{key}.name", source, needed)
@@ -302,13 +301,14 @@ def _entry(registry: Registry, name: Any, key: str, source: str, needed: list[st
 
 
 def _origins(config: DictConfig, layers: list[str]) -> list[str]:
-    """The packages and files other than lrnnx that define the chosen classes."""
+    """The packages and files other than lrnnx that define the chosen classes and rules."""
     chosen = [(TASKS, config.task.name), (MODELS, config.model.name), (DATA, config.data.name)]
-    chosen += [(LAYERS, OmegaConf.select(config, f"{key}.name")) for key in layers]
-    chosen += [
-        (LAYERS, OmegaConf.select(config, f"{key.removesuffix('.options')}.layer"))
-        for key in _inner(config, layers)
-    ]
+    options = {key: f"{key}.name" for key in layers}  # of a layer -> the key of its name
+    options |= {key: f"{key.removesuffix('.options')}.layer" for key in _inner(config, layers)}
+    for key, name in options.items():
+        layer = OmegaConf.select(config, name)
+        chosen += [(LAYERS, layer)]
+        chosen += [(RULES, OmegaConf.select(config, f"{key}.rule"))] if LAYERS[layer].taps else []
     return sorted({registry.origins().get(name, "") for registry, name in chosen} - {""})
 
 

@@ -1,4 +1,4 @@
-"""Names in a recipe -> classes, discovered by file; and names of recipes -> files. Plugins may add to both.
+"""Names in a recipe -> classes, discovered by file, or rules; names of recipes -> files. Plugins add to all.
 
 A registry lists the entries of a package. Every public module in the package is an entry with the name of its
 file, and has exactly one class with a nested `Config`. Listing the names imports no entry.
@@ -29,6 +29,8 @@ class Registry(Mapping[str, Any]):
         also: other common names of entries, for hints in error messages.
     """
 
+    form = "a class with a nested Config"  # of an entry, as messages say it
+
     def __init__(
         self, kind: str, package: str, group: str, base: str, also: Mapping[str, str] | None = None
     ) -> None:
@@ -43,7 +45,8 @@ class Registry(Mapping[str, Any]):
         """
         found = {name: f"{name}.py" for name in plugins.files() if self.in_file(name)}
         found |= {name: plugins.origin_of(entry) for name, entry in plugins.installed(self.group).items()}
-        return dict(sorted((found | dict.fromkeys(self.own(), "")).items()))
+        own = dict.fromkeys(self.own(), "")
+        return own | {name: origin for name, origin in sorted(found.items()) if name not in own}
 
     def own(self) -> list[str]:
         """The names of lrnnx's own entries."""
@@ -56,13 +59,20 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         origin = self.origins()[name]
         if not origin:
-            return _only(self._entries(importlib.import_module(f"{self.package}.{name}")), name)
+            return self._own(name)
         if origin == f"{name}.py":
             return _only(self.in_file(name), name)
         entry = plugins.imported(plugins.installed(self.group)[name])
-        if not isinstance(entry, type) or not hasattr(entry, "Config"):
-            raise UserError(f"{origin}: '{name}' is no {self.kind}; expected a class with a nested Config")
+        if not self.fits(entry, name):
+            raise UserError(f"{origin}: '{name}' is no {self.kind}; expected {self.form}")
         return entry
+
+    def _own(self, name: str) -> Any:
+        return _only(self._entries(importlib.import_module(f"{self.package}.{name}")), name)
+
+    def fits(self, entry: Any, name: str) -> bool:
+        """Whether a plugin's entry of that name has the form of this kind."""
+        return isinstance(entry, type) and hasattr(entry, "Config")
 
     def __contains__(self, name: object) -> bool:
         return name in self.origins()  # which imports none
@@ -94,7 +104,7 @@ class Registry(Mapping[str, Any]):
         return config(**options)
 
     def in_file(self, name: str) -> list[Any]:
-        """The classes of this kind in a loaded plugin file."""
+        """The entries of this kind in a loaded plugin file."""
         found = self._entries(plugins.files()[name])
         return [c for c in found if any((b.__module__, b.__name__) == self.base for b in c.__mro__[1:])]
 
@@ -114,6 +124,28 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.origins())
+
+
+class Rules(Registry):
+    """Mapping from a name to a rule of discretization. lrnnx's are in one file, a plugin's file has one."""
+
+    form = "a Rule of that name without a code, which numbers lrnnx's kernels"
+
+    def own(self) -> list[str]:
+        return list(importlib.import_module(self.package).OWN)
+
+    def _own(self, name: str) -> Any:
+        return importlib.import_module(self.package).OWN[name]
+
+    def fits(self, entry: Any, name: str) -> bool:
+        return self._is_rule(entry) and entry.name == name and entry.code is None
+
+    def in_file(self, name: str) -> list[Any]:
+        found = vars(plugins.files()[name]).items()
+        return [value for key, value in found if self._is_rule(value) and not key.startswith("_")]
+
+    def _is_rule(self, value: Any) -> bool:
+        return (type(value).__module__, type(value).__name__) == self.base
 
 
 def named(config: type, name: str) -> type:
@@ -197,26 +229,30 @@ LAYERS = Registry("layer", "lrnnx_app.layers", "layers", "lrnnx_app.layers._base
 MODELS = Registry("model", "lrnnx_app.models", "models", "lrnnx_app.models._base:Model")
 TASKS = Registry("task", "lrnnx_app.tasks", "tasks", "lrnnx_app.tasks._base:Task")
 DATA = Registry("data module", "data_modules", "data", "lrnnx_app.data.module:DataModule")
-REGISTRIES = (LAYERS, MODELS, TASKS, DATA)
+REGISTRIES = (LAYERS, MODELS, TASKS, DATA)  # of classes
+RULES = Rules("rule", "lrnnx_app.ops.rules", "rules", "lrnnx_app.ops.rules:Rule")
 
 
 def plug_in(path: Path) -> None:
     """Load a plugin's file. Its entries have the name of the file.
 
     Raises:
-        UserError: see `plugins.load`; or the file has no entry, two of one kind, or one that lrnnx has too.
+        UserError: see `plugins.load`; or the file has no entry, two of one kind, one that lrnnx has too, or
+            one of another form.
     """
     plugins.load(path)
     name = path.stem
-    found = [(registry, registry.in_file(name)) for registry in REGISTRIES]
+    found = [(registry, registry.in_file(name)) for registry in (*REGISTRIES, RULES)]
     exports = callable(getattr(plugins.files()[name], "export", None))
     if not exports and not any(entries for _, entries in found):
         kinds = ", ".join(registry.kind for registry in REGISTRIES)
         raise UserError(
-            f"--plugin {path}: holds no {kinds} (a class with a nested Config) and no function export"
+            f"--plugin {path}: holds no {kinds} ({Registry.form}), no Rule and no function export"
         )
     for registry, entries in found:
         if len(entries) > 1:
             raise UserError(f"--plugin {path}: holds {len(entries)} {registry.kind}s; expected one")
         if entries and name in registry.own():
             raise UserError(f"--plugin {path}: lrnnx has a {registry.kind} '{name}'; rename the file")
+        if entries and not registry.fits(entries[0], name):
+            raise UserError(f"--plugin {path}: '{name}' is no {registry.kind}; expected {registry.form}")

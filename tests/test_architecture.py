@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "disk": {"console", "errors"},
     "recipe": {"disk", "errors", "plugins", "registry"},
     "plots": {"console", "disk", "errors", "spec"},
-    "ops": {"disk", "errors", "spec"},
+    "ops": {"disk", "errors", "registry", "spec"},
     "layers": {"errors", "ops", "registry", "spec"},
     "interop": {"errors", "layers", "ops", "registry"},
     "models": {"errors", "layers", "ops", "recipe", "registry", "spec"},

@@ -184,7 +184,7 @@ def test_python_blocks_run_in_order(guide: Path, here: Path) -> None:
 
 @each_guide
 def test_blocks_are_of_a_kind_that_is_tested(guide: Path) -> None:
-    named = {word for words in commands(guide) for word in words} | {"pyproject.toml", "rules.py"}
+    named = {word for words in commands(guide) for word in words} | {"pyproject.toml"}
     for language, name, _ in blocks(guide):
         assert language in ("sh", "python") or name, f"a block in {language} that is no file"
         assert not name or name in named, f"no command uses {name}"
@@ -262,7 +262,7 @@ def test_the_guides_code_is_in_the_project_s_style(tmp_path: Path) -> None:
     for guide in GUIDES:
         texts: dict[str, list[str]] = {}
         for language, name, content in blocks(guide):
-            if language == "python" and name != "rules.py":
+            if language == "python":
                 texts.setdefault(name or f"{guide.stem}_blocks.py", []).append(content)
         for name, parts in texts.items():
             (tmp_path / name).write_text("\n".join(parts))

@@ -9,14 +9,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lrnnx_app import plugins
-from lrnnx_app.registry import REGISTRIES, shipped
+from lrnnx_app.registry import REGISTRIES, RULES, shipped
 from lrnnx_app.runs.run import Run
 from tests.helpers import DOCS, ROOT, blocks, example
 
 WORDS = ["digits_lru", "trainer.max_steps=1", "trainer.accelerator=cpu", "data.batch_size=324"]
 WORDS += ["model.d_model=4", "model.depth=1", "model.bidirectional=false"]
+RULED = [*WORDS, "model.layer=s6", "model.layer.d_state=4", "model.layer.rule=implicit"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in (package, package / "recipes"):
         (place / "__init__.py").touch()
     for _, name, content in blocks(DOCS / "extend.md"):
-        if name and name != "rules.py":  # which is a part of lrnnx
+        if name:
             places = {".toml": source, ".yaml": package / "recipes"}
             (places.get(Path(name).suffix, package) / name).write_text(content)
     build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
@@ -83,6 +85,9 @@ def test_an_installed_package_adds_an_entry_of_every_kind(present: Path, lrnnx) 
         assert registry.origins()[name] == "lrnnx-example"
         assert registry.find(name).Config
         assert set(registry.own()) == set(registry) - {name}
+    assert RULES.origins()["implicit"] == "lrnnx-example"
+    assert RULES["implicit"].name == "implicit"
+    assert set(RULES.own()) == set(RULES) - {"implicit"}
 
 
 def test_lists_say_where_an_entry_comes_from(present: Path, file: Path, lrnnx) -> None:
@@ -91,6 +96,10 @@ def test_lists_say_where_an_entry_comes_from(present: Path, file: Path, lrnnx) -
     assert origins["leaky"] == "lrnnx-example"
     assert origins["leaky2"] == "leaky2.py"
     assert origins["lru"] == "lrnnx"
+    rules = {row["layer"]: row["rules"].split(", ") for row in rows}
+    assert "implicit from lrnnx-example" in rules["s5"]
+    assert rules["stream"] == ["dirac"]
+    assert "implicit" not in lrnnx("layers", "--markdown").out
     rows = json.loads(lrnnx("recipes", "--json").out)
     assert {row["name"] for row in rows if row["from"] == "lrnnx-example"} == {"levels_leaky"}
     assert {row["name"] for row in rows if row["from"] == "lrnnx"} == set(shipped())
@@ -141,6 +150,27 @@ def test_a_file_trains_and_is_asked_for_again(file: Path, lrnnx, tmp_path: Path)
     assert (tmp_path / "was_run").exists()
 
 
+def test_a_run_by_the_rule_of_a_file_streams_exports_and_asks_for_it(lrnnx, tmp_path: Path) -> None:
+    (file := tmp_path / "implicit.py").write_text(example("implicit.py"))
+    run, image = tmp_path / "run", tmp_path / "image.png"
+    assert lrnnx("train", *RULED, "--plugin", file, "-o", run).code == 0
+    assert Run(run).recipe.plugins == ["implicit.py"]
+    Image.new("L", (8, 8)).save(image)
+    words = {
+        "infer": ("infer", run, image, "--running", "--steps", "16"),
+        "export": ("export", run, "-o", tmp_path / "model.pt2"),
+        "evaluate": ("evaluate", run),
+    }
+    for each in words.values():
+        result = lrnnx(*each)
+        assert (result.code, len(result.error.splitlines())) == (2, 1)
+        assert "model.layer.rule: unknown 'implicit'" in result.error
+        assert "it needs implicit.py, which lrnnx has not: --plugin PATH/implicit.py" in result.error
+        result = lrnnx(*each, "--plugin", file)
+        assert result.code == 0, result.error
+    assert (tmp_path / "model.pt2").exists()
+
+
 def test_every_run_of_a_grid_has_the_plugin(file: Path, lrnnx, tmp_path: Path) -> None:
     words = [*WORDS, "model.layer=lru,leaky2", "--plugin", file, "-o", tmp_path / "grid"]
     result = lrnnx("train", *words)
@@ -170,6 +200,14 @@ MISTAKES = {
     "broken": ("mine.py", "1 / 0", "cannot be run (ZeroDivisionError: division by zero)"),
     "syntax": ("mine.py", "def", "cannot be run (SyntaxError"),
     "empty": ("mine.py", "x = 1", "holds no layer, model, task, data module"),
+    "renamed": ("mine.py", example("implicit.py"), "'mine' is no rule; expected a Rule of that name"),
+    "numbered": (
+        "implicit.py",
+        example("implicit.py").replace("order=1", "order=1, code=1"),
+        "without a code",
+    ),
+    "twice": ("implicit.py", example("implicit.py") + "OTHER = IMPLICIT\n", "holds 2 rules; expected one"),
+    "rule": ("zoh.py", example("implicit.py"), "lrnnx has a rule 'zoh'; rename the file"),
 }
 
 
@@ -203,4 +241,20 @@ def test_the_doctor_tries_the_layer_of_a_file(file: Path, lrnnx, tmp_path: Path)
     failed = {row["property"]: row["first"] for row in json.loads(result.out)["layers"] if not row["ok"]}
     assert failed.keys() == {"equals its definition"}
     assert "'y': '0.2'" in failed["equals its definition"]
+    assert result.code == 1
+
+
+def test_the_doctor_tries_the_rule_of_a_file(lrnnx, tmp_path: Path) -> None:
+    from lrnnx_app.layers import _properties, _rule_properties
+
+    file = tmp_path / "implicit.py"
+    file.write_text(example("implicit.py"))
+    report = json.loads(lrnnx("doctor", "--plugin", file, "--json").out)
+    wanted = [*_rule_properties.PROPERTIES, *(f"a layer: {name}" for name in _properties.PROPERTIES)]
+    assert {row["property"] for row in report["rules"]} == {name.replace("_", " ") for name in wanted}
+    assert [row for row in report["rules"] if not row["ok"]] == []
+    file.write_text(file.read_text().replace("order=1", "order=2"))
+    result = lrnnx("doctor", "--plugin", file, "--json")
+    (failed,) = (row for row in json.loads(result.out)["rules"] if not row["ok"])
+    assert failed["first"] == "implicit: it is of order 0.99, declared is 2"
     assert result.code == 1

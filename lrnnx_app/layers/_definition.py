@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.registry import RULES
 
 Definition = Callable[..., Tensor]
 

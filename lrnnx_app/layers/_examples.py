@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 
 from lrnnx_app.layers._build import build_layer
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import OWN
 from lrnnx_app.registry import LAYERS
 
 D_MODEL = 4
-TWO_TAPS = tuple(name for name, rule in RULES.items() if rule.taps == 2)
+TWO_TAPS = tuple(name for name, rule in OWN.items() if rule.taps == 2)
 
 
 class Case(NamedTuple):

@@ -90,15 +90,15 @@ def close(found: Any, expected: Any, tolerance: float = EXACT[torch.float64]) ->
         Broken: a shape differs, or ‖found − expected‖ is beyond tolerance · max(1, ‖expected‖).
     """
     found, expected = tree_leaves(found), tree_leaves(expected)
-    _require(len(found) == len(expected) > 0, f"{len(found)} tensors instead of {len(expected)}")
+    require(len(found) == len(expected) > 0, f"{len(found)} tensors instead of {len(expected)}")
     for one, other in zip(found, expected, strict=True):
-        _require(one.shape == other.shape, f"shape {tuple(one.shape)} instead of {tuple(other.shape)}")
+        require(one.shape == other.shape, f"shape {tuple(one.shape)} instead of {tuple(other.shape)}")
         one, other = one.detach().double(), other.detach().double()
         error = float((one - other).norm() / max(1.0, float(other.norm())))
-        _require(error <= tolerance, f"differs by {error:.2g}, allowed are {tolerance:.2g}")
+        require(error <= tolerance, f"differs by {error:.2g}, allowed are {tolerance:.2g}")
 
 
-def _require(holds: Any, otherwise: str) -> None:
+def require(holds: Any, otherwise: str) -> None:
     if not holds:
         raise Broken(otherwise)
 
@@ -144,7 +144,7 @@ def equals_its_definition(case: Case, timed: bool) -> None:
     layer, definition = moved(case)
     found = differences(layer, definition, *inputs(timed))
     wrong = {name: f"{error:.2g}" for name, error in found.items() if not error <= DEFINED}
-    _require(not wrong, f"differs by {wrong}, allowed are {DEFINED:.2g}")
+    require(not wrong, f"differs by {wrong}, allowed are {DEFINED:.2g}")
 
 
 @_property(streams=True)
@@ -197,7 +197,7 @@ def right_padding_is_not_read(case: Case, timed: bool) -> None:
     beyond = torch.arange(TIME) >= lengths[:, None]
     x = torch.where(beyond[..., None], 1e3, x)
     y, state = layer(x, dt=dt, lengths=lengths)
-    _require(y.isfinite().all(), "outputs that are no finite numbers")
+    require(y.isfinite().all(), "outputs that are no finite numbers")
     for row, length in enumerate(lengths.tolist()):
         alone, after = layer(x[row, None, :length], dt=_cut(dt, [row], slice(length)))
         close(y[row, None, :length], alone)
@@ -250,10 +250,10 @@ def causality_is_as_declared(case: Case, timed: bool) -> None:
     changed = x.clone()
     changed[:, 6:] += 1
     before, after = layer(x, dt=dt)[0], layer(changed, dt=dt)[0]
-    _require(not (case.bidirectional and layer.causal), "two directions that call themselves causal")
+    require(not (case.bidirectional and layer.causal), "two directions that call themselves causal")
     untouched = torch.allclose(before[:, :6], after[:, :6], rtol=0, atol=1e-12)
-    _require(untouched == layer.causal, f"causal is {layer.causal}, but earlier outputs say otherwise")
-    _require(not torch.allclose(before[:, 6:], after[:, 6:]), "later outputs do not depend on the input")
+    require(untouched == layer.causal, f"causal is {layer.causal}, but earlier outputs say otherwise")
+    require(not torch.allclose(before[:, 6:], after[:, 6:]), "later outputs do not depend on the input")
 
 
 @_property(timed=False)
@@ -261,12 +261,12 @@ def elapsed_time_acts_or_is_refused(case: Case, timed: bool) -> None:
     """With `uses_dt`, a dt of 1 is none and others count; without it, ValueError names the layer."""
     layer, (x, dt) = case.build(), inputs(True)
     if layer.uses_dt:
-        _require(not torch.allclose(layer(x, dt=dt)[0], layer(x)[0]), "elapsed time changes nothing")
+        require(not torch.allclose(layer(x, dt=dt)[0], layer(x)[0]), "elapsed time changes nothing")
         return close(layer(x, dt=torch.ones_like(x[..., 0]))[0], layer(x)[0])
     try:
         layer(x, dt=dt)
     except ValueError as error:
-        return _require(LAYERS[case.name].__name__ in str(error), f"refuses dt without its name: {error}")
+        return require(LAYERS[case.name].__name__ in str(error), f"refuses dt without its name: {error}")
     raise Broken("ignores dt, though uses_dt is False")
 
 
@@ -278,7 +278,7 @@ def states_do_not_grow(case: Case, timed: bool) -> None:
         state = tree_map(lambda s: s + 1 if s.is_floating_point() else s, layer.init_state(BATCH))
         _, last = layer(torch.zeros_like(x).repeat(1, 30, 1), state)
         bounded = all(s.isfinite().all() and s.abs().max() < 1e3 for s in tree_leaves(last))
-        return _require(bounded, "a state grows without input")
+        return require(bounded, "a state grows without input")
     one = torch.zeros_like(layer.init_state(BATCH).h)
     (one if one.ndim == 2 else one[:, 0]).fill_(1)
     for t in range(x.shape[1]):
@@ -286,7 +286,7 @@ def states_do_not_grow(case: Case, timed: bool) -> None:
         _, h, *_ = a.step(torch.zeros_like(b[:, 0]), *layer.init_state(BATCH)._replace(h=one))
         size = float((h.detach().abs() if h.ndim == 2 else torch.linalg.vector_norm(h.detach(), dim=1)).max())
         rounding = torch.finfo(h.dtype).eps  # where nothing decays
-        _require(size <= 1 + rounding, f"|a| is {size:.4g}, allowed is 1")
+        require(size <= 1 + rounding, f"|a| is {size:.4g}, allowed is 1")
 
 
 @_property(streams=True)
@@ -306,7 +306,7 @@ def gradients_are_those_of_differences(case: Case, timed: bool) -> None:
 
     given = [x[:2], *(leaves[i] for i in soft), *([] if dt is None else [dt[:2]])]
     given = [tensor.detach().clone().requires_grad_() for tensor in given]
-    _require(torch.autograd.gradcheck(run, given, fast_mode=True), "gradients are wrong")
+    require(torch.autograd.gradcheck(run, given, fast_mode=True), "gradients are wrong")
 
 
 @_property(timed=False)
@@ -314,4 +314,4 @@ def every_parameter_has_a_finite_gradient(case: Case, timed: bool) -> None:
     layer, (x, _) = case.build(), inputs(timed)
     layer(x)[0].square().sum().backward()
     missing = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    _require(not missing, f"no finite gradient of {', '.join(missing)}")
+    require(not missing, f"no finite gradient of {', '.join(missing)}")

@@ -20,7 +20,7 @@ from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear_unchecked
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import OWN
 
 MODES = ("dws", "pointwise", "neck", "full")
 KERNEL_LIMIT = 2**26  # elements of a mixing kernel (O, I, T) above which it is not considered
@@ -42,7 +42,7 @@ class Centaurus(BankLayer):
     """
 
     recurrent = ("A", "log_dt")
-    rule = RULES["euler"]
+    rule = OWN["euler"]
     paper = "Pei 2025, openreview PkpNRmBZ32"
     cost = "N·D"
     examples = (

@@ -11,7 +11,7 @@ from lrnnx_app.layers._coefficients import Coefficients, Discretized, Given
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import number
 from lrnnx_app.ops import planar
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import OWN
 
 
 class LRU(DiagonalLayer):
@@ -20,7 +20,7 @@ class LRU(DiagonalLayer):
     There is no timescale: data time δ enters as λ^δ.
     """
 
-    rule = RULES["dirac"]
+    rule = OWN["dirac"]
     recurrent = ("nu_log", "theta_log", "gamma_log")
     paper = "Orvieto et al. 2023, arXiv 2303.06349"
     cost = "N·D"

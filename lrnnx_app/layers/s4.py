@@ -16,7 +16,7 @@ from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops._transforms import recomputed, refuse_free
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import OWN
 from lrnnx_app.spec import Rows
 
 FFT_FROM = 32  # steps from which a convolution by FFT pays
@@ -34,7 +34,7 @@ class S4(Layer):
     """
 
     recurrent = ("log_A_real", "A_imag", "P", "B", "log_dt")
-    rule = RULES["bilinear"]
+    rule = OWN["bilinear"]
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
     examples = (

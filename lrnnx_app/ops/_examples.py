@@ -16,7 +16,7 @@ from lrnnx_app.ops import step as step_op
 from lrnnx_app.ops.fft_conv import irfft
 from lrnnx_app.ops.linear_scan import reference as linear_definition
 from lrnnx_app.ops.rglru_scan import coefficients
-from lrnnx_app.ops.rules import RULES
+from lrnnx_app.ops.rules import OWN
 
 Operands = dict[str, Tensor]
 
@@ -91,7 +91,7 @@ def discretized_example(draw: Draw, sizes: Sizes, planes: int = 2) -> Operands:
 
 def discretized_definition(z: Tensor, dt: Tensor, v: Tensor, h0: Tensor | None = None, *, rule: str, **rest):
     """A loop over steps, from coefficients and gains of all steps."""
-    a, gain = RULES[rule](z, z.new_ones(1), dt)
+    a, gain = OWN[rule](z, z.new_ones(1), dt)
     given: list[Any] = [a.expand(v.shape), planar.mul(gain.expand(v.shape), v), h0]
     if v.shape[2] == 1:
         given = [x if x is None else x.squeeze(-2) for x in given]
@@ -246,7 +246,7 @@ def step_example(draw: Draw, sizes: Sizes, planes: int = 2, n: int = 6, contract
 def step_definition(
     v, h, a, gain=None, c=None, direct=None, *, step=None, dt=None, gate=None, rule=None, softplus=False
 ) -> tuple[Tensor, Tensor]:
-    kind = None if rule is None else RULES[rule]
+    kind = None if rule is None else OWN[rule]
     return step_op.reference(v, h, a, gain, c, direct, step, dt, gate, kind, softplus)
 
 

@@ -17,7 +17,7 @@ from lrnnx_app.ops import _blocked, _extension, planar
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
-from lrnnx_app.ops.rules import RULES, Rule, find, numbered
+from lrnnx_app.ops.rules import OWN, Rule, find, numbered
 from lrnnx_app.spec import unpadded
 
 
@@ -39,7 +39,7 @@ def discretized_scan(
         dt: (B, T) elapsed time δ before each sample; z·δ has no unit.
         v: inputs (B, T, P, N).
         h0: state before the first step (B, P, N); zero if None.
-        rule: one of `rules.RULES`, or its name.
+        rule: one of `rules.OWN`, or its name.
         lengths, reset, reverse: as of `linear_scan`.
 
     Returns:
@@ -164,7 +164,7 @@ def _(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule):
 
 def _setup(ctx, inputs, output):
     z, dt, v, h0, lengths, reset, ctx.reverse, ctx.rule = inputs
-    gained = ctx.rule != RULES["dirac"].code
+    gained = ctx.rule != OWN["dirac"].code
     ctx.save_for_backward(z, dt, v if gained else None, h0, lengths, reset, output[0])
 
 

@@ -2,8 +2,8 @@
 
 A rule of two taps has a second gain, which adds gain₁[t]∘(B u)[t−1].
 
-A `Rule` is all that there is to know about one of them. To add one, write its formula here and list it in
-`RULES`: every layer, operator, table and test takes it from there, in torch code. A kernel is a matter of
+A `Rule` is all that there is to know about one of them: every layer, operator, table and test takes it from
+there, in torch code. lrnnx's own are listed in `OWN`; a plugin has one in a file. A kernel is a matter of
 speed: it needs a number here and in csrc/rules.def, and the same formula in C++.
 
 A formula is a pure function `(lam, step, dt) -> (a, gain)`, or `(a, gain, gain₁)` with two taps, of
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.ops import planar
+from lrnnx_app.registry import RULES
 
 Formula = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
 Slopes = tuple[Tensor, Tensor, Tensor]
@@ -89,7 +90,7 @@ class Rule:
         return planar.one(lam) if self.sample == "integral" else step * planar.one(lam)
 
 
-def _elapsed(step: Tensor, dt: Tensor | None) -> Tensor:
+def elapsed(step: Tensor, dt: Tensor | None) -> Tensor:
     """Δδ with a plane axis: (..., 1, N), or (B, T, 1, N) with elapsed time."""
     step = step.unsqueeze(-2)
     return step if dt is None else step * dt[..., None, None]
@@ -97,7 +98,7 @@ def _elapsed(step: Tensor, dt: Tensor | None) -> Tensor:
 
 def _zoh(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Zero-order hold: a = exp(λΔδ), gain = (exp(λΔδ) − 1)/λ; finite and smooth at λ = 0."""
-    span = _elapsed(step, dt)
+    span = elapsed(step, dt)
     z = lam * span
     return planar.exp(z), span * planar.expm1_over(z)
 
@@ -108,7 +109,7 @@ def _zoh_slopes(z: Tensor, span: Tensor, a: Tensor) -> Slopes:
 
 def _bilinear(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tustin: a = (1 + λΔδ/2)/(1 − λΔδ/2), gain = Δδ/(1 − λΔδ/2)."""
-    span = _elapsed(step, dt)
+    span = elapsed(step, dt)
     half = lam * span / 2
     unit = planar.one(half)
     lower = unit - half
@@ -124,13 +125,13 @@ def _bilinear_slopes(z: Tensor, span: Tensor, a: Tensor) -> Slopes:
 
 def _dirac(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Inputs are impulses: a = exp(λΔδ), gain = 1."""
-    a = planar.exp(lam * _elapsed(step, dt))
+    a = planar.exp(lam * elapsed(step, dt))
     return a, planar.one(a)
 
 
 def _euler(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mamba's mixture (arXiv 2312.00752): a = exp(λΔδ), gain = Δδ."""
-    span = _elapsed(step, dt)
+    span = elapsed(step, dt)
     a = planar.exp(lam * span)
     return a, span * planar.one(a)
 
@@ -141,20 +142,20 @@ def _euler_slopes(z: Tensor, span: Tensor, a: Tensor) -> Slopes:
 
 def _asynchronous(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
     """Event-SSM (arXiv 2404.18508): a = exp(λΔδ), gain = (exp(λΔ) − 1)/λ; δ only in the decay."""
-    span = _elapsed(step, None)
-    return planar.exp(lam * _elapsed(step, dt)), span * planar.expm1_over(lam * span)
+    span = elapsed(step, None)
+    return planar.exp(lam * elapsed(step, dt)), span * planar.expm1_over(lam * span)
 
 
 def _trapezoid(lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Mamba-3's exponential trapezoid (arXiv 2603.15569): a = exp(λΔδ), gain = Δδ/2, gain₁ = a·Δδ/2."""
-    half = _elapsed(step, dt) / 2
+    half = elapsed(step, dt) / 2
     a = planar.exp(2 * lam * half)
     return a, half * planar.one(a), half * a
 
 
 _ZOH = Rule("zoh", _zoh, "mean", order=2, exact=True, code=1, slopes=_zoh_slopes, exponential=True)
 _DIRAC = Rule("dirac", _dirac, "integral", order=1, exact=True, code=0, exponential=True)
-RULES: dict[str, Rule] = {
+OWN: dict[str, Rule] = {  # lrnnx's, by name; with those of plugins they are `registry.RULES`
     rule.name: rule
     for rule in (
         _ZOH,
@@ -176,7 +177,7 @@ RULES: dict[str, Rule] = {
     )
 }
 
-KERNELS = {name: rule for name, rule in RULES.items() if rule.code is not None}
+KERNELS = {name: rule for name, rule in OWN.items() if rule.code is not None}
 SCANNED = {name: rule for name, rule in KERNELS.items() if rule.scanned is rule}  # those of discretized_scan
 
 
@@ -195,7 +196,7 @@ def find(rule: "Rule | str", taps: int = 1) -> Rule:
     Raises:
         RecipeError: there is no such rule, or it has more taps; names the nearest one, or those that fit.
     """
-    found = rule if isinstance(rule, Rule) else RULES[one_of("rule", rule, RULES)]
+    found = rule if isinstance(rule, Rule) else OWN.get(rule) or RULES[one_of("rule", rule, RULES)]
     if found.taps > taps:
         raise RecipeError(
             f"rule: '{found.name}' has {found.taps} taps of the input, expected at most {taps}; "

@@ -4,7 +4,7 @@ from typing import Any
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._base import Layer
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, RULES
 
 COLUMNS = (
     "layer",
@@ -16,7 +16,7 @@ COLUMNS = (
     "floats per channel",
     "cost per step",
 )
-FROM = "from"  # column with the package of a layer; not in the docs
+FROM = "from"  # column with the package of a layer; not in the docs, as rules of packages are not
 WIDTH = 64  # d_model for which sizes are given
 BEGIN, END = "<!-- lrnnx layers --markdown -->", "<!-- end of layers -->"
 LEGEND = (
@@ -27,18 +27,22 @@ LEGEND = (
 
 def rows() -> list[tuple[str, ...]]:
     """A row for each layer of the registry, in the order of COLUMNS and FROM."""
-    return [(*_row(name, LAYERS[name]), origin or "lrnnx") for name, origin in LAYERS.origins().items()]
+    told = {rule: f"{rule} from {origin}" if origin else rule for rule, origin in RULES.origins().items()}
+    return [(*_row(name, LAYERS[name], told), origin or "lrnnx") for name, origin in LAYERS.origins().items()]
 
 
 def markdown() -> str:
     """The table of docs/layers.md, markers included."""
-    own = (_row(name, LAYERS[name]) for name in LAYERS.own())
+    told = {rule: rule for rule in RULES.own()}
+    own = (_row(name, LAYERS[name], told) for name in LAYERS.own())
     lines = [COLUMNS, ("---",) * len(COLUMNS), *own]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{BEGIN}\n{table}\n\n{LEGEND}\n{END}"
 
 
-def _row(name: str, entry: type[Layer]) -> tuple[str, ...]:
+def _row(name: str, entry: type[Layer], told: dict[str, str]) -> tuple[str, ...]:
+    """A layer's row; `told` is what to say of each rule, those that it lacks are left out."""
+    chosen = [told[rule] for rule in entry.rules() if rule in told] if entry.taps else entry.rules()
     layer = _build(entry)
     assert layer is not None
     variants = (layer, _build(entry, complex=True))
@@ -48,7 +52,7 @@ def _row(name: str, entry: type[Layer]) -> tuple[str, ...]:
         entry.paper,
         "time-varying" if entry.varying else "time-invariant",
         " or ".join(sorted(kinds, reverse=True)),
-        ", ".join(entry.rules()) or layer.rule_name,
+        ", ".join(chosen) or layer.rule_name,
         "yes" if layer.uses_dt else "no",
         f"{layer.state_size / WIDTH:.3g}",
         entry.cost,

@@ -18,7 +18,7 @@ from lrnnx_app.ops import _extension
 from lrnnx_app.ops._compare import worst_errors
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import OPERATORS
-from lrnnx_app.reports.layer_checks import checked
+from lrnnx_app.reports import plugin_checks
 
 SIZES = (Sizes(2, 1, 3), Sizes(3, 33, 40), Sizes(2, 130, 5))
 
@@ -33,6 +33,7 @@ class Report:
     kernels: dict[str, str]
     checks: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)  # of plugins
+    rules: list[dict[str, Any]] = field(default_factory=list)  # of plugins
     advice: list[str] = field(default_factory=list)
     ok: bool = True
 
@@ -43,7 +44,7 @@ def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
     Args:
         build: build and load the kernels for every device for which a compiler is found. Without a GPU, CUDA
             kernels are built for the architectures in LRNNX_ARCH.
-        plugins: plugin files, whose layers are checked too.
+        plugins: plugin files, whose layers and rules are checked too.
     """
     present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     failures = list(_build(build, present))
@@ -53,9 +54,10 @@ def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
     for device in present:
         report.checks += _check(device)
     wrong = [_cure(row) for row in report.checks if not row["ok"]]
-    report.layers = checked(plugins)
+    report.layers, report.rules = plugin_checks.layers(plugins), plugin_checks.rules(plugins)
     report.advice = failures + wrong + list(_advice(present))
-    report.ok = not failures and all(row["ok"] for row in (*report.checks, *report.layers))
+    rows = (*report.checks, *report.layers, *report.rules)
+    report.ok = not failures and all(row["ok"] for row in rows)
     return report
 
 
@@ -73,6 +75,7 @@ def text(report: Report) -> str:
         table(_by_operator(report.checks)),
     ]
     lines += ["layers of plugins", table(report.layers)] if report.layers else []
+    lines += ["rules of plugins", table(report.rules)] if report.rules else []
     lines += ["advice", *(f"  {line}" for line in report.advice)] if report.advice else []
     return "\n".join([*lines, "all well" if report.ok else "something is wrong: see above"])
 
