@@ -15,11 +15,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from lrnnx_app.errors import RecipeError
+from lrnnx_app.models._base import Model
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
-from lrnnx_app.registry import LAYERS, TASKS
+from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
-from lrnnx_app.spec import Batch
+from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import fit
 
@@ -29,7 +31,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")  # the first line of a block that is a whole file
 # Of `relative`, for the same numbers on two ways through a layer or a model.
 TOLERANCE = {torch.float64: 1e4 * ROUNDING[torch.float64], torch.float32: 10 * ROUNDING[torch.float32]}
-HYBRID = "rglru+rglru+local_attention"
+HYBRID = "rglru+local_attention"
+FORMS = [(name, form) for name, entry in MODELS.items() for form in entry.forms]
+each_form = pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
 SMALL = [
     "trainer.max_steps=3",
     "trainer.checkpoint_every=1",
@@ -63,6 +67,19 @@ def small(name: str, **more: Any) -> Any:
     if "+" in name:
         return [small(part, **more) for part in name.split("+")]
     return LAYERS.config(name, **{**LAYERS[name].examples[0], **more})
+
+
+def small_model(name: str, layer: str = "lru", rule: str = "", **form: Any) -> Model:
+    """A small model, of several channels if it takes them; a mask that starts near one is off it."""
+    config = small(layer, rule=rule) if rule else small(layer)
+    entry, config = MODELS[name], MODELS.config(name, layer=config, **{**MODELS[name].small, **form})
+    try:
+        model = entry(DataSpec(3, 5), config)
+    except RecipeError:
+        model = entry(DataSpec(1, 1), config)
+    if isinstance(mask := getattr(model, "mask", None), torch.nn.Linear):
+        torch.nn.init.normal_(mask.weight)
+    return model.eval()
 
 
 @cache

@@ -26,7 +26,8 @@ class Model(nn.Module):
         delay: by how many samples the output is later than the input: y[t] belongs to x[t − delay].
     """
 
-    small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1}  # options of a small instance
+    small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 2}  # options of a small instance
+    forms: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)  # further options, one set for each way through
     packs: ClassVar[bool] = False
     hop: int = 1
     lookahead: int = 0

@@ -30,6 +30,7 @@ class Backbone(Model):
     """
 
     packs = True
+    forms = tuple({"pool": pool} for pool in POOLS)
 
     @dataclass
     class Config:
@@ -104,7 +105,7 @@ class Backbone(Model):
         steps = state.steps + counts
         if self.pool == "mean":
             return state.pooled + rows.unpadded(x).sum(1, dtype=state.pooled.dtype), steps
-        last = x[torch.arange(len(x), device=x.device), (counts - 1).clamp_min(0)].to(state.pooled.dtype)
+        last = x[torch.arange(x.shape[0], device=x.device), (counts - 1).clamp_min(0)].to(state.pooled.dtype)
         return torch.where((counts > 0)[:, None], last, state.pooled), steps
 
 

@@ -1,7 +1,8 @@
 """Stages of blocks with fewer steps from stage to stage: events are pooled in between, as in Event-SSM."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class Staged(Model):
     gives running logits (Schöne et al. 2024, arXiv 2404.18508). Whole sequences, chunks and single steps give
     the same.
     """
+
+    small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1, "pools": [3, 2], "expansion": 2}
+    forms = tuple({"pool_by": by} for by in POOLS_BY)
 
     @dataclass
     class Config:

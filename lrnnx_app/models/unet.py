@@ -47,7 +47,7 @@ class UNet(Model):
     output at sample t depends on the input up to the end of its frame: the look-ahead is hop − 1 samples.
     """
 
-    small: ClassVar[Mapping[str, Any]] = {"channels": [8, 8], "strides": [16, 4]}
+    small: ClassVar[Mapping[str, Any]] = {"channels": [8, 8], "strides": [8, 4]}
 
     @dataclass
     class Config:

@@ -26,9 +26,9 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.models.unet import UNet
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
-from tests.helpers import small
+from tests.helpers import each_form, small, small_model
 from tests.models.test_staged import staged
-from tests.streaming.test_session import backbone, each_rule, unet
+from tests.streaming.test_session import backbone, each_rule
 
 
 def both(chunk: Chunk, tmp_path: Path) -> tuple[float, float]:
@@ -51,10 +51,17 @@ def test_programs_stream_as_the_model(name: str, rule: str, tmp_path: Path) -> N
     assert max(both(chunk, tmp_path)) <= TOLERANCE
 
 
-def test_a_unet_and_a_pool(tmp_path: Path) -> None:
-    assert max(both(Chunk(unet("centaurus").eval(), 32), tmp_path)) <= TOLERANCE
-    pooled = backbone("s5", depth=1, pool="mean", tokens=True).eval()
-    assert max(both(Chunk(pooled, 2), tmp_path)) <= TOLERANCE
+@each_form
+def test_every_model(name: str, form: dict, tmp_path: Path) -> None:
+    model = small_model(name, **form)
+    assert max(both(Chunk(model, 2 * model.hop), tmp_path)) <= TOLERANCE
+
+
+def test_tokens_of_a_chunk_are_integers(tmp_path: Path) -> None:
+    chunk = Chunk(backbone("s5", depth=1, tokens=True).eval(), 2)
+    x, *_ = chunk.example(3)
+    assert (x.dtype, x.shape) == (torch.int64, (3, 2))
+    assert max(both(chunk, tmp_path)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
@@ -65,7 +72,7 @@ def test_events_that_wait_for_their_group_are_state(ending: str, tmp_path: Path)
 
 
 def test_what_cannot_be_a_program_says_why() -> None:
-    model = unet("lru")
+    model = small_model("unet")
     with pytest.raises(StreamError, match="multiple of the model's hop of 32"):
         Chunk(model, 33)
     with pytest.raises(StreamError, match="evenly spaced"):
@@ -209,11 +216,6 @@ def test_what_is_there_stays(mine: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"{mine}: is there already"):
         pt2.export(run, tmp_path / "model.pt2", Options(chunk=2))
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(mine, "mine")]
-
-
-def test_tokens_of_a_chunk_are_integers() -> None:
-    x, *_ = Chunk(backbone("lru", pool="none", tokens=True).eval(), 2).example(3)
-    assert (x.dtype, x.shape) == (torch.int64, (3, 2))
 
 
 def test_states_of_a_program_start_as_the_model_s() -> None:

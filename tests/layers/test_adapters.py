@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.models.bands import Bands
-from lrnnx_app.models.staged import Staged
-from lrnnx_app.models.unet import Down, UNet, Up
-from lrnnx_app.registry import LAYERS
-from lrnnx_app.spec import DataSpec
-from tests.helpers import relative
+from lrnnx_app.models.unet import Down, Up
+from lrnnx_app.registry import LAYERS, MODELS
+from tests.helpers import relative, small_model
 from tests.layers.test_layers import D_MODEL, PLAIN, each_both
 
 TIME = 9
@@ -153,25 +149,12 @@ def test_both_directions_take_adapters(case):
         assert relative(both(x)[0], before) > 1e-6, part
 
 
-MODELS = {
-    "bands": lambda: Bands(
-        DataSpec(1, 1), Bands.Config(8, 1, bands=2, hop=4, layer=LAYERS.config("mingru", d_state=4))
-    ),
-    "backbone": lambda: Backbone(DataSpec(3, 5), Backbone.Config(8, 2, layer=LAYERS.config("s6"))),
-    "staged": lambda: Staged(
-        DataSpec(3, 5), Staged.Config(8, 1, [2], expansion=2, layer=LAYERS.config("rglru"))
-    ),
-    "unet": lambda: UNet(
-        DataSpec(1, 1), UNet.Config([8, 16], [2, 2], layer=LAYERS.config("s7", selective=["step", "b", "c"]))
-    ),
-}
-
-
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_adapters_in_models(name):
-    torch.manual_seed(0)
-    model = MODELS[name]().double()
-    x = torch.randn(2, 12, model.spec.d_input, dtype=torch.float64)
+def test_adapters_in_models(name, layer):
+    model = small_model(name, layer).double()
+    chunk = 4 * model.hop
+    x = torch.randn(2, 3 * chunk, model.spec.d_input, dtype=torch.float64)
     adapters = []
     for part in parts(model):
         before, _ = model(x)
@@ -181,7 +164,7 @@ def test_adapters_in_models(name):
         assert relative(model(x)[0], before) > 1e-9, part
     whole, _ = model(x)
     state, pieces = model.init_state(2), []
-    for piece in x.split(4, 1):
+    for piece in x.split(chunk, 1):
         y, state = model(piece, state)
         pieces.append(y)
     streamed = torch.cat(pieces, 1) if y.ndim == 3 else pieces[-1]
@@ -191,7 +174,7 @@ def test_adapters_in_models(name):
 
 
 def test_a_hook_on_a_layer_acts_on_a_chunk_of_one_step():
-    model, x = MODELS["backbone"]().double(), torch.randn(2, 6, 3, dtype=torch.float64)
+    model, x = small_model("backbone").double(), torch.randn(2, 6, 3, dtype=torch.float64)
     model.get_submodule("blocks.0.layer").register_forward_hook(lambda module, given, y: (1.5 * y[0], y[1]))
     whole, _ = model(x)
     state = model.init_state(2)

@@ -11,14 +11,9 @@ from torch.utils._pytree import tree_leaves
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._constants import frozen
 from lrnnx_app.layers._examples import D_MODEL, Case, examples
-from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.models.bands import Bands
-from lrnnx_app.models.staged import Staged
-from lrnnx_app.models.unet import UNet
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
-from lrnnx_app.registry import LAYERS
-from lrnnx_app.spec import DataSpec
-from tests.helpers import relative, small
+from lrnnx_app.registry import LAYERS, MODELS
+from tests.helpers import each_form, relative, small_model
 from tests.layers.test_layers import ALL, PLAIN
 
 HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -129,24 +124,6 @@ def test_a_batch_of_none(case):
             assert (z.shape, z.dtype) == (expected.shape, expected.dtype)
 
 
-def models(name: str, bidirectional: bool = False) -> list[Any]:
-    layer, spec = small(name), DataSpec(1, 5)
-    ways = [
-        Backbone(spec, Backbone.Config(D_MODEL, 1, pool=pool, bidirectional=bidirectional, layer=layer))
-        for pool in ("mean", "last", "none")
-    ]
-    return (
-        ways
-        if bidirectional
-        else [
-            *ways,
-            Staged(spec, Staged.Config(D_MODEL, 1, [2], layer=layer)),
-            UNet(DataSpec(1, 1), UNet.Config([D_MODEL, 16], [2, 2], layer=layer)),
-            Bands(DataSpec(1, 1), Bands.Config(D_MODEL, 1, bands=2, hop=4, layer=layer)),
-        ]
-    )
-
-
 @pytest.fixture
 def strict_transforms(monkeypatch):
     """Transforms that refuse an empty batch, as those of some processors do."""
@@ -163,19 +140,22 @@ def strict_transforms(monkeypatch):
         monkeypatch.setattr(torch.fft, name, strict(getattr(torch.fft, name)))
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_models_of_a_batch_of_none(name, strict_transforms):
-    for model in (*models(name), *models(name, bidirectional=True)):
-        x = torch.randn(0, 40, 1)
+@pytest.mark.parametrize("layer", LAYERS)
+@each_form
+def test_models_of_a_batch_of_none(name, form, layer, strict_transforms):
+    both = [{"bidirectional": True}] if hasattr(MODELS[name].Config, "bidirectional") else []
+    for options in ({}, *both):
+        model = small_model(name, layer, **form, **options)
+        x = torch.randn(0, 40, model.spec.d_input)
         whole = model(x)[0]
         assert len(whole) == 0
         lengths = torch.zeros(0, dtype=torch.long)
         assert model(x, lengths=lengths)[0].shape == whole.shape
         whole.sum().backward()
-        if isinstance(model, Backbone):
+        if model.packs:
             reset = torch.zeros(0, 40, dtype=torch.bool)
             assert len(model(x, reset=reset)[0]) == 0
-        if getattr(model.get_submodule("blocks.0.layer"), "causal", False):
+        if not options:
             assert model(x[:, :4], model.init_state(0))[0].shape[0] == 0
 
 
@@ -194,7 +174,7 @@ def test_a_layer_inside_another_is_what_it_is(name):
 
 def test_a_pool_in_half_precision_counts_beyond_its_digits():
     torch.manual_seed(0)
-    model, x = models("lru")[0].bfloat16(), torch.ones(1, 600, 1, dtype=BRAIN)
+    model, x = small_model("backbone").bfloat16(), torch.ones(1, 600, 3, dtype=BRAIN)
     with torch.no_grad():
         _, state = model(x)
         for piece in x.split(100, 1):

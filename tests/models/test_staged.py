@@ -1,15 +1,12 @@
-"""Pooled stages: one go = chunks = steps = a streaming session, padding, and pooling by hand."""
+"""Pooled stages: padding, recomputing, and pooling by hand."""
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool
 from lrnnx_app.models.staged import Staged
-from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec, Rows
-from lrnnx_app.streaming.session import StreamingSession
 from tests.helpers import relative, small
 
 
@@ -23,30 +20,6 @@ def staged(layer: str = "event_ssm", **options: object) -> Staged:
 
 def events(batch: int, time: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 10, (batch, time)), torch.rand(batch, time, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("by", POOLS_BY)
-@pytest.mark.parametrize("layer", [name for name in LAYERS if LAYERS[name].uses_dt])
-def test_one_go_is_chunks_is_steps(layer: str, by: str) -> None:
-    model = staged(layer, pool_by=by)
-    x, dt = events(2, 53)
-    with torch.inference_mode():
-        whole, end = model(x, dt=dt)
-        state = None
-        for start, stop in ((0, 1), (1, 3), (3, 20), (20, 53)):
-            y, state = model(x[:, start:stop], state, dt=dt[:, start:stop])
-        stepped = model.init_state(2)
-        for t in range(53):
-            z, stepped = model.step(x[:, t], stepped, dt[:, t])
-        session = StreamingSession(model, 2, 7)
-        for start in range(0, 53, 7):
-            pushed = session.push(x[:, start : start + 7], dt[:, start : start + 7])
-    for other in (y, z, pushed):
-        assert relative(other, whole) < 1e-10
-    for one in (state, stepped):
-        assert relative(one.pooled, end.pooled) < 1e-10
-        for value, expected in zip(tree_leaves(one.layers), tree_leaves(end.layers), strict=True):
-            assert relative(value, expected) < 1e-10
 
 
 def test_padding_and_recomputing_change_nothing() -> None:

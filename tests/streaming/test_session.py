@@ -14,11 +14,10 @@ from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._examples import TWO_TAPS
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.backbone import Backbone
-from lrnnx_app.models.unet import UNet
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, MODELS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
-from tests.helpers import HYBRID, ROOT, TOLERANCE, relative, small
+from tests.helpers import HYBRID, ROOT, TOLERANCE, relative, small, small_model
 
 LIMIT = TOLERANCE[torch.float32]
 LONG = 4096
@@ -42,12 +41,6 @@ def backbone(name: str, device: str = "cpu", **options: Any) -> Backbone:
     return Backbone(spec, Backbone.Config(layer=small(name, **chosen), **options)).to(device)
 
 
-def unet(name: str, device: str = "cpu") -> UNet:
-    model = UNet(DataSpec(1, 1), UNet.Config(channels=[4, 4], strides=[8, 4], layer=small(name))).to(device)
-    torch.nn.init.normal_(model.mask.weight)  # off its start near the identity
-    return model
-
-
 def offline(model: Model, x: Tensor, dt: Tensor | None = None) -> Tensor:
     with torch.inference_mode():
         return model.eval()(x, dt=dt)[0]
@@ -57,34 +50,23 @@ def streamed(session: StreamingSession, x: Tensor, dt: Tensor | None = None) -> 
     """Pushes of the session's chunk, the last one shorter, and the end."""
     cuts = [slice(start, start + session.chunk) for start in range(0, x.shape[1], session.chunk)]
     parts = [session.push(x[:, cut], None if dt is None else dt[:, cut]) for cut in cuts]
-    return torch.cat([*parts, session.finish()], 1) if parts[0].ndim == 3 else parts[-1]
-
-
-@each_device
-@pytest.mark.parametrize("chunk", [1, 7, 32, LONG])
-@each_rule
-def test_backbone_streams_as_offline(name: str, rule: str, chunk: int, device: str) -> None:
-    model = backbone(name, device, pool="none", rule=rule)
-    time = {1: 20, 7: 40, 32: 80}.get(chunk, chunk + 3)
-    x = torch.randn(1 if chunk == LONG else 2, time, 5, device=device)
-    session = StreamingSession(model, len(x), chunk)
-    assert relative(streamed(session, x), offline(model, x)) < LIMIT
-    if LAYERS[name].uses_dt:
-        dt = 2 * torch.rand(len(x), time, device=device)
-        session.reset()
-        assert relative(streamed(session, x, dt), offline(model, x, dt)) < LIMIT
+    last = session.finish()
+    return torch.cat([*parts, last], 1) if parts[0].ndim == 3 else parts[-1]
 
 
 @each_device
 @pytest.mark.parametrize("chunk", [1, 7, 32, 100, LONG])
-@pytest.mark.parametrize("name", [*LAYERS, HYBRID])
-def test_unet_streams_as_offline(name: str, chunk: int, device: str) -> None:
-    model = unet(name, device)
-    x = torch.randn(2, LONG + 37 if chunk == LONG else 150, 1, device=device)
-    session = StreamingSession(model, 2, chunk)
-    whole = offline(model, x)
-    for _ in range(2):  # `finish` leaves fresh streams
-        assert relative(streamed(session, x), whole) < LIMIT
+@pytest.mark.parametrize(("layer", "rule"), [*BY_RULE, (HYBRID, "")])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_streams_as_offline(name: str, layer: str, rule: str, chunk: int, device: str) -> None:
+    model = small_model(name, layer, rule, **MODELS[name].forms[-1]).to(device)
+    x = torch.randn(1 if chunk == LONG else 2, chunk + 5 * model.hop + 20, model.spec.d_input, device=device)
+    timed = model.hop == 1 and all(LAYERS[part].uses_dt for part in layer.split("+"))
+    session = StreamingSession(model, len(x), chunk)
+    for dt in (None, 2 * torch.rand(x.shape[:2], device=device) if timed else None):
+        assert (
+            relative(streamed(session, x, dt), offline(model, x, dt)) < LIMIT
+        )  # `finish` leaves fresh streams
 
 
 @each_device
@@ -142,7 +124,7 @@ def test_streams_of_a_batch_are_their_own(name: str, device: str) -> None:
 @each_device
 @each_layer
 def test_a_reset_stream_equals_a_fresh_one_bit_for_bit(name: str, device: str) -> None:
-    for model in (unet(name, device), backbone(name, device, pool="none")):
+    for model in (small_model(kind, name).to(device) for kind in MODELS):
         x = torch.randn(2, 64, model.spec.d_input, device=device)
         used, fresh = StreamingSession(model, 2, 32), StreamingSession(model, 2, 32)
         used.push(x[:, :32])
@@ -152,18 +134,21 @@ def test_a_reset_stream_equals_a_fresh_one_bit_for_bit(name: str, device: str) -
 
 @each_device
 @each_layer
-def test_two_sessions_of_a_unet_in_turns(name: str, device: str) -> None:
-    model = unet(name, device)
-    signals = torch.randn(2, 1, 96, 1, device=device)
-    sessions = [StreamingSession(model, 1, 32) for _ in signals]
-    turns = [[s.push(x[:, i : i + 32]) for s, x in zip(sessions, signals, strict=True)] for i in (0, 32, 64)]
-    for x, parts in zip(signals, zip(*turns, strict=True), strict=True):
-        assert relative(torch.cat(parts, 1), offline(model, x)) < LIMIT
+def test_two_sessions_of_a_model_in_turns(name: str, device: str) -> None:
+    for model in (small_model(kind, name).to(device) for kind in MODELS):
+        signals = torch.randn(2, 1, 96, model.spec.d_input, device=device)
+        sessions = [StreamingSession(model, 1, 32) for _ in signals]
+        turns = [
+            [s.push(x[:, i : i + 32]) for s, x in zip(sessions, signals, strict=True)] for i in (0, 32, 64)
+        ]
+        for x, parts in zip(signals, zip(*turns, strict=True), strict=True):
+            found = torch.cat(parts, 1) if parts[0].ndim == 3 else parts[-1]
+            assert relative(found, offline(model, x)) < LIMIT
 
 
 @each_device
 def test_warm_up_leaves_no_trace(device: str) -> None:
-    for model in (unet("rglru", device), backbone("rglru", device, pool="mean")):
+    for model in (small_model(name, "rglru").to(device) for name in MODELS):
         model.train()
         session, cold = StreamingSession(model), StreamingSession(model)
         before = session.state()
@@ -175,8 +160,8 @@ def test_warm_up_leaves_no_trace(device: str) -> None:
 
 
 def test_a_session_keeps_the_weights_that_it_began_with() -> None:
-    model = unet("s5")
-    x = torch.randn(1, 64, 1)
+    model = small_model("unet", "s5")
+    x = torch.randn(1, 64, 3)
     session = StreamingSession(model, chunk=32)
     expected = offline(model, x)
     first = session.push(x[:, :32])
@@ -227,7 +212,7 @@ def test_saved_streams_go_on_in_another_process(tmp_path: Path) -> None:
 
 def saved_models() -> list[Model]:
     torch.manual_seed(3)
-    return [model for name in LAYERS for model in (unet(name), backbone(name, pool="none"))]
+    return [small_model(name, layer) for layer in LAYERS for name in MODELS]
 
 
 def test_a_stream_moves_to_another_slot() -> None:
@@ -244,25 +229,25 @@ def test_a_stream_moves_to_another_slot() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    model = unet("lru")
+    model = small_model("unet")
     session = StreamingSession(model, 2)
     for mistake, hint in [
         (lambda: StreamingSession(model, chunk=0), "at least 1"),
         (lambda: StreamingSession(backbone("lru", bidirectional=True)), "direction"),
-        (lambda: session.push(torch.zeros(1, 32, 1)), r"expected \(2, T ≥ 1, 1\)"),
-        (lambda: session.push(torch.zeros(2, 32, 1), torch.ones(2, 32)), "evenly"),
-        (lambda: session.push(torch.zeros(2, 32, 1), active=[True]), "one entry"),
-        (lambda: session.push(torch.zeros(2, 33, 1), active=[True, False]), "whole hops"),
-        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[33, 32]), "expected 0 to 32"),
-        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[32, -1]), "expected 0 to 32"),
-        (lambda: session.push(torch.zeros(2, 32, 1), lengths=[32]), "an integer for each of 2"),
-        (lambda: session.push(torch.zeros(2, 32, 1), lengths=torch.ones(2)), "an integer for each of 2"),
+        (lambda: session.push(torch.zeros(1, 32, 3)), r"expected \(2, T ≥ 1, 3\)"),
+        (lambda: session.push(torch.zeros(2, 32, 3), torch.ones(2, 32)), "evenly"),
+        (lambda: session.push(torch.zeros(2, 32, 3), active=[True]), "one entry"),
+        (lambda: session.push(torch.zeros(2, 33, 3), active=[True, False]), "whole hops"),
+        (lambda: session.push(torch.zeros(2, 32, 3), lengths=[33, 32]), "expected 0 to 32"),
+        (lambda: session.push(torch.zeros(2, 32, 3), lengths=[32, -1]), "expected 0 to 32"),
+        (lambda: session.push(torch.zeros(2, 32, 3), lengths=[32]), "an integer for each of 2"),
+        (lambda: session.push(torch.zeros(2, 32, 3), lengths=torch.ones(2)), "an integer for each of 2"),
         (lambda: session.load_state(StreamingSession(model, 3).state()), "2 streams"),
         (lambda: session.load(Path("nowhere")), "nowhere"),
     ]:
         with pytest.raises(StreamError, match=hint):
             mistake()
-    session.push(torch.zeros(2, 33, 1))
+    session.push(torch.zeros(2, 33, 3))
     with pytest.raises(StreamError, match="reset single"):
         session.reset([True, False])
     session.reset()
