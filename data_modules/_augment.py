@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchaudio import functional as audio
 
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import RecipeError
@@ -58,8 +57,9 @@ class Augment:
         """(T,) to (T',), which differs from T by the speed only."""
         c = self.config
         if c.speed:
-            factor = SPEEDS + round(SPEEDS * rng.uniform(-c.speed, c.speed))
-            wave = audio.resample(wave, factor, SPEEDS)
+            from torchaudio.functional import resample  # here, since inference imports this file
+
+            wave = resample(wave, SPEEDS + round(SPEEDS * rng.uniform(-c.speed, c.speed)), SPEEDS)
         if self.response is not None and rng.random() < c.reverb_share:
             wave = convolved(wave, self.response)
         return self.coloured(wave, rng)
@@ -104,7 +104,7 @@ class Augment:
             white = torch.from_numpy(rng.standard_normal(len(wave), np.float32))
             wave = wave + white * rng.uniform(0, c.noise) * wave.std(correction=0)
         wave, _ = self.recorded(wave, wave, rng)
-        return audio.gain(wave, rng.uniform(-c.gain, c.gain)) if c.gain else wave
+        return wave * 10 ** (rng.uniform(-c.gain, c.gain) / 20) if c.gain else wave
 
     def masked(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         """(T,) with a band of frequencies and a stretch of time missing."""
@@ -120,11 +120,13 @@ class Augment:
 
     def _notch(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         """Without a band of some octaves between 60 Hz and half the rate."""
+        from torchaudio.functional import bandreject_biquad
+
         low, high = np.log2((60, self.rate / 2.2))
         width = rng.uniform(0.05, 1) * self.config.mask_band * (high - low)
         centre = 2 ** rng.uniform(low + width / 2, high - width / 2)
         quality = 1 / (2 ** (width / 2) - 2 ** (-width / 2))
-        return audio.bandreject_biquad(wave, self.rate, float(centre), float(quality))
+        return bandreject_biquad(wave, self.rate, float(centre), float(quality))
 
 
 def room(rate: int, rng: np.random.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops._operands import check, principal
+from lrnnx_app.ops._operator import operator
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
 
@@ -69,35 +70,28 @@ def _spectrum(x: Tensor, n: int) -> Tensor:
 def _convolved(u: Tensor, kernel: Tensor) -> Tensor:
     time = u.shape[1]
     if u.shape[0] == 0:  # some transforms refuse an empty batch
-        return u.new_empty(0, time, kernel.shape[0])
+        return _empty_result(u, kernel)
     n = _fast_length(time + kernel.shape[-1] - 1)
     left, right = _spectrum(u, n), _spectrum(kernel.movedim(-1, 0)[None], n)[0]
     product = left * right if kernel.ndim == 2 else torch.einsum("bfi,foi->bfo", left, right)
     return torch.fft.irfft(product, n, dim=1)[:, :time].to(u.dtype).contiguous()
 
 
-_convolve = torch.library.custom_op("lrnnx::convolve", _convolved, mutates_args=())
-
-
-@_convolve.register_fake
-def _(u, kernel):
+def _empty_result(u: Tensor, kernel: Tensor) -> Tensor:
     return u.new_empty(*u.shape[:2], kernel.shape[0])
 
 
-@torch.library.custom_op("lrnnx::correlate", mutates_args=())
-def _correlate(g: Tensor, u: Tensor, length: int, mixing: bool) -> Tensor:
+def _correlated(g: Tensor, u: Tensor, length: int, mixing: bool) -> Tensor:
     """k[l] = Σ_b Σ_t g[t]·u[t − l] for l < length: (I, L), or (O, I, L) when mixing."""
     if u.shape[0] == 0:
-        shape = (g.shape[-1], u.shape[-1], length) if mixing else (u.shape[-1], length)
-        return u.new_zeros(shape, dtype=state_dtype(u.dtype))
+        return _empty_kernel(g, u, length, mixing).zero_()
     n = _fast_length(u.shape[1] + length - 1)
     left, right = _spectrum(g, n), _spectrum(u, n).conj()
     product = torch.einsum("bfo,bfi->foi" if mixing else "bfi,bfi->fi", left, right)
     return torch.fft.irfft(product, n, dim=0)[:length].movedim(0, -1).contiguous()
 
 
-@_correlate.register_fake
-def _(g, u, length, mixing):
+def _empty_kernel(g: Tensor, u: Tensor, length: int, mixing: bool) -> Tensor:
     shape = (g.shape[-1], u.shape[-1], length) if mixing else (u.shape[-1], length)
     return u.new_empty(shape, dtype=state_dtype(u.dtype))
 
@@ -127,8 +121,13 @@ def _save_two(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], inputs[1])
 
 
-_convolve.register_autograd(_convolve_backward, setup_context=_save_two)
-_correlate.register_autograd(_correlate_backward, setup_context=_save_two)
+operator(
+    "convolve(Tensor u, Tensor kernel) -> Tensor", _convolved, _empty_result, _convolve_backward, _save_two
+)
+operator(
+    "correlate(Tensor g, Tensor u, int length, bool mixing) -> Tensor",
+    *(_correlated, _empty_kernel, _correlate_backward, _save_two),
+)
 
 
 def _empty_planes(x: Tensor) -> Tensor:
@@ -142,10 +141,6 @@ def _planes_of_spectrum(x: Tensor) -> Tensor:
     return torch.stack((z.real, z.imag), -2)
 
 
-_rfft = torch.library.custom_op("lrnnx::rfft", _planes_of_spectrum, mutates_args=())
-_rfft.register_fake(_empty_planes)
-
-
 def _empty_waves(spectrum: Tensor, length: int) -> Tensor:
     return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=state_dtype(spectrum.dtype))
 
@@ -155,10 +150,6 @@ def _from_planes(spectrum: Tensor, length: int) -> Tensor:
         return _empty_waves(spectrum, length)
     z = spectrum.to(state_dtype(spectrum.dtype))
     return torch.fft.irfft(torch.complex(*z.unbind(-2)), length)
-
-
-_irfft = torch.library.custom_op("lrnnx::irfft", _from_planes, mutates_args=())
-_irfft.register_fake(_empty_waves)
 
 
 def multiplicity(length: int, like: Tensor) -> Tensor:
@@ -183,5 +174,8 @@ def _irfft_backward(ctx, g):
     return (rfft(g) * multiplicity(ctx.length, g) / ctx.length).to(ctx.dtype), None
 
 
-_rfft.register_autograd(_rfft_backward, setup_context=_setup_rfft)
-_irfft.register_autograd(_irfft_backward, setup_context=_setup_irfft)
+operator("rfft(Tensor x) -> Tensor", _planes_of_spectrum, _empty_planes, _rfft_backward, _setup_rfft)
+operator(
+    "irfft(Tensor spectrum, int length) -> Tensor",
+    *(_from_planes, _empty_waves, _irfft_backward, _setup_irfft),
+)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lrnnx_app.ops import _blocked
 from lrnnx_app.ops._operands import check, check_steps, principal
+from lrnnx_app.ops._operator import operator
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import linear_scan
 from lrnnx_app.spec import unpadded
@@ -138,7 +139,6 @@ def _newton(
     return linear_scan(slope, cell.f - slope * before, h0, lengths=lengths, reset=reset)[0]
 
 
-@torch.library.custom_op("lrnnx::gru_states", mutates_args=())
 def _gru_states(
     inputs: Tensor,
     recurrent: Tensor,
@@ -166,8 +166,7 @@ def _gru_states(
     return states.contiguous(), torch.tensor(iterations, device=inputs.device)
 
 
-@_gru_states.register_fake
-def _(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterations):
+def _empty_states(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterations):
     batch, time, _, n = inputs.shape
     return inputs.new_empty(batch, time, n), inputs.new_empty((), dtype=torch.int64)
 
@@ -203,7 +202,11 @@ def _by_dt(grad: Tensor, h: Tensor, inputs: Tensor, recurrent: Tensor, dt: Tenso
     return ((c - h) * k * F.softplus(gate) * grad).sum(-1)
 
 
-_gru_states.register_autograd(_backward, setup_context=_setup)
+operator(
+    "gru_states(Tensor inputs, Tensor recurrent, Tensor h0, Tensor? dt, Tensor? lengths, Tensor? reset,"
+    " float tolerance, int max_iterations) -> (Tensor, Tensor)",
+    *(_gru_states, _empty_states, _backward, _setup),
+)
 
 
 def reference(
