@@ -169,6 +169,48 @@ def soak_command(
     raise typer.Exit(0 if ok else 1)
 
 
+@app.command("denoisers")
+def denoisers_command(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with speech and noise; the embedded test clips if none is given."),
+    ] = None,
+    models: Annotated[
+        str, typer.Option(help="Runs or shipped names, such as denoise,runs/mine; all that ship by default.")
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Clips for each kind of noise and ratio.")] = 4,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out denoisers of other packages.")] = False,
+    json_file: JsonFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """Judge denoisers beside those of other packages: quality, harm to clean speech, cost on one thread."""
+    from lrnnx_app.bench import _peers, denoisers, report
+    from lrnnx_app.registry import trained
+    from lrnnx_app.streaming.threads import threads
+
+    check_targets(json_file, plot)
+    clips = denoisers.mixtures(folder, count)
+    others, absent = ([], []) if alone else _peers.peers()
+    names = [name.strip() for name in models.split(",") if name.strip()] or sorted(trained())
+    rows, parts = [], {"kind": [], "snr": []}
+    with threads(1):
+        systems = [each for name in names for each in _peers.ours(name)]
+        for row, scores in denoisers.rows([*systems, *others], clips):
+            rows.append(row)
+            for key, part in parts.items():
+                part.extend(denoisers.by(key, row["denoiser"], clips, scores))
+            say(tables.line(row), aside=True)
+    say(f"{len(clips)} mixtures; changes from the noisy sound; DNSMOS and clean scores whole")
+    for some in (rows, *parts.values()):
+        say(*tables.table(some).splitlines(), "")
+    if absent:
+        say(f"not installed: {', '.join(absent)}; pip install 'lrnnx-app[bench-denoisers]'", aside=True)
+    if json_file is not None:
+        report.write_json(sum(parts.values(), rows), json_file)
+    if plot is not None:
+        denoisers.write_plot(rows, plot)
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """Positive integers between commas."""
     try:

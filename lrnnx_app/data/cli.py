@@ -43,12 +43,12 @@ def prepare(
 
     What is done already is kept: the same command goes on where it was stopped.
     """
-    from lrnnx_app.data.prepare import ROLES, denoise, sources
+    from lrnnx_app.data.prepare import PLACES, denoise, sources
 
     one_of("denoise", what, ("denoise",))
     folders = {"speech": speech or (), "noise": noise or (), "music": music or ()}
     rows = denoise(out, {} if own else sources(judge), packages, folders, judge)
-    for role in ROLES:
+    for role in PLACES:
         seconds = [float(row["seconds"]) for row in rows if row["role"] == role]
         say(f"{role}: {len(seconds)} clips, {sum(seconds) / 60:.1f} min")
     say(f"{out}: index.csv, LICENCES.md")

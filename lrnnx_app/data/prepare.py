@@ -26,7 +26,7 @@ from lrnnx_app.errors import DataError, UserError
 
 HERE = Path(__file__).parent
 AUDIO = (*SUFFIXES, ".oga", ".mp3", ".au", ".g722")
-ROLES = ("speech", "noise", "music")
+PLACES = {"speech": "speech", "noise": "noise/sounds", "music": "noise/music"}  # of the roles of sounds
 COPYRIGHT = re.compile(r"usr/share/doc/[^/]+/copyright|[^/]+\.dist-info/(METADATA|licenses/.*|LICENSE.*)")
 JUDGED = 6  # clips of a speaker that judge
 COLUMNS = ("file", "role", "package", "version", "licence", "language", "speaker", "seconds")
@@ -77,7 +77,7 @@ def denoise(
     own: Mapping[str, Sequence[Path]] | None = None,
     judge: bool = False,
 ) -> list[dict[str, str]]:
-    """Write `out`/speech/<language>-<speaker>, noise/<package> and music/<package>, index.csv, LICENCES.md.
+    """Write `out`/speech/<language>-<speaker>, noise/{sounds,music}/<package>, index.csv and LICENCES.md.
 
     A package is done whole: the same call goes on after the last one that was. Training gets OGG/Opus,
     judging FLAC. What cannot be had is left out, with a line. Returns the rows of index.csv.
@@ -143,7 +143,9 @@ class _Writer:
             speech = sounds.role == "speech"
             folder = f"{sounds.language or 'und'}-{sounds.speaker}" if speech else name
             for number, clip in self._clips(name, sounds):
-                place = f"{sounds.role}/{folder}/{name}-{number:03d}.{'flac' if self.judge else 'ogg'}"
+                place = (
+                    f"{PLACES[sounds.role]}/{folder}/{name}-{number:03d}.{'flac' if self.judge else 'ogg'}"
+                )
                 (self.out / place).parent.mkdir(parents=True, exist_ok=True)
                 kind = {} if self.judge else {"format": "OGG", "subtype": "OPUS", "compression_level": 0.89}
                 soundfile.write(self.out / place, clip, cutting.RATE, **kind)

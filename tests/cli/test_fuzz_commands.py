@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lrnnx_app import cli, export, plots, recipe
-from lrnnx_app.bench import layers, ops, scaling, soak, streaming
+from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, soak, streaming
 from lrnnx_app.console import terminal
 from lrnnx_app.infer import start
 from lrnnx_app.infer import text as sample
@@ -92,6 +92,10 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (streaming, "largest", lambda *_: 1),
         (streaming, "step_rows", lambda *_: [row]),
         (streaming, "write_plot", lambda *_: None),
+        (denoisers, "mixtures", lambda *_: []),
+        (denoisers, "rows", lambda *_: []),
+        (denoisers, "write_plot", lambda *_: None),
+        (_peers, "ours", lambda name: run.Run(name) and []),
         (soak, "rows", lambda *_: [row]),
         (soak, "verdict", lambda rows: (True, "well")),
         (soak, "write_plot", lambda *_: None),

@@ -205,6 +205,7 @@ NUMBERS = (
     ("train digits_lru", "--seeds", ("0", "-1")),
     ("export RUN -o a.onnx", "--chunk", ("0", "-1", "9" * 25)),
     ("bench layers", "--d-state", ("0",)),
+    ("bench denoisers", "--count", ("0", "9" * 25)),
     ("bench scaling", "--steps", ("0",)),
     ("bench scaling", "--devices", ("0", "9" * 25)),
     ("bench streaming", "--voices", ("0", "a", "9" * 25)),

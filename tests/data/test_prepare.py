@@ -88,7 +88,7 @@ def test_packages_become_clips_with_their_licences(packages: Path, tmp_path: Pat
         assert rate == 16000
         assert len(samples) / rate == pytest.approx(float(row["seconds"]), abs=0.01)
         assert cutting.active(samples) == pytest.approx(cutting.LEVEL, abs=0.5)  # Opus is not exact
-        assert row["file"].startswith(("speech/de-anna/talk-", "noise/some-hum/some-hum-"))
+        assert row["file"].startswith(("speech/de-anna/talk-", "noise/sounds/some-hum/some-hum-"))
     assert [float(r["seconds"]) for r in rows if r["role"] == "noise"] == [30]
 
 
@@ -170,7 +170,7 @@ def test_training_and_judging_share_no_package_and_no_forbidden_language() -> No
     train, judge = sources(False), sources(True)
     assert not train.keys() & judge.keys()
     for line in (line for lines in train.values() for line in lines):
-        assert line.role in prepare.ROLES
+        assert line.role in prepare.PLACES
         assert line.language not in ("fr", "es")
         if "{language}" in line.path:
             assert "es|fr" in line.but
