@@ -21,8 +21,9 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +56,26 @@ class BuildError(Exception):
 def first_use(device: str) -> bool:
     """Load the kernels if that was not tried yet. True if this call made them available."""
     return device not in _loaded and load(device)
+
+
+def without_kernels(
+    library: torch.library.Library,
+    name: str,
+    run: Callable[..., Any],
+    devices: Sequence[str] = ("cpu", "cuda"),
+) -> None:
+    """Let `run` be an operator where none of its kernels is registered.
+
+    On `devices`, which have kernels, that is so until the first call, which builds and loads them, or if they
+    cannot be loaded.
+    """
+
+    def anywhere(*arguments: Any) -> Any:
+        device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
+        loaded = device in devices and first_use(device)
+        return (getattr(torch.ops.lrnnx, name) if loaded else run)(*arguments)
+
+    library.impl(name, anywhere, "CompositeExplicitAutograd")
 
 
 def load(device: str) -> bool:

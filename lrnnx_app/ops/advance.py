@@ -47,12 +47,7 @@ def reference(held: Sequence[Tensor], new: Sequence[Tensor], active: Tensor) -> 
 _library = torch.library.Library("lrnnx", "FRAGMENT")
 _library.define("advance(Tensor(a!)[] held, Tensor[] new, Tensor active) -> ()")
 
-
-@torch.library.impl(_library, "advance", "CompositeExplicitAutograd")
-def _anywhere(held, new, active):
-    kernels = active.is_cuda and _extension.first_use("cuda")
-    run = torch.ops.lrnnx.advance if kernels else reference
-    run(held, new, active)
+_extension.without_kernels(_library, "advance", reference, ["cuda"])
 
 
 @torch.library.register_fake("lrnnx::advance", lib=_library)

@@ -107,18 +107,8 @@ _library.define(
 )
 
 
-@torch.library.impl(_library, "discretized_scan", "CompositeExplicitAutograd")
-def _forward_anywhere(z, dt, v, h0, lengths, reset, reverse, rule):
-    if _extension.first_use(v.device.type):
-        return torch.ops.lrnnx.discretized_scan(z, dt, v, h0, lengths, reset, reverse, rule)
+def _forward(z, dt, v, h0, lengths, reset, reverse, rule):
     return reference(z, dt, v, h0, rule=numbered(rule), lengths=lengths, reset=reset, reverse=reverse)
-
-
-@torch.library.impl(_library, "discretized_scan_backward", "CompositeExplicitAutograd")
-def _backward_anywhere(grad, *rest):
-    if _extension.first_use(grad.device.type):
-        return torch.ops.lrnnx.discretized_scan_backward(grad, *rest)
-    return _adjoint(grad, *rest, run=torch.ops.lrnnx.linear_scan_backward)
 
 
 def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rule, run):
@@ -145,6 +135,12 @@ def _adjoint(grad, grad_last, z, dt, v, states, h0, lengths, reset, reverse, rul
 def _flat(*numbers: Tensor | None) -> list[Tensor | None]:
     """Planar numbers (…, P, N) as a linear scan takes them: real ones without their plane."""
     return [x if x is None or x.shape[-2] == 2 else x.squeeze(-2) for x in numbers]
+
+
+_extension.without_kernels(_library, "discretized_scan", _forward)
+_extension.without_kernels(
+    _library, "discretized_scan_backward", partial(_adjoint, run=torch.ops.lrnnx.linear_scan_backward)
+)
 
 
 @torch.library.register_fake("lrnnx::discretized_scan", lib=_library)

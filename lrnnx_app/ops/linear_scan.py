@@ -141,18 +141,8 @@ _library.define(
     " Tensor? lengths, Tensor? reset, bool reverse) -> (Tensor, Tensor, Tensor)"
 )
 
-
-# Called if no kernel is registered for the device: at the first use, which builds and loads it, or always.
-@torch.library.impl(_library, "linear_scan", "CompositeExplicitAutograd")
-def _forward_anywhere(a, b, *rest):
-    run = torch.ops.lrnnx.linear_scan if _extension.first_use(b.device.type) else _blocked.scan
-    return run(a, b, *rest)
-
-
-@torch.library.impl(_library, "linear_scan_backward", "CompositeExplicitAutograd")
-def _backward_anywhere(grad, *rest):
-    run = torch.ops.lrnnx.linear_scan_backward if _extension.first_use(grad.device.type) else _blocked.adjoint
-    return run(grad, *rest)
+_extension.without_kernels(_library, "linear_scan", _blocked.scan)
+_extension.without_kernels(_library, "linear_scan_backward", _blocked.adjoint)
 
 
 @torch.library.register_fake("lrnnx::linear_scan", lib=_library)

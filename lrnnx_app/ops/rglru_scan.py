@@ -106,18 +106,8 @@ _library.define(
 )
 
 
-@torch.library.impl(_library, "rglru_scan", "CompositeExplicitAutograd")
-def _forward_anywhere(gate, input_gate, u, rate, dt, first, h0, lengths, reset):
-    if _extension.first_use(u.device.type):
-        return torch.ops.lrnnx.rglru_scan(gate, input_gate, u, rate, dt, first, h0, lengths, reset)
+def _forward(gate, input_gate, u, rate, dt, first, h0, lengths, reset):
     return reference(gate, input_gate, u, rate, h0, dt=dt, first=first, lengths=lengths, reset=reset)
-
-
-@torch.library.impl(_library, "rglru_scan_backward", "CompositeExplicitAutograd")
-def _backward_anywhere(grad, *rest):
-    if _extension.first_use(grad.device.type):
-        return torch.ops.lrnnx.rglru_scan_backward(grad, *rest)
-    return _adjoint(grad, *rest, run=torch.ops.lrnnx.linear_scan_backward)
 
 
 def _adjoint(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, lengths, reset, run):
@@ -140,6 +130,12 @@ def _adjoint(grad, grad_last, gate, input_gate, u, rate, dt, first, states, h0, 
     ddt = u.new_empty(0) if dt is None else (-d_log * wide * r).sum(-1).to(dt.dtype)
     narrow = [x.to(u.dtype) for x in (d_gate, d_input, c * root * i)]
     return *narrow, (-d_log * r * span).sum((0, 1)).to(rate.dtype), ddt, dh0
+
+
+_extension.without_kernels(_library, "rglru_scan", _forward)
+_extension.without_kernels(
+    _library, "rglru_scan_backward", partial(_adjoint, run=torch.ops.lrnnx.linear_scan_backward)
+)
 
 
 @torch.library.register_fake("lrnnx::rglru_scan", lib=_library)

@@ -153,31 +153,23 @@ _library.define(
 )
 
 
-@torch.library.impl(_library, "short_conv", "CompositeExplicitAutograd")
-def _forward_anywhere(x, *rest):
-    run = torch.ops.lrnnx.short_conv if _extension.first_use(x.device.type) else blocked
-    return run(x, *rest)
-
-
-@torch.library.impl(_library, "short_conv_backward", "CompositeExplicitAutograd")
-def _backward_anywhere(grad, *rest):
-    run = torch.ops.lrnnx.short_conv_backward if _extension.first_use(grad.device.type) else _adjoint
-    return run(grad, *rest)
-
-
 def _adjoint(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
     """Gradients by differentiating `blocked`. If autograd is on, they can be differentiated again."""
     dtype, again = state_dtype(x.dtype), torch.is_grad_enabled()
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     state = x.new_zeros(grad_last.shape, dtype=dtype) if state is None else state
     with torch.enable_grad():
-        leaves = [leaf(z) for z in (x, weight, bias, state)]
-        outputs = blocked(*leaves, lengths, reset, silu)
+        leaves = x, weight, bias, state = [leaf(z) for z in (x, weight, bias, state)]
+        outputs = blocked(x, weight, bias, state, lengths, reset, silu)
         grads = torch.autograd.grad(
             outputs, leaves, (grad.to(x.dtype), grad_last), create_graph=again, materialize_grads=True
         )
     dx, d_weight, d_bias, d_state = grads
     return dx, d_weight, d_bias.to(dtype), d_state.to(dtype)
+
+
+_extension.without_kernels(_library, "short_conv", blocked)
+_extension.without_kernels(_library, "short_conv_backward", _adjoint)
 
 
 @torch.library.register_fake("lrnnx::short_conv", lib=_library)

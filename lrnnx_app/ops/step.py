@@ -6,8 +6,6 @@ for G groups of n states with P planes (1 real, 2 complex). Coefficients are giv
 eigenvalue λ, timescale Δ and elapsed time δ. Arguments broadcast along batch, groups and states.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -153,14 +151,13 @@ _library.define(
 )
 
 
-@torch.library.impl(_library, "diagonal_step", "CompositeExplicitAutograd")
-def _anywhere(v, h, *rest):
-    if _extension.first_use(v.device.type):
-        return torch.ops.lrnnx.diagonal_step(v, h, *rest)
-    *operands, rule, softplus = rest
-    run: Any = reference
-    w, after = run(v, h, *operands, None if rule == GIVEN else numbered(rule), softplus)
+def _anywhere(v, h, a, gain, c, direct, step, dt, gate, rule, softplus):
+    kind = None if rule == GIVEN else numbered(rule)
+    w, after = reference(v, h, a, gain, c, direct, step, dt, gate, kind, softplus)
     return w, torch.empty_like(h).copy_(after)
+
+
+_extension.without_kernels(_library, "diagonal_step", _anywhere)
 
 
 @torch.library.register_fake("lrnnx::diagonal_step", lib=_library)
