@@ -20,7 +20,7 @@ from lrnnx_app.ops._transforms import free, recomputed
 from lrnnx_app.ops.bank_scan import Chunks, bank_scan_unchecked, by_step, chunks, steps
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.rules import Rule
-from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.ops.step import diagonal_step
 from lrnnx_app.spec import Rows
 
 PATHS = ("auto", "scan", "chunk")
@@ -233,7 +233,7 @@ class Bank(NamedTuple):
             made_by = {"rule": self.rule, "dt": self.dt[:, 0], "step": delta}
         h, a, c = (self._by_group(z) for z in (h, a, self.c))
         gain = None if gain is None else self._by_group(gain)
-        w, h = diagonal_step_unchecked(b, h, a, gain, c, self.direct, **made_by)
+        w, h = diagonal_step(b, h, a, gain, c, self.direct, **made_by, checked=False)
         return w, h.movedim(-2, -3).flatten(-2)
 
     def _by_group(self, z: Tensor) -> Tensor:

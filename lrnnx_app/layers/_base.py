@@ -17,7 +17,7 @@ from lrnnx_app.layers._taps import TappedState
 from lrnnx_app.ops import planar
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import row_linear_unchecked
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.ops.rules import names
 from lrnnx_app.spec import Rows, unpadded
 
@@ -241,7 +241,9 @@ def drive(x: Tensor, weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """
     if gain is not None and gain.ndim == 2:
         weight, gain = scaled(weight, gain), None
-    b = torch.unflatten(row_linear_unchecked(x, cast(weight.flatten(0, 1), x.dtype)), -1, weight.shape[:2])
+    b = torch.unflatten(
+        row_linear(x, cast(weight.flatten(0, 1), x.dtype), checked=False), -1, weight.shape[:2]
+    )
     return b if gain is None else planar.mul(gain, b)
 
 
@@ -267,7 +269,7 @@ def real_readout(h: Tensor, matrix: Tensor, skip: Tensor, x: Tensor) -> Tensor:
     Returns:
         (B, T, H).
     """
-    return row_linear_unchecked(h.flatten(-2), matrix, skip=skip, via=x)
+    return row_linear(h.flatten(-2), matrix, skip=skip, via=x, checked=False)
 
 
 def autocast(x: Tensor) -> Tensor:

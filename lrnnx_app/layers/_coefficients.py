@@ -13,7 +13,7 @@ from lrnnx_app.ops import planar
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.linear_scan import linear_scan
 from lrnnx_app.ops.rules import Rule
-from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.ops.step import diagonal_step
 
 
 class Coefficients(Protocol):
@@ -103,7 +103,7 @@ def _each_state(
     """`diagonal_step` of states (B, N), or planar (B, 2, N), each of which is a group of its own."""
     complex_ = h.ndim == 3
     b, h, a = ((z.mT if complex_ else z.unsqueeze(-1)).unsqueeze(-1) for z in (b, h, a))
-    _, h = diagonal_step_unchecked(b, h, a, step=step, softplus=softplus, dt=dt, rule=rule)
+    _, h = diagonal_step(b, h, a, step=step, softplus=softplus, dt=dt, rule=rule, checked=False)
     h = h.squeeze(-1)
     h = h.mT if complex_ else h.squeeze(-1)
     return h, h

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from lrnnx_app.ops._blocked import cast
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import activated, row_linear_unchecked, wide_linear
+from lrnnx_app.ops.row_linear import activated, row_linear, wide_linear
 from lrnnx_app.ops.short_conv import documents, short_conv, window_at_end
 from lrnnx_app.spec import EVEN, Rows
 
@@ -22,7 +22,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear`, a single launch for the few rows of a stream on a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return row_linear_unchecked(input, self.weight, self.bias)
+        return row_linear(input, self.weight, self.bias, checked=False)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -53,7 +53,7 @@ def linear(
     """act(module(x))∘times, or of GELU(x); options as of `row_linear`."""
     if plain(module):
         weight, bias = module.weight, module.bias
-        return row_linear_unchecked(x, weight, bias, activation=activation, times=times, gelu=gelu)
+        return row_linear(x, weight, bias, activation=activation, times=times, gelu=gelu, checked=False)
     return activated(module(F.gelu(x) if gelu else x), activation, times)
 
 

@@ -19,7 +19,7 @@ from lrnnx_app.ops.bank_scan import by_step, modes_last
 from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
-from lrnnx_app.ops.row_linear import row_linear_unchecked
+from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.ops.rules import OWN
 
 MODES = ("dws", "pointwise", "neck", "full")
@@ -108,7 +108,7 @@ class Centaurus(BankLayer):
     def inputs(self, x: Tensor) -> Tensor:
         if self.mode == "full":
             return x[..., None].expand(-1, -1, -1, self.d_output).flatten(2)
-        return x if self.mode == "dws" else row_linear_unchecked(x, self.B)
+        return x if self.mode == "dws" else row_linear(x, self.B, checked=False)
 
     def rows(self, x: Tensor) -> Tensor:
         if self.mode == "dws":
@@ -123,7 +123,7 @@ class Centaurus(BankLayer):
             return by_step(w)
         if self.mode == "full":
             return w.unflatten(-1, (-1, self.d_output)).sum(-2)
-        return row_linear_unchecked(w, self.C)
+        return row_linear(w, self.C, checked=False)
 
     def choose(self, batch: int, time: int, device: str) -> str:
         path = super().choose(batch, time, device)

@@ -17,7 +17,7 @@ from lrnnx_app.layers._taps import earlier, latest
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.rules import find
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.ops.step import diagonal_step
 from lrnnx_app.spec import Rows
 
 
@@ -159,7 +159,7 @@ class S6(Layer):
     ) -> tuple[Tensor, Tensor]:
         """One step of the recurrence and the gate: u, logits of Δ, z (B, D), B and C (B, 1, P, N)."""
         made_by = {"rule": self.rule, "dt": dt, "step": logits[..., None], "softplus": True}
-        return diagonal_step_unchecked(u, h, self._planar(), B, C, self.D, gate=z, **made_by)
+        return diagonal_step(u, h, self._planar(), B, C, self.D, gate=z, **made_by, checked=False)
 
     def _planar(self) -> Tensor:
         """The eigenvalues (D, P, N)."""

@@ -13,7 +13,7 @@ from lrnnx_app.layers._definition import softplus
 from lrnnx_app.layers.s6 import S6, defined_block, inverse_softplus_steps
 from lrnnx_app.ops._blocked import cast, state_dtype
 from lrnnx_app.ops.selective_scan import selective_scan
-from lrnnx_app.ops.step import diagonal_step_unchecked
+from lrnnx_app.ops.step import diagonal_step
 
 
 class Stream(S6):
@@ -57,7 +57,7 @@ class Stream(S6):
     ) -> tuple[Tensor, Tensor]:
         delta = F.softplus(cast(logits, h.dtype))[..., None, None]
         made_by = {"rule": self.rule, "dt": dt, "step": self.rate[:, None]}
-        return diagonal_step_unchecked(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by)
+        return diagonal_step(u, h, self._planar(), delta * B, C, self.D, gate=z, **made_by, checked=False)
 
 
 def definition(layer: Stream, x: Tensor, dt: Tensor | None = None) -> Tensor:

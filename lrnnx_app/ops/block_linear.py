@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.ops.linear_scan import wants_gradient
-from lrnnx_app.ops.row_linear import few, row_linear_unchecked
+from lrnnx_app.ops.row_linear import few, row_linear
 
 
 class BlockLinear:
@@ -30,7 +30,7 @@ class BlockLinear:
         """The k products (B, T, heads·width) of x (B, T, heads·width)."""
         if few(x, self.weights[0]) and not wants_gradient(x, *self.weights, *self.biases):
             self._rows = self._rows or self._as_rows()
-            return row_linear_unchecked(x, *self._rows, heads=self.heads).chunk(len(self.weights), -1)
+            return row_linear(x, *self._rows, heads=self.heads, checked=False).chunk(len(self.weights), -1)
         self._blocks = self._blocks or self._as_blocks()
         weight, bias = self._blocks
         parts = torch.unflatten(x.flatten(0, 1), -1, (self.heads, -1)).transpose(0, 1)

@@ -32,6 +32,7 @@ def row_linear(
     heads: int = 1,
     activation: str | None = None,
     gelu: bool = False,
+    checked: bool = True,
 ) -> Tensor:
     """Multiply rows by a matrix.
 
@@ -45,6 +46,7 @@ def row_linear(
         times: (…, M) factor of the result; None is 1.
         activation: None | sigmoid | gelu_tanh.
         gelu: multiply GELU(x).
+        checked: false leaves out the checks, for a layer's own weights.
 
     Returns:
         y (…, M).
@@ -52,25 +54,8 @@ def row_linear(
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
     """
-    _check(x, weight, bias, skip, via, times, heads)
-    return row_linear_unchecked(
-        x, weight, bias, skip=skip, via=via, times=times, heads=heads, activation=activation, gelu=gelu
-    )
-
-
-def row_linear_unchecked(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    skip: Tensor | None = None,
-    via: Tensor | None = None,
-    times: Tensor | None = None,
-    heads: int = 1,
-    activation: str | None = None,
-    gelu: bool = False,
-) -> Tensor:
-    """`row_linear` without checks of its arguments, for a layer's own weights."""
+    if checked:
+        _check(x, weight, bias, skip, via, times, heads)
     code = CODES[activation]
     if not few(x, weight) or wants_gradient(x, weight, bias, skip, via, times):
         return reference(x, weight, bias, skip, via, times, heads, code, gelu)
@@ -83,7 +68,7 @@ def row_linear_unchecked(
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """W x + bias for x (…, K) and weight (M, K), with the bias added in float32 or wider."""
     if few(x, weight):
-        return row_linear_unchecked(x, weight, bias)
+        return row_linear(x, weight, bias, checked=False)
     y = F.linear(x, weight)
     return cast(y, state_dtype(y.dtype)) + bias
 

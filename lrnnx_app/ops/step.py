@@ -31,6 +31,7 @@ def diagonal_step(
     rule: Rule | str | None = None,
     softplus: bool = False,
     gate: Tensor | None = None,
+    checked: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Compute the next state and its output. Torch calls do so if gradients are wanted or under an export.
 
@@ -46,6 +47,7 @@ def diagonal_step(
         rule: discretization, or its name; None if `a` is the coefficient itself.
         softplus: use softplus(step) instead of step.
         gate: (B, G); the output is multiplied by SiLU(gate).
+        checked: false leaves out the checks of tensors, for a layer's own.
 
     Returns:
         w (B, G) typed like v, empty if c is None; and the next state, with the strides of h.
@@ -55,29 +57,10 @@ def diagonal_step(
         RecipeError: there is no such rule, or it has more taps than one.
     """
     rule = rule if rule is None else find(rule)
-    _check(v, h, a, gain, c, direct, step, dt, gate)
-    return diagonal_step_unchecked(
-        v, h, a, gain, c, direct, step=step, dt=dt, rule=rule, softplus=softplus, gate=gate
-    )
-
-
-def diagonal_step_unchecked(
-    v: Tensor,
-    h: Tensor,
-    a: Tensor,
-    gain: Tensor | None = None,
-    c: Tensor | None = None,
-    direct: Tensor | None = None,
-    *,
-    step: Tensor | None = None,
-    dt: Tensor | None = None,
-    rule: Rule | None = None,
-    softplus: bool = False,
-    gate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`diagonal_step` without checks of its arguments, for a layer's own tensors."""
-    code = GIVEN if rule is None else rule.code
     operands = (v, h, a, gain, c, direct, step, dt, gate)
+    if checked:
+        _check(*operands)
+    code = GIVEN if rule is None else rule.code
     traced = torch.compiler.is_compiling()  # also true during an export
     if code is None or traced or wants_gradient(*operands):
         return reference(*operands, rule, softplus)
