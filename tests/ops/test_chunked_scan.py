@@ -1,4 +1,4 @@
-"""The chunked recurrence beside the scan of all its states, with strong decays, compiled and exported."""
+"""The chunked recurrence beside the scan of all its states, and with strong decays."""
 
 import pytest
 import torch
@@ -58,20 +58,3 @@ def test_a_state_before_a_reset_is_not_read(variant):
         assert torch.equal(
             x[:, 3:] if x.ndim == y.ndim and x.shape[1] == 40 else x, y[:, 3:] if y.shape[1] == 40 else y
         )
-
-
-@OF
-def test_compiled_and_exported(variant):
-    given = {k: x for k, x in operands(variant, dtype=torch.float32).items() if k not in ("lengths", "reset")}
-
-    class Module(torch.nn.Module):
-        def forward(self, x, log_a, B, C, h0):
-            return chunked_scan(x, log_a, B, C, h0)
-
-    want = Module()(**given)
-    for run in (
-        torch.compile(Module(), backend="aot_eager"),
-        torch.export.export(Module(), (), given).module(),
-    ):
-        for x, y in zip(run(**given), want, strict=True):
-            assert relative(x, y) < TOLERANCE[torch.float32]

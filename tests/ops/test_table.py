@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lrnnx_app.ops._compare import Recorded, outputs_of, poisoned, relative, results, worst_errors
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
-from lrnnx_app.ops._table import OPERATORS, Operator, Variant
+from lrnnx_app.ops._table import OPERATORS, TOLERANCE, Operator, Variant
 from lrnnx_app.ops._timed import OF_STEPS, TIMED
 from lrnnx_app.ops.linear_scan import state_dtype
 from tests.helpers import needs_kernels
@@ -214,6 +214,29 @@ def test_chunks_equal_one_go(device, name):
             parts.append(y)
         torch.testing.assert_close(torch.cat(parts, 1), whole)
         torch.testing.assert_close(after, last)
+
+
+@each
+def test_compiled_and_exported(name):
+    operator = OPERATORS[name]
+    for i in {0, len(operator.variants) - 1}:
+        operands, options = (
+            operands_of(operator, "cpu", Sizes(2, 40, 4), variant=i),
+            operator.variants[i].options,
+        )
+        given = {k: x for k, x in operands.items() if k not in ("lengths", "reset")}
+
+        class Module(torch.nn.Module):
+            def forward(self, run=operator.run, options=options, **given):
+                return outputs_of(run(**given, **options))
+
+        torch.compiler.reset()
+        for run in (
+            torch.compile(Module(), backend="aot_eager", fullgraph=True),
+            torch.export.export(Module(), (), given).module(),
+        ):
+            for x, y in zip(run(**given), Module()(**given), strict=True):
+                assert relative(x, y) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if OPERATORS[name].kernels])
