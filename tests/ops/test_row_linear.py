@@ -7,7 +7,9 @@ import torch
 
 from lrnnx_app.layers import rglru
 from lrnnx_app.ops import block_linear
-from lrnnx_app.ops._table import OPERATORS
+from lrnnx_app.ops._compare import compared
+from lrnnx_app.ops._examples import Draw
+from lrnnx_app.ops._table import OPERATORS, Variant
 from lrnnx_app.ops.row_linear import CODES, MOST, reference, row_linear
 
 ROWS = (1, 3, 8, 9, 16, 33, 64, 65)
@@ -15,43 +17,39 @@ SIZES = ((512, 2048), (1024, 64), (32, 1024), (1024, 512), (20, 7), (21, 5), (4,
 ROWS_OF = OPERATORS["row_linear"]
 
 
-def check(
-    device, dtype, x, weight, bias=None, skip=None, via=None, times=None, heads=1, activation=None, gelu=False
-):
-    given = [x, weight, bias, skip, via, times]
-    x, weight, bias, skip, via, times = (z if z is None else z.to(device, dtype) for z in given)
-    options = {"skip": skip, "via": via, "times": times, "heads": heads}
-    got = row_linear(x, weight, bias, **options, activation=activation, gelu=gelu)
-    precise = [z if z is None else z.double() for z in (x, weight, bias, skip, via, times)]
-    want = reference(*precise, heads, CODES[activation], gelu)
-    assert got.shape == want.shape
-    assert got.dtype == dtype
-    assert (got.double() - want).norm() <= ROWS_OF.allowed(dtype).output * want.norm()
+def check(device, dtypes, operands, **options):
+    for dtype, worst in compared(ROWS_OF, operands, Variant(options=options), device, dtypes).items():
+        assert worst.within(ROWS_OF.allowed(dtype)), (dtype, worst)
 
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_equals_the_definition(device, rows):
-    for (inputs, outputs), dtype in itertools.product(SIZES, ROWS_OF.dtypes):
-        x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
-        check(device, dtype, x, weight)
-        check(device, dtype, x, weight, bias)
+    draw = Draw()
+    for inputs, outputs in SIZES:
+        given = {"x": draw.normal(rows, inputs), "weight": draw.normal(outputs, inputs)}
+        check(device, ROWS_OF.dtypes, given)
+        check(device, ROWS_OF.dtypes, given | {"bias": draw.normal(outputs)})
 
 
 @pytest.mark.parametrize("activation", CODES)
 def test_what_follows(device, activation):
+    draw = Draw()
     for rows, outputs in itertools.product((1, 5, 64), (33, 512)):
-        x, weight, bias = torch.randn(rows, 64) / 8, torch.randn(outputs, 64), torch.randn(outputs)
-        skip, via, times = torch.randn(outputs), torch.randn(rows, outputs), torch.randn(rows, outputs)
-        check(device, torch.float32, x, weight, bias, skip, via, times, activation=activation)
-        check(device, torch.float32, x, weight, None, skip, via, activation=activation)
-        check(device, torch.float32, x, weight, bias, times=times, activation=activation)
-        check(device, torch.float32, 8 * x, weight, bias, activation=activation, gelu=True)
+        given = {"x": draw.normal(rows, 64) / 8, "weight": draw.normal(outputs, 64)}
+        bias, times = {"bias": draw.normal(outputs)}, {"times": draw.normal(rows, outputs)}
+        skip = {"skip": draw.normal(outputs), "via": draw.normal(rows, outputs)}
+        for more in (bias | skip | times, skip, bias | times):
+            check(device, [torch.float32], given | more, activation=activation)
+        louder = given | bias | {"x": 8 * given["x"]}
+        check(device, [torch.float32], louder, activation=activation, gelu=True)
 
 
 def test_blocks_along_the_diagonal(device):
     for rows, (heads, width) in itertools.product((1, 7, 64), ((2, 16), (16, 32), (3, 20))):
         x, weight = torch.randn(rows, heads * width), torch.randn(2 * heads * width, width)
-        check(device, torch.float32, x, weight, torch.randn(len(weight)), heads=heads)
+        check(
+            device, [torch.float32], {"x": x, "weight": weight, "bias": torch.randn(len(weight))}, heads=heads
+        )
         whole = torch.cat([torch.block_diag(*part.split(width)) for part in weight.split(heads * width)])
         torch.testing.assert_close(reference(x, weight, *[None] * 4, heads, 0, False), x @ whole.T)
 

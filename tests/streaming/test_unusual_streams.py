@@ -2,11 +2,8 @@
 
 import io
 import os
-import signal
 import struct
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,7 @@ from lrnnx_app.streaming.sinks import AudioFile
 from lrnnx_app.streaming.sources import Pipe
 from tests.helpers import relative, small
 from tests.streaming.conftest import RATE, SPECS
-from tests.streaming.test_streaming import filter_process, small_unet, wave
+from tests.streaming.test_streaming import small_unet, wave
 
 
 def test_subnormal_numbers_are_zero_in_a_scope_and_only_there() -> None:
@@ -249,25 +246,6 @@ def test_one_bad_file_of_a_folder_stops_no_other(lrnnx, runs: dict[str, Path], t
         assert "1.wav: not readable as audio" in error
         assert "3.wav: sample 0 is not a finite number" in error
         assert sorted(path.name for path in out.iterdir()) == ["0.wav", "2.wav"]
-
-
-def test_sigterm_leaves_a_valid_file_as_ctrl_c_does(runs: dict[str, Path], tmp_path: Path) -> None:
-    target = tmp_path / "out.wav"
-    process = filter_process(runs["denoiser"], "-o", target, stdout=subprocess.DEVNULL)
-    assert process.stdin is not None
-    assert process.stderr is not None
-    process.stdin.write((wave(0.4) * 32768).astype("<i2").tobytes())
-    process.stdin.flush()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (tmp_path / ".out.part.wav").exists():
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130, process.stderr.read()
-    assert 256 <= soundfile.info(target).frames <= 0.4 * RATE
-    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
-    process.stdin.close()
-    process.stderr.close()
 
 
 def test_the_delay_of_a_conversion_is_reported(lrnnx, runs, tmp_path: Path, monkeypatch) -> None:

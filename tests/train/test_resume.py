@@ -36,7 +36,6 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
 ) -> None:
     run = tmp_path / "run"
     process = started(*WORDS, "trainer.checkpoint_every=1000", "-o", run)
-    assert process.stderr is not None
     assert process.stderr.readline().startswith("training 4,")
     assert process.stderr.readline().startswith("epoch 0, step 4: ")
     process.send_signal(number)
