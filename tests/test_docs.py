@@ -22,7 +22,7 @@ import typer
 from omegaconf import OmegaConf
 
 from lrnnx_app import cli, recipe
-from lrnnx_app.bench import layers, ops, scaling, soak, streaming
+from lrnnx_app.bench import denoisers, layers, ops, scaling, soak, streaming
 from lrnnx_app.data import prepare
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.registry import shipped
@@ -119,6 +119,13 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (prepare, "denoise", fetched),
         (doctor, "_build", lambda build, present: ()),
         (doctor, "OPERATORS", {"rfft": OPERATORS["rfft"]}),
+        (
+            denoisers,
+            "rows",
+            lambda denoisers, clips: [(row | {"denoiser": one.name}, []) for one in denoisers],
+        ),
+        (denoisers, "by", lambda *_: [row]),
+        (denoisers, "write_plot", lambda rows, path: path.touch()),
         (ops, "rows", lambda device: [row]),
         (layers, "rows", lambda device, names, d_state: [row]),
         (scaling, "rows", lambda *_: [row]),
