@@ -56,21 +56,43 @@ def _gru_states(inputs, recurrent, h0, dt, lengths, reset, tolerance, max_iterat
     return states, torch.zeros((), dtype=torch.int64)
 
 
-def _waves(length: int, like: Tensor) -> Tensor:
-    """cos and −sin of every frequency (2, length // 2 + 1, length), as a spectrum's planes sum them."""
-    t = torch.arange(length, dtype=torch.float64, device=like.device)
-    turns = t[: length // 2 + 1, None] * t % length * (2 * math.pi / length)
-    return torch.stack((turns.cos(), -turns.sin())).to(state_dtype(like.dtype))
+def _stages(length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two real matrices whose product is the Fourier transform, of far fewer numbers than that has.
+
+    Sample n = columns·m + q and frequency k = i + rows·j: the first (2·rows, rows) goes from m to i, and the
+    second (rows, 2·columns, 2·half) from q to j for each i. Planes are real and imaginary.
+    """
+    rows = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
+    columns = length // rows
+    turn = torch.arange(length, dtype=torch.float64, device=like.device) * (2 * math.pi / length)
+    i, q, j = (torch.arange(size, device=like.device) for size in (rows, columns, columns // 2 + 1))
+    first = turn[i[:, None] * i * columns % length]
+    second = turn[(i[:, None, None] + rows * j) * q[:, None] % length]
+    planes = second.cos(), -second.sin(), second.sin(), second.cos()
+    joined = torch.cat((torch.cat(planes[:2], -1), torch.cat(planes[2:], -1)), 1)
+    dtype = state_dtype(like.dtype)
+    return torch.cat((first.cos(), -first.sin())).to(dtype), joined.to(dtype)
 
 
 def _rfft(x: Tensor) -> Tensor:
-    waves = _waves(x.shape[-1], x)
-    return (x.to(waves.dtype) @ waves.flatten(0, 1).T).unflatten(-1, (2, waves.shape[1]))
+    length = x.shape[-1]
+    first, second = _stages(length, x)
+    rows = first.shape[1]
+    inner = first @ x.to(first.dtype).unflatten(-1, (rows, -1))
+    inner = inner.unflatten(-2, (2, rows)).transpose(-2, -3).flatten(-2)
+    spectrum = (inner.unsqueeze(-2) @ second).squeeze(-2).unflatten(-1, (2, -1))
+    return spectrum.movedim(-3, -1).flatten(-2)[..., : length // 2 + 1]
 
 
 def _irfft(spectrum: Tensor, length: int) -> Tensor:
-    waves = _waves(length, spectrum) * (fft_conv.multiplicity(length, spectrum) / length)[:, None]
-    return spectrum.to(waves.dtype).flatten(-2) @ waves.flatten(0, 1)
+    """The transpose of `_rfft`, of weighted frequencies."""
+    first, second = _stages(length, spectrum)
+    rows, half = first.shape[1], second.shape[-1] // 2
+    weighted = spectrum.to(first.dtype) * (fft_conv.multiplicity(length, spectrum) / length)
+    weighted = F.pad(weighted, (0, rows * half - weighted.shape[-1]))
+    inner = weighted.unflatten(-1, (half, rows)).movedim(-1, -3).flatten(-2)
+    inner = (inner.unsqueeze(-2) @ second.mT).squeeze(-2).unflatten(-1, (2, -1))
+    return (first.T @ inner.transpose(-2, -3).flatten(-3, -2)).flatten(-2)
 
 
 _ops = torch.ops.lrnnx

@@ -49,12 +49,11 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def affine(a: Tensor, h: Tensor, b: Tensor) -> Tensor:
-    """a·h + b, with fewer torch calls than `mul` and a sum."""
-    (ar, ai), (hr, hi), (br, bi) = planes(a), planes(h), planes(b)
-    if ai is None or hi is None or bi is None:
-        return join(torch.addcmul(br, ar, hr), None)
-    re = torch.addcmul(torch.addcmul(br, ar, hr), ai, hi, value=-1)
-    return join(re, torch.addcmul(torch.addcmul(bi, ar, hi), ai, hr))
+    """a·h + b in few torch calls: i·h swaps the planes of h, with another sign for each."""
+    if h.shape[-2] == 1:
+        return torch.addcmul(b, a, h)
+    re, im = a[..., :1, :], a[..., 1:, :]
+    return torch.addcmul(torch.addcmul(b, re, h), torch.cat((-im, im), -2), h.flip(-2))
 
 
 def div(x: Tensor, y: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def reference(
         drive = planar.mul(of_rule.to(dtype).expand_as(h), drive)
     if gain is not None:
         drive = planar.mul(gain.to(dtype).expand_as(h), drive)
-    h = planar.affine(a.expand_as(h), h, drive)
+    h = planar.affine(a, h, drive)
     if c is None:
         return v.new_empty(0), h
     w = (planar.conj(c.to(dtype)) * h).sum((-2, -1))

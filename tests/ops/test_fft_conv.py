@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lrnnx_app.ops._portable import DECOMPOSITIONS
 from lrnnx_app.ops.fft_conv import fft_conv, irfft, reference, rfft
 
 LENGTHS = [1, 2, 3, 31, 33, 127, 500, 1000, 2049]
@@ -31,3 +32,13 @@ def test_transforms_invert_and_differentiate(length):
     assert torch.autograd.gradcheck(rfft, x)
     spectrum = rfft(x).detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: irfft(z, length), spectrum)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9, 12, 30, 97, 511, 512])
+def test_exported_spectra_are_those_of_torch(length):
+    x = torch.randn(2, 3, length, dtype=torch.float64)
+    z = torch.fft.rfft(x)
+    spectrum = torch.stack((z.real, z.imag), -2)
+    rfft, irfft = (DECOMPOSITIONS[op] for op in (torch.ops.lrnnx.rfft.default, torch.ops.lrnnx.irfft.default))
+    torch.testing.assert_close(rfft(x), spectrum, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(irfft(spectrum, length), x, rtol=1e-12, atol=1e-12)
