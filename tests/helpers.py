@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from lrnnx_app.errors import RecipeError
+from lrnnx_app.errors import RecipeError, UserError
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
@@ -80,6 +81,16 @@ def small_model(name: str, layer: str = "lru", rule: str = "", **form: Any) -> M
     if isinstance(mask := getattr(model, "mask", None), torch.nn.Linear):
         torch.nn.init.normal_(mask.weight)
     return model.eval()
+
+
+@contextmanager
+def refused(kind: type[UserError], *words: str, match: str | None = None) -> Iterator[None]:
+    """What is done raises an error of one line to show, with these words in it."""
+    with pytest.raises(kind, match=match) as caught:
+        yield
+    said = str(caught.value)
+    assert said.isprintable()
+    assert [word for word in words if word not in said] == [], said
 
 
 @cache

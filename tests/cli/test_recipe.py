@@ -12,6 +12,7 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.runs.run import build_data, build_task
+from tests.helpers import refused
 
 
 def test_saved_recipe_resolves_to_itself(tmp_path: Path) -> None:
@@ -83,11 +84,8 @@ def test_options_of_a_layer_inside_another(tmp_path: Path) -> None:
     ],
 )
 def test_mistake_in_a_layer_inside_another(words: list[str], told: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, *told):
         recipes.load("digits_lru", ["model.layer=glu", *(f"model.layer.{word}" for word in words)])
-    assert "\n" not in str(caught.value)
-    for word in told:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +101,8 @@ def test_mistake_in_a_layer_inside_another(words: list[str], told: list[str]) ->
     ],
 )
 def test_mistake_in_a_list_of_layers(overrides: list[str], words: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, *words):
         recipes.load("digits_hybrid", overrides)
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -140,12 +135,8 @@ def test_every_layer_has_default_settings_that_build(name: str) -> None:
     ],
 )
 def test_mistake_in_an_override(overrides: list[str], words: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, *words):
         recipes.load("denoise_lru", overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 @pytest.mark.parametrize(
@@ -164,10 +155,8 @@ def test_mistake_in_an_override(overrides: list[str], words: list[str]) -> None:
 def test_mistake_in_a_file(tmp_path: Path, content: str, words: list[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, str(path), *words):
         recipes.load(str(path))
-    for word in [str(path), *words]:
-        assert word in str(caught.value)
 
 
 def test_no_code_from_yaml(tmp_path: Path) -> None:

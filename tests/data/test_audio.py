@@ -16,6 +16,7 @@ from lrnnx_app.disk import cache
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.spec import SPLITS
 from tests.data.standins import audio as standin
+from tests.helpers import refused
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,8 @@ def test_another_rate_halves_the_steps(commands: Path) -> None:
 
 
 def test_what_is_missing_of_speech_commands_is_listed(commands: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"validation_list.txt.*105,829 wav files") as caught:
+    with refused(DataError, match=r"validation_list.txt.*105,829 wav files"):
         speech(tmp_path).source("train")
-    assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"data\.root: not given"):
         Audio(Audio.Config(layout="speech_commands")).source("train")
     standin.speech_commands(tmp_path)

@@ -19,6 +19,7 @@ from lrnnx_app.data.module import AddressSampler
 from lrnnx_app.errors import DataError, RecipeError
 from lrnnx_app.spec import SPLITS
 from tests.data.standins import event_stream as standin
+from tests.helpers import refused
 
 SENSOR = Sensor(34, 34, 2)
 
@@ -117,10 +118,8 @@ GOOD = "t,x,y,p\n1,2,3,0\n5,2,3,1\n"
 )
 def test_a_bad_file_is_one_line_with_its_place(tmp_path: Path, name: str, content: bytes, place: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=place) as caught:
+    with refused(DataError, str(tmp_path / name), match=place):
         layouts.read(tmp_path / name, SENSOR)
-    assert str(tmp_path / name) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_aedat_or_hdf5_is_named(tmp_path: Path) -> None:
@@ -138,9 +137,8 @@ def test_a_truncated_aedat_or_hdf5_is_named(tmp_path: Path) -> None:
     for damage in (None, b"", b"text"):
         if damage is not None:
             h5.write_bytes(damage)
-        with pytest.raises(DataError, match=r"shd_train\.h5: not readable as HDF5") as caught:
+        with refused(DataError, "shd_train.h5: not readable as HDF5"):
             list(heidelberg.read(h5, 20))
-        assert "\n" not in str(caught.value)
 
 
 def test_wrong_samples_and_labels_of_hdf5_are_named(tmp_path: Path) -> None:
@@ -204,9 +202,8 @@ def test_layouts_have_splits_that_share_no_group(
 def test_what_is_missing_is_listed(layout: str, tmp_path: Path) -> None:
     data = EventStream(EventStream.Config(layout=layout, root=str(tmp_path)))
     for split in SPLITS:
-        with pytest.raises(DataError, match=r"no such file or folder.*consists of") as caught:
+        with refused(DataError, match=r"no such file or folder.*consists of"):
             data.source(split)
-        assert "\n" not in str(caught.value)
 
 
 def test_elapsed_time_is_in_milliseconds_and_comes_with_the_later_event(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from data_modules._events import layouts
 from lrnnx_app.data.audio_io import find_audio
 from lrnnx_app.disk import files
 from lrnnx_app.errors import DataError
+from tests.helpers import refused
 
 SHARES = (0.8, 0.1, 0.1)
 WALKS: dict[str, Callable[[Path], object]] = {
@@ -93,6 +94,5 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     walk = WALKS.get(name, lambda root: _speech_commands.speech_commands(root, "train", 35))
-    with pytest.raises(DataError, match=r"bird: not readable \(Permission denied\)") as caught:
+    with refused(DataError, "bird: not readable (Permission denied)"):
         walk(tmp_path)
-    assert "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ from data_modules._idx import read_idx
 from data_modules._pictures import read_picture
 from lrnnx_app import recipe
 from lrnnx_app.errors import DataError, RecipeError
+from tests.helpers import refused
 
 ADDRESS = struct.pack("<Q", 0x4141414141414141)
 
@@ -60,9 +61,8 @@ def test_a_pickle_of_more_than_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     for protocol in (0, 2, 4, 5):
         (tmp_path / "test_batch").write_bytes(pickle.dumps(BATCHES[name], protocol))
-        with pytest.raises(DataError, match="not a CIFAR-10 batch") as caught:
+        with refused(DataError, "not a CIFAR-10 batch"):
             cifar10(tmp_path, "test")
-        assert "\n" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -145,9 +145,8 @@ def test_hdf5_that_reads_elsewhere(tmp_path: Path, make: Callable[[h5py.File, Pa
     path = tmp_path / "shd_test.h5"
     with spikes(path) as file:
         make(file, tmp_path)
-    with pytest.raises(DataError, match=r"shd_test\.h5: not readable as HDF5") as caught:
+    with refused(DataError, "shd_test.h5: not readable as HDF5"):
         list(heidelberg.read(path, 20))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -224,12 +223,8 @@ def test_a_recipe_of_more_than_values(tmp_path: Path, name: str) -> None:
     text, words = RECIPES[name]
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, words, "mine.yaml"):
         recipe.load(str(path))
-    assert words in str(caught.value)
-    assert "mine.yaml" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -244,9 +239,8 @@ def test_a_recipe_of_more_than_values(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_override_of_more_than_a_value(override: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError):
         recipe.load("digits_lru", [override])
-    assert "\n" not in str(caught.value)
 
 
 def test_aliases_that_end_are_read(tmp_path: Path) -> None:

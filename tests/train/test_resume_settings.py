@@ -18,7 +18,7 @@ from lrnnx_app.runs.run import Run
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, resume
 from lrnnx_app.train.totals import Totals
-from tests.helpers import cut
+from tests.helpers import cut, refused
 
 WORDS = [
     "model.d_model=8",
@@ -107,9 +107,8 @@ def test_limits_count_and_totals_are_of_all_parts(run: Path) -> None:
 )
 def test_what_cannot_count_is_refused(override: str, words: str, halved: Path) -> None:
     kept = (halved / "recipe.yaml").read_bytes()
-    with pytest.raises(RecipeError, match=words) as refused:
+    with refused(RecipeError, words):
         fit.train(resume.settings(None, halved, [override]), resume=halved)
-    assert "\n" not in str(refused.value)
     assert (halved / "recipe.yaml").read_bytes() == kept
     assert not (halved / "summary.json").exists()
 
