@@ -38,6 +38,13 @@ class Result(NamedTuple):
     out: str
     error: str
 
+    def refuses(self, *words: object) -> None:
+        """The command has said in one line what is wrong, with these words, and nothing else."""
+        assert self.code == 2, self
+        assert self.error.startswith("error: "), self
+        assert self.error.count("\n") == 1, self
+        assert [word for word in words if str(word) not in self.error] == [], self
+
 
 @pytest.fixture
 def lrnnx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
