@@ -1,9 +1,10 @@
 """Random changes to training audio, drawn by the random generator of each example."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class AugmentConfig:
 
 
 class Augment:
-    """Changes a voice (speed, reverberation), and the recorded sound (gain, noise, masks)."""
+    """Draws changes of a voice (speed, reverberation), and of the recorded sound (gain, noise, masks)."""
 
     def __init__(self, config: AugmentConfig, rate: int) -> None:
         self.config, self.rate = config, rate
@@ -62,71 +63,101 @@ class Augment:
             wave = resample(wave, SPEEDS + round(SPEEDS * rng.uniform(-c.speed, c.speed)), SPEEDS)
         if self.response is not None and rng.random() < c.reverb_share:
             wave = convolved(wave, self.response)
-        return self.coloured(wave, rng)
+        return wave
 
-    def coloured(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """(T,) with low and high frequencies raised or lowered, as by another microphone."""
-        most = self.config.colour
-        if not most:
-            return wave
-        low, high = rng.uniform(-most, most, 2)
-        bass, treble = rng.uniform(100, 600), rng.uniform(0.1, 0.3) * self.rate  # Hz, of the corners
+    def shelf(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        """Gains in dB of low and high frequencies, and where they begin in Hz, as of another microphone."""
+        low, high = rng.uniform(-1, 1, 2) * self.config.colour
+        return low, high, rng.uniform(100, 600), rng.uniform(0.1, 0.3) * self.rate
 
-        def gain(bins: Tensor) -> Tensor:
-            share = low / (1 + (bins / bass) ** 2) + high / (1 + (treble / bins.clamp_min(1)) ** 2)
-            return 10 ** (share / 20)
+    def room(self, rng: np.random.Generator) -> Tensor | None:
+        """The impulse response of a room, for a share of the voices."""
+        return room(self.rate, rng) if rng.random() < self.config.rooms else None
 
-        return filtered(wave, self.rate, gain)
-
-    def in_room(self, wave: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A voice (T,) as it is heard in a room, and with the early echoes alone; often the same."""
-        if not self.config.rooms or rng.random() >= self.config.rooms:
-            return wave, wave
-        response = room(self.rate, rng)
-        early = torch.where(torch.arange(len(response)) < EARLY * self.rate, response, 0)
-        heard, direct = convolved(wave, torch.stack((response, early)))
-        return heard, direct
-
-    def recorded(self, noisy: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A mixture and its target as a poor device records them: clipped, or of a telephone's bandwidth."""
+    def recording(self, frames: int, rng: np.random.Generator) -> "Recording":
+        """How a mixture of `frames` samples is recorded."""
         c = self.config
-        if c.clip and rng.random() < c.clip:
-            most = float(noisy.abs().max()) * 10 ** (rng.uniform(-15, -1) / 20)
-            noisy = noisy.clamp(-most, most)
-        if c.telephone and rng.random() < c.telephone:
-            noisy, clean = telephone(torch.stack((noisy, clean)), self.rate)
-        return self.masked(noisy, rng), clean
+        clip = rng.uniform(-15, -1) if rng.random() < c.clip else 0.0
+        narrow = rng.random() < c.telephone
+        low, high = np.log2((60, self.rate / 2.2))
+        width = rng.uniform(0.05, 1) * c.mask_band * (high - low)
+        centre = 2 ** rng.uniform(low + width / 2, high - width / 2)
+        quality = 1 / (2 ** (width / 2) - 2 ** (-width / 2)) if width else math.inf
+        length = int(rng.uniform(0, c.mask_time) * frames)
+        return Recording(clip, narrow, (centre, quality), (int(rng.integers(0, frames - length + 1)), length))
 
     def heard(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """(T,) to (T,)."""
+        """A whole recording (T,) to (T,)."""
         c = self.config
+        if c.colour:
+            wave = shelved(wave[None], torch.tensor([self.shelf(rng)]), self.rate)[0]
+        if (response := self.room(rng)) is not None:
+            wave = convolved(wave, response)
         if c.noise:
             white = torch.from_numpy(rng.standard_normal(len(wave), np.float32))
             wave = wave + white * rng.uniform(0, c.noise) * wave.std(correction=0)
-        wave, _ = self.recorded(wave, wave, rng)
+        wave = self.masked(wave, rng)
         return wave * 10 ** (rng.uniform(-c.gain, c.gain) / 20) if c.gain else wave
 
     def masked(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """(T,) with a band of frequencies and a stretch of time missing."""
-        c = self.config
-        if c.mask_band:
-            wave = self._notch(wave, rng)
-        if c.mask_time:
-            wave = wave.clone()
-            length = int(rng.uniform(0, c.mask_time) * len(wave))
-            start = int(rng.integers(0, len(wave) - length + 1))
-            wave[start : start + length] = 0
-        return wave
+        """(T,) as a poor device records it."""
+        recording = self.recording(len(wave), rng)
+        return recorded(wave[None], wave[None], [recording], self.rate)[0][0]
 
-    def _notch(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
-        """Without a band of some octaves between 60 Hz and half the rate."""
-        from torchaudio.functional import bandreject_biquad
 
-        low, high = np.log2((60, self.rate / 2.2))
-        width = rng.uniform(0.05, 1) * self.config.mask_band * (high - low)
-        centre = 2 ** rng.uniform(low + width / 2, high - width / 2)
-        quality = 1 / (2 ** (width / 2) - 2 ** (-width / 2))
-        return bandreject_biquad(wave, self.rate, float(centre), float(quality))
+class Recording(NamedTuple):
+    """What a device does to a mixture."""
+
+    clip: float = 0.0  # dB, the level of clipping relative to the peak
+    narrow: bool = False  # whether 300 to 3400 Hz are left alone
+    notch: tuple[float, float] = (1.0, math.inf)  # centre in Hz and quality of a band that is missing
+    gap: tuple[int, int] = (0, 0)  # first sample and length of a silent stretch
+
+
+def recorded(
+    noisy: Tensor, clean: Tensor, recordings: Sequence[Recording], rate: int
+) -> tuple[Tensor, Tensor]:
+    """Mixtures (B, T) and their targets as devices record them. A target gets the bandwidth alone."""
+    clips = [i for i, one in enumerate(recordings) if one.clip]
+    if clips:
+        levels = noisy.new_tensor([10 ** (recordings[i].clip / 20) for i in clips])
+        most = noisy[clips].abs().amax(-1, keepdim=True) * levels[:, None]
+        noisy = _put(noisy, clips, noisy[clips].clamp(-most, most))
+    narrow = [i for i, one in enumerate(recordings) if one.narrow]
+    if narrow:
+        noisy, clean = (_put(waves, narrow, telephone(waves[narrow], rate)) for waves in (noisy, clean))
+    notched = [i for i, one in enumerate(recordings) if one.notch[1] < math.inf]
+    if notched:
+        centre, quality = noisy.new_tensor([recordings[i].notch for i in notched]).T[..., None]
+
+        def gain(hertz: Tensor) -> Tensor:
+            apart = hertz.square() - centre.square()
+            return apart.abs() / (apart.square() + (hertz * centre / quality).square()).sqrt().clamp_min(1e-9)
+
+        noisy = _put(noisy, notched, filtered(noisy[notched], rate, gain))
+    if any(one.gap[1] for one in recordings):
+        starts, lengths = torch.tensor([one.gap for one in recordings], device=noisy.device).T[..., None]
+        time = torch.arange(noisy.shape[1], device=noisy.device)
+        noisy = torch.where((time >= starts) & (time < starts + lengths), 0, noisy)
+    return noisy, clean
+
+
+def _put(waves: Tensor, rows: list[int], changed: Tensor) -> Tensor:
+    """A copy of (B, T) with some rows changed."""
+    waves = waves.clone()
+    waves[rows] = changed
+    return waves
+
+
+def shelved(waves: Tensor, shelves: Tensor, rate: int) -> Tensor:
+    """Waves (B, T) with low and high frequencies raised or lowered, by shelves (B, 4) of `Augment.shelf`."""
+    low, high, bass, treble = shelves.float().T[..., None]
+
+    def gain(hertz: Tensor) -> Tensor:
+        share = low / (1 + (hertz / bass) ** 2) + high / (1 + (treble / hertz.clamp_min(1)) ** 2)
+        return 10 ** (share / 20)
+
+    return filtered(waves, rate, gain)
 
 
 def room(rate: int, rng: np.random.Generator) -> Tensor:
@@ -139,17 +170,24 @@ def room(rate: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.concatenate(([1.0], tail))).float()
 
 
-def convolved(wave: Tensor, responses: Tensor) -> Tensor:
-    """A wave (T,) through responses (…, L), causally: (…, T)."""
-    size = _fast(len(wave) + responses.shape[-1] - 1)
-    product = torch.fft.rfft(wave, size) * torch.fft.rfft(responses, size)
-    return torch.fft.irfft(product, size)[..., : len(wave)]
+def echoed(waves: Tensor, responses: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    """Voices (B, T) as heard in rooms (B, L), and with the early echoes alone."""
+    early = torch.arange(responses.shape[-1], device=waves.device) < EARLY * rate
+    heard, direct = convolved(waves, torch.stack((responses, torch.where(early, responses, 0))))
+    return heard, direct
+
+
+def convolved(waves: Tensor, responses: Tensor) -> Tensor:
+    """Waves (…, T) through responses (…, L), causally: (…, T)."""
+    size = _fast(waves.shape[-1] + responses.shape[-1] - 1)
+    product = torch.fft.rfft(waves, size) * torch.fft.rfft(responses, size)
+    return torch.fft.irfft(product, size)[..., : waves.shape[-1]]
 
 
 def filtered(waves: Tensor, rate: int, gain: Callable[[Tensor], Tensor]) -> Tensor:
     """Waves (…, T) through a filter without delay, by its gains at frequencies in Hz."""
     size = _fast(waves.shape[-1])
-    passed = gain(torch.fft.rfftfreq(size, 1 / rate))
+    passed = gain(torch.fft.rfftfreq(size, 1 / rate, device=waves.device))
     return torch.fft.irfft(torch.fft.rfft(waves, size) * passed, size)[..., : waves.shape[-1]]
 
 

@@ -37,7 +37,7 @@ class Labelled:
         wave = wave[begin:end]
         long = clip.part != (0.0, 1.0)  # a random place in a long recording, in every split
         if self.train:
-            wave, _ = self.augment.in_room(self.augment.voice(wave, rng), rng)
+            wave = self.augment.voice(wave, rng)
         wave = part(wave, self.frames, rng) if self.train or long else _middle(wave, self.frames)
         if self.train:
             wave = self.augment.heard(wave, rng)

@@ -2,19 +2,21 @@
 
 import csv
 import math
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from data_modules._augment import Augment
+from data_modules._augment import Augment, Recording, echoed, recorded, shelved
 from data_modules._splits import own
 from lrnnx_app.data.audio_io import Clips, excerpt, find_audio
 from lrnnx_app.errors import DataError
-from lrnnx_app.spec import Example
+from lrnnx_app.spec import Batch, Example
 
 ASSETS = Path(__file__).parent / "assets" / "prompts"
 VOICES = 3  # clips summed into babble
@@ -48,58 +50,151 @@ def mixtures(config: Any, split: str) -> "Mixtures":
     else:
         speech = [path for path, _ in prompts(split)]
         noise = _embedded_music(split, c.sample_rate)
-    return Mixtures(Clips(speech, c.sample_rate), noise, c, train=split == "train")
+    return (Drawn if split == "train" else Mixtures)(Clips(speech, c.sample_rate), noise, c)
+
+
+class Part(NamedTuple):
+    """A row of `Parts`."""
+
+    voice: Tensor
+    noise: Tensor
+    beta: float | None
+    snr: float
+    kind: int = MIXED
+    shelves: list[tuple[float, ...]] | None = None
+    room: Tensor | None = None
+    recording: Recording = Recording()
+    level: float = 0.0
+
+
+class Parts(NamedTuple):
+    """What B mixtures are made of; lists have a value for each.
+
+    voice: (B, T). noise: (B, T), white where `coloured` has an exponent β: its spectrum becomes 1/f^β.
+    shelves: (2, B, 4), of voices and noises, see `Augment.shelf`; or None. rooms: (R, L), the responses of
+    the rows `in_room`; or None. snr, level: dB.
+    """
+
+    voice: Tensor
+    noise: Tensor
+    coloured: dict[int, float]
+    shelves: Tensor | None
+    in_room: list[int]
+    rooms: Tensor | None
+    kinds: list[int]
+    snr: list[float]
+    recordings: list[Recording]
+    level: list[float]
+    names: tuple[str, ...]
+    rate: int
+
+    def finished(self) -> Batch:
+        """The mixtures, on the device of the parts."""
+        voice, noise = self.voice, self.noise
+        if self.coloured:
+            rows = list(self.coloured)
+            beta = noise.new_tensor(list(self.coloured.values()))[:, None]
+            noise = noise.clone()
+            noise[rows] = coloured(noise[rows], beta)
+        if self.shelves is not None:
+            voice = shelved(voice, self.shelves[0], self.rate)
+            noise = shelved(noise, self.shelves[1], self.rate)
+        clean = voice
+        if self.rooms is not None:
+            voice, clean = voice.clone(), clean.clone()
+            voice[self.in_room], clean[self.in_room] = echoed(clean[self.in_room], self.rooms, self.rate)
+        power, other = (wave.square().mean(1, keepdim=True).clamp_min(1e-10) for wave in (voice, noise))
+        spoken, noisy = (
+            voice.new_tensor([kind != k for kind in self.kinds])[:, None] for k in (ALONE, CLEAN)
+        )
+        ratio = noisy * 10 ** (-voice.new_tensor(self.snr)[:, None] / 20)
+        mixed, clean = voice * spoken + noise * ratio * (power / other).sqrt(), clean * spoken
+        gain = 10 ** (voice.new_tensor(self.level)[:, None] / 20)
+        gain = gain / mixed.abs().amax(1, keepdim=True).clamp_min(1)
+        mixed, clean = recorded(mixed, clean, self.recordings, self.rate)
+        return Batch((mixed * gain)[..., None], (clean * gain)[..., None], names=self.names)
 
 
 class Mixtures:
-    """The noisy examples of one split."""
+    """Whole clips, each mixed several times, alike in every run."""
 
-    def __init__(self, speech: Clips, noise: Collection, config: Any, train: bool) -> None:
-        self.speech, self.noise, self.config, self.train = speech, noise, config, train
-        self.augment = Augment(config.augment, config.sample_rate) if train else None
-        whole = np.tile(speech.lengths, config.mixtures)
-        each = round(config.seconds * config.sample_rate)
-        self.lengths = np.full(config.examples_per_epoch, each) if train else whole
+    def __init__(self, speech: Clips, noise: Collection, config: Any) -> None:
+        self.speech, self.noise, self.config = speech, noise, config
+        self.lengths = np.tile(speech.lengths, config.mixtures)
 
     def __len__(self) -> int:
-        return self.config.examples_per_epoch if self.train else len(self.speech) * self.config.mixtures
+        return len(self.lengths)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        c, index = self.config, index % len(self.speech)
-        heard = clean = self.speech[index]
-        if self.augment is not None:
-            frames = self.lengths[0]
-            enough = math.ceil(frames * (1 + c.augment.speed))
-            clean = part(clean, enough, rng) if len(clean) > enough else clean
-            heard, clean = self.augment.in_room(part(self.augment.voice(clean, rng), frames, rng), rng)
-        kind, noisy, level = self._kind(rng), heard, rng.uniform(c.snr_min, c.snr_max)
-        if kind != CLEAN:
-            noise = self._noise(index, len(clean), rng)
-            power = heard.square().mean().clamp_min(1e-10) / noise.square().mean().clamp_min(1e-10)
-            scaled = noise * torch.sqrt(power) * 10 ** (-level / 20)
-            noisy, clean = (scaled, torch.zeros_like(clean)) if kind == ALONE else (heard + scaled, clean)
-        gain = 1 / max(1.0, float(noisy.abs().max()))
-        if self.augment is not None:
-            noisy, clean = self.augment.recorded(noisy, clean, rng)
-            gain *= 10 ** (rng.uniform(c.level_min, 0) / 20)
-        return Example(noisy[:, None] * gain, clean[:, None] * gain, name=self.speech.paths[index].stem)
+        batch = self.parts([index], [rng]).finished()
+        return Example(batch.x[0], batch.y[0], name=batch.names[0])
 
-    def _kind(self, rng: np.random.Generator) -> int:
-        c = self.config
-        if not self.train or not c.clean + c.alone:
-            return MIXED
-        return int(rng.choice(3, p=(c.clean, c.alone, 1 - c.clean - c.alone)))
+    def parts(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Parts:
+        drawn = [self._drawn(row % len(self.speech), rng) for row, rng in zip(rows, rngs, strict=True)]
+        shelves = [one.shelves for one in drawn if one.shelves is not None]
+        in_room = [i for i, one in enumerate(drawn) if one.room is not None]
+        rooms = [one.room for one in drawn if one.room is not None]
+        return Parts(
+            voice=torch.stack([one.voice for one in drawn]),
+            noise=torch.stack([one.noise for one in drawn]),
+            coloured={i: one.beta for i, one in enumerate(drawn) if one.beta is not None},
+            shelves=torch.tensor(shelves).transpose(0, 1) if shelves else None,
+            in_room=in_room,
+            rooms=pad_sequence(rooms, batch_first=True) if rooms else None,
+            kinds=[one.kind for one in drawn],
+            snr=[one.snr for one in drawn],
+            recordings=[one.recording for one in drawn],
+            level=[one.level for one in drawn],
+            names=tuple(self.speech.paths[row % len(self.speech)].stem for row in rows),
+            rate=self.config.sample_rate,
+        )
 
-    def _noise(self, index: int, frames: int, rng: np.random.Generator) -> Tensor:
+    def _drawn(self, index: int, rng: np.random.Generator) -> Part:
+        c, clean = self.config, self.speech[index]
+        snr = rng.uniform(c.snr_min, c.snr_max)
+        return Part(clean, *self._noise(index, len(clean), rng), snr)
+
+    def _noise(self, index: int, frames: int, rng: np.random.Generator) -> tuple[Tensor, float | None]:
+        """Noise (frames,), and the exponent of its spectrum if it is to get one."""
         c = self.config
         kind = rng.choice(3, p=[c.music, c.babble, c.coloured])
         if kind == 0:
-            noise = excerpt(self.noise[int(rng.integers(len(self.noise)))], frames, rng)
-            return noise if self.augment is None else self.augment.coloured(noise, rng)
+            return excerpt(self.noise[int(rng.integers(len(self.noise)))], frames, rng), None
         if kind == 1 and len(self.speech) > 1:
             others = (index + rng.integers(1, len(self.speech), VOICES)) % len(self.speech)
-            return torch.stack([excerpt(self.speech[int(k)], frames, rng) for k in others]).sum(0)
-        return coloured_noise(frames, rng.uniform(0, 2), rng)
+            return torch.stack([excerpt(self.speech[int(k)], frames, rng) for k in others]).sum(0), None
+        beta = rng.uniform(0, 2)
+        return torch.from_numpy(rng.standard_normal(frames)).float(), beta
+
+
+class Drawn(Mixtures):
+    """Training examples of `seconds`, drawn anew: of every kind and level, changed as `augment` says."""
+
+    def __init__(self, speech: Clips, noise: Collection, config: Any) -> None:
+        super().__init__(speech, noise, config)
+        self.augment = Augment(config.augment, config.sample_rate)
+        self.lengths = np.full(config.examples_per_epoch, round(config.seconds * config.sample_rate))
+
+    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Parts:
+        return self.parts(rows, rngs)
+
+    def _drawn(self, index: int, rng: np.random.Generator) -> Part:
+        c, clean, frames = self.config, self.speech[index], int(self.lengths[0])
+        enough = math.ceil(frames * (1 + c.augment.speed))
+        clean = part(clean, enough, rng) if len(clean) > enough else clean
+        voice = part(self.augment.voice(clean, rng), frames, rng)
+        noise, beta = self._noise(index, frames, rng)
+        return Part(
+            voice,
+            noise,
+            beta,
+            rng.uniform(c.snr_min, c.snr_max),
+            int(rng.choice(3, p=(c.clean, c.alone, 1 - c.clean - c.alone))),
+            [self.augment.shelf(rng) for _ in "vn"] if c.augment.colour else None,
+            self.augment.room(rng),
+            self.augment.recording(frames, rng),
+            rng.uniform(c.level_min, 0),
+        )
 
 
 def part(clip: Tensor, frames: int, rng: np.random.Generator) -> Tensor:
@@ -112,11 +207,11 @@ def part(clip: Tensor, frames: int, rng: np.random.Generator) -> Tensor:
     return torch.nn.functional.pad(clip, (before, -spare - before))
 
 
-def coloured_noise(frames: int, beta: float, rng: np.random.Generator) -> Tensor:
-    """Gaussian noise (T,) with a 1/f^beta power spectrum; 0 is white, 1 pink, 2 brown."""
-    spectrum = np.fft.rfft(rng.standard_normal(frames))
-    bins = np.maximum(np.arange(len(spectrum)), 1)
-    return torch.from_numpy(np.fft.irfft(spectrum * bins ** (-beta / 2), frames)).float()
+def coloured(white: Tensor, beta: Tensor | float) -> Tensor:
+    """White noise (…, T) with a 1/f^beta power spectrum; 0 is white, 1 pink, 2 brown."""
+    spectrum = torch.fft.rfft(white)
+    bins = torch.arange(spectrum.shape[-1], device=white.device).clamp_min(1)
+    return torch.fft.irfft(spectrum * bins ** (-beta / 2), white.shape[-1])
 
 
 def prompts(split: str | None = None) -> list[tuple[Path, str]]:

@@ -10,7 +10,7 @@ import torch
 
 from data_modules._augment import AugmentConfig
 from data_modules._labelled import Continued, Labelled
-from data_modules._mixtures import Mixtures, coloured_noise, mixtures, prompts
+from data_modules._mixtures import mixtures, prompts
 from data_modules._pairs import pairs
 from data_modules._pictures import by_class, class_of, classes_of
 from data_modules._speech_commands import TWELVE, WORDS, Clip, speech_commands
@@ -19,8 +19,6 @@ from lrnnx_app.data.audio_io import SUFFIXES, find_audio, read_mono
 from lrnnx_app.data.module import DataModule, Source
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.spec import DataSpec, Example
-
-__all__ = ["Audio", "Mixtures", "coloured_noise"]
 
 LAYOUTS = ("mixtures", "pairs", "speech_commands", "folders", "voices", "continued")
 PAIRED = ("speed", "reverb", "rooms", "colour", "clip", "telephone", "noise")

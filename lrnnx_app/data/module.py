@@ -35,10 +35,17 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Unfinished(Protocol):
+    """A batch of which the rest can be computed on another device; a NamedTuple, whose tensors are moved."""
+
+    def finished(self) -> Batch: ...
+
+
+@runtime_checkable
 class BatchSource(Source, Protocol):
     """A source that makes whole batches at once, which is faster than example by example in Python."""
 
-    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch: ...
+    def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Batch | Unfinished: ...
 
 
 class Address(NamedTuple):
@@ -47,10 +54,13 @@ class Address(NamedTuple):
 
 
 class _Addressed(Dataset[Example]):
-    """A source as a torch data set, indexed by `Address`. With `batches` it makes whole batches if it can."""
+    """A source as a torch data set, indexed by `Address`. With `batches` it makes whole batches if it can.
 
-    def __init__(self, source: Source, seed: Sequence[int], batches: bool = True) -> None:
-        self.source, self.seed, self.batches = source, tuple(seed), batches
+    It finishes them if `finish` is true.
+    """
+
+    def __init__(self, source: Source, seed: Sequence[int], batches: bool, finish: bool) -> None:
+        self.source, self.seed, self.batches, self.finish = source, tuple(seed), batches, finish
 
     def __len__(self) -> int:
         return len(self.source)
@@ -58,10 +68,11 @@ class _Addressed(Dataset[Example]):
     def __getitem__(self, address: Address) -> Example:
         return self.source.example(address.row, self._rng(address))
 
-    def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch":
+    def __getitems__(self, addresses: list[Address]) -> "list[Example] | Batch | Unfinished":
         """A whole batch; torch calls this instead of `__getitem__` for each example."""
         if self.batches and isinstance(self.source, BatchSource):
-            return self.source.batch([a.row for a in addresses], map(self._rng, addresses))
+            batch = self.source.batch([a.row for a in addresses], map(self._rng, addresses))
+            return finished(batch) if self.finish else batch
         return [self[address] for address in addresses]
 
     def _rng(self, address: Address) -> np.random.Generator:
@@ -131,10 +142,17 @@ class AddressSampler(Sampler[Address]):
         self.epoch, self.start = epoch, Address(epoch, rows)
 
 
-def collate(examples: Sequence[Example] | Batch) -> Batch:
-    """Make a batch of examples, right-padded with zeros. A batch made by its source is returned unchanged."""
-    if isinstance(examples, Batch):
-        return examples
+def finished(batch: Batch | Unfinished) -> Batch:
+    return batch.finished() if isinstance(batch, Unfinished) else batch
+
+
+def taken(examples: list[Example] | Batch | Unfinished) -> Batch | Unfinished:
+    """A batch of examples; one that its source made is returned unchanged."""
+    return collate(examples) if isinstance(examples, list) else examples
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Make a batch of examples, right-padded with zeros."""
     sizes = torch.tensor([len(e.x) for e in examples])
     full = bool((sizes == sizes[0]).all())
 
@@ -152,15 +170,13 @@ def collate(examples: Sequence[Example] | Batch) -> Batch:
     )
 
 
-def pack(examples: Sequence[Example] | Batch) -> Batch:
+def pack(examples: Sequence[Example]) -> Batch:
     """Put several examples into each row, with `reset` at the start of each.
 
     Rows are as long as the longest example, and each example goes into the first row with enough room. Names,
     and y if it is one class for each example, are in the order of the examples in the rows. A y for each step
     is put into rows as x is.
     """
-    if isinstance(examples, Batch):
-        return examples
     room = max(len(e.x) for e in examples)
     rows: list[list[Example]] = []
     for example in sorted(examples, key=lambda e: -len(e.x)):
@@ -241,8 +257,12 @@ class DataModule:
         """
         raise DataError(f"{path}: this run's data module reads no single files")
 
-    def loader(self, split: str) -> DataLoader:
-        """Batches of a split; only training is shuffled and depends on the seed."""
+    def loader(self, split: str, finish: bool = True) -> DataLoader:
+        """Batches of a split; only training is shuffled and depends on the seed.
+
+        With `finish=False`, a source that makes whole batches may leave the rest of their work to the device
+        that they are for: call `finished` there.
+        """
         source = self.source(split)
         train = split == "train"
         seed = self.seed if train else EVALUATION_SEED
@@ -260,12 +280,12 @@ class DataModule:
         workers = min(self.config.workers, os.cpu_count() or 1)  # how many there are changes nothing else
         check_files(workers)
         return Loader(
-            _Addressed(source, (seed, SPLITS.index(split)), batches=not packed),
+            _Addressed(source, (seed, SPLITS.index(split)), not packed, finish),
             **order,
             num_workers=workers,
             persistent_workers=train and workers > 0,  # addresses carry the epoch
             pin_memory=torch.cuda.is_available(),
-            collate_fn=pack if packed else collate,
+            collate_fn=pack if packed else taken,
         )
 
 

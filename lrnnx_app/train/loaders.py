@@ -3,7 +3,8 @@
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lrnnx_app.data.module import DataModule
+from lrnnx_app.data.module import DataModule, Unfinished, finished
+from lrnnx_app.spec import Batch
 
 
 class Loaders(LightningDataModule):
@@ -14,7 +15,12 @@ class Loaders(LightningDataModule):
         self.data = data
 
     def train_dataloader(self) -> DataLoader:
-        return self.data.loader("train")
+        """On a CPU the processes that make batches finish them; a GPU is faster."""
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        return self.data.loader("train", finish=on_cpu)
+
+    def on_after_batch_transfer(self, batch: Batch | Unfinished, dataloader_idx: int) -> Batch:
+        return finished(batch)
 
     def val_dataloader(self) -> DataLoader:
         return self.data.loader("valid")

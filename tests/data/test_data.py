@@ -8,7 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from data_modules.audio import Audio, coloured_noise
+from data_modules._mixtures import coloured
+from data_modules.audio import Audio
 from data_modules.image_sequence import ImageSequence
 from lrnnx_app.data.module import AddressSampler, DataModule
 from lrnnx_app.errors import DataError
@@ -96,7 +97,7 @@ def test_mixture_has_the_stated_noise_level() -> None:
 def test_coloured_noise_has_its_slope() -> None:
     rng = np.random.default_rng(0)
     for beta in (0.0, 1.0, 2.0):
-        power = np.abs(np.fft.rfft(coloured_noise(2**16, beta, rng).numpy())) ** 2
+        power = np.abs(np.fft.rfft(coloured(torch.from_numpy(rng.standard_normal(2**16)), beta).numpy())) ** 2
         low, high = power[100:200].mean(), power[10000:20000].mean()
         assert abs(np.log10(low / high) / 2 - beta) < 0.1
 

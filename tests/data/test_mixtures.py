@@ -1,14 +1,29 @@
 """Training mixtures of every kind: without noise, without speech, at any level, in rooms, badly recorded."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from data_modules._augment import EARLY, Augment, AugmentConfig, convolved, filtered, room, telephone
+from data_modules._augment import (
+    EARLY,
+    Augment,
+    AugmentConfig,
+    convolved,
+    echoed,
+    filtered,
+    room,
+    shelved,
+    telephone,
+)
 from data_modules.audio import Audio
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.spec import Batch
+from lrnnx_app.train.loaders import Loaders
 
 RATE, COUNT = 16000, 24
 
@@ -44,7 +59,9 @@ def test_levels_fill_their_range_and_leave_no_sample_beyond_full_scale(lowest: f
 def test_a_room_is_heard_and_its_target_keeps_the_early_echoes() -> None:
     wave = torch.zeros(RATE)
     wave[100] = 1
-    heard, target = Augment(AugmentConfig(rooms=1.0), RATE).in_room(wave, np.random.default_rng(0))
+    response = Augment(AugmentConfig(rooms=1.0), RATE).room(np.random.default_rng(0))
+    assert response is not None
+    (heard,), (target,) = echoed(wave[None], response[None], RATE)
     end = 100 + round(EARLY * RATE)
     assert torch.allclose(heard[:end], target[:end], atol=1e-5)
     assert heard[end:].square().sum() > 1e-3
@@ -82,7 +99,7 @@ def test_colour_changes_low_and_high_by_no_more_than_it_may() -> None:
     augment = Augment(AugmentConfig(colour=6.0), RATE)
     wave, changes = torch.randn(RATE), []
     for seed in range(8):
-        heard = augment.coloured(wave, np.random.default_rng(seed))
+        (heard,) = shelved(wave[None], torch.tensor([augment.shelf(np.random.default_rng(seed))]), RATE)
         gain = torch.fft.rfft(heard).abs().square().view(-1)[1:].unflatten(0, (10, -1)).sum(1)
         changes.append(
             10 * torch.log10(gain / torch.fft.rfft(wave).abs().square()[1:].unflatten(0, (10, -1)).sum(1))
@@ -123,3 +140,37 @@ def test_refuses(options: dict[str, Any], word: str) -> None:
 def test_refuses_an_augmentation(option: str, value: float) -> None:
     with pytest.raises(RecipeError, match=option):
         AugmentConfig(**{option: value})
+
+
+EVERYTHING = {
+    **{"rooms": 0.5, "colour": 6.0, "clip": 0.3, "telephone": 0.3, "mask_time": 0.3, "mask_band": 0.3},
+    "speed": 0.1,
+}
+
+
+def test_a_batch_holds_its_examples() -> None:
+    """What is computed for rows together is what each would be alone."""
+    augment = AugmentConfig(**EVERYTHING)
+    source = Audio(Audio.Config(seconds=0.5, clean=0.1, alone=0.1, augment=augment)).source("train")
+    batch = source.batch(range(COUNT), [np.random.default_rng([7, row]) for row in range(COUNT)]).finished()
+    alone = examples(EVERYTHING, clean=0.1, alone=0.1)
+    assert torch.allclose(batch.x[..., 0], torch.stack([x for x, _ in alone]), atol=1e-6)
+    assert torch.allclose(batch.y[..., 0], torch.stack([y for _, y in alone]), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_mixtures_for_a_gpu_are_finished_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts go through torch's and Lightning's hands unchanged."""
+    data = Audio(
+        Audio.Config(batch_size=4, seconds=0.5, examples_per_epoch=8, augment=AugmentConfig(**EVERYTHING))
+    )
+    loaders = Loaders(data)
+    loaders.trainer = cast(Any, SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device))))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self)
+    for given, expected in zip(loaders.train_dataloader(), data.loader("train"), strict=True):
+        assert isinstance(given, Batch) == (device == "cpu")
+        moved = move_data_to_device(pin_memory(given), torch.device("cpu"))
+        found = loaders.on_after_batch_transfer(moved, 0)
+        assert torch.equal(found.x, expected.x)
+        assert torch.equal(found.y, expected.y)
+        assert found.names == expected.names
