@@ -113,9 +113,3 @@ def _times(layer: Layer, x: torch.Tensor, precision: str, device: str) -> dict[s
         both()
         row["peak MiB"] = (torch.cuda.max_memory_allocated() - kept) / 2**20
     return row
-
-
-if __name__ == "__main__":
-    from lrnnx_app.console.tables import table
-
-    print(table(rows("cuda" if torch.cuda.is_available() else "cpu")))

@@ -155,9 +155,3 @@ def _slower(
             operator.definition(**operands, **case.variant.options)
 
         return found | {"steps × forward": machine.median_ms(by_steps, "cpu", 1) / row["forward ms"]}
-
-
-if __name__ == "__main__":
-    from lrnnx_app.console.tables import table
-
-    print(table(rows("cuda" if torch.cuda.is_available() else "cpu")))

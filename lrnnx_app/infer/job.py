@@ -11,7 +11,7 @@ from lrnnx_app.console import terminal
 from lrnnx_app.console.interrupts import terminated_as_interrupted
 from lrnnx_app.console.terminal import say
 from lrnnx_app.disk.files import below
-from lrnnx_app.errors import DataError, StreamError, UserError, nearest
+from lrnnx_app.errors import DataError, StreamError, UserError, one_of
 from lrnnx_app.infer.report import Recorder, report, text
 from lrnnx_app.machine import chosen_device
 from lrnnx_app.runs.run import Run
@@ -56,12 +56,7 @@ class Options:
             raise UserError("-: expected no other input beside standard input")
         if PIPE in inputs and self.offline:
             raise UserError("--offline: standard input has no end to wait for; expected a file")
-        if self.form not in sources.FORMATS:
-            raise UserError(f"--format: unknown '{self.form}'; {nearest(self.form, sources.FORMATS)}")
-        for name in ("rate", "channels", "slots", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name}: expected at least 1, not {value}")
+        one_of("--format", self.form, sources.FORMATS)
         if self.chunk_ms is not None and self.steps is not None:
             raise UserError("--chunk-ms and --steps: expected one of them")
         if self.plot is not None and not self.plot.parent.is_dir():

@@ -201,9 +201,3 @@ def _cure(check: dict[str, Any]) -> str:
         return start + f"reinstall torch {torch.__version__}, or try another version"
     status = _extension.status(device).removeprefix("loaded from ")
     return start + f"delete {status} to build it again, or set LRNNX_BUILD=off to run on torch code"
-
-
-if __name__ == "__main__":
-    report = run(build=True)
-    print(text(report))
-    raise SystemExit(not report.ok)
