@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -253,7 +254,13 @@ def recipes(
 
         config = recipe.load(name)
         return print(as_json(OmegaConf.to_container(config))) if to_json else say(*listing.yaml(config))
-    columns, rows = listing.keys(name) if explain else listing.matrix() if matrix else listing.recipes()
+    _show(*(listing.keys(name) if explain else listing.matrix() if matrix else listing.recipes()), to_json)
+
+
+def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], to_json: bool) -> None:
+    """Print rows as a table, or as objects of JSON."""
+    from lrnnx_app.reports import listing
+
     if to_json:
         return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
     table(columns, [map(listing.text, row) for row in rows])
@@ -284,10 +291,7 @@ def models(to_json: Json = False) -> None:
     """List the trained models that come with lrnnx; a name stands for a run, as in `lrnnx infer NAME`."""
     from lrnnx_app.reports import listing
 
-    columns, rows = listing.trained_models()
-    if to_json:
-        return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
-    table(columns, [map(listing.text, row) for row in rows])
+    _show(*listing.trained_models(), to_json)
 
 
 @app.command()
@@ -301,11 +305,9 @@ def layers(
 
     if markdown:
         return print(catalog.markdown())
-    rows, columns = catalog.rows(), (*catalog.COLUMNS, catalog.FROM)
-    if to_json:
-        return print(as_json([dict(zip(columns, row, strict=True)) for row in rows]))
-    table(columns, rows)
-    say(catalog.LEGEND)
+    _show((*catalog.COLUMNS, catalog.FROM), catalog.rows(), to_json)
+    if not to_json:
+        say(catalog.LEGEND)
 
 
 @app.command()

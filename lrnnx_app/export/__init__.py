@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrnnx_app import plugins
-from lrnnx_app.errors import UserError, nearest
+from lrnnx_app.errors import UserError, one_of
 from lrnnx_app.export._output import Options as Options
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def find(name: str | None, output: Path) -> Callable[..., list[str]]:
     Raises:
         UserError: there is no such format, or it needs a package that is not installed.
     """
-    name = name or _by_ending(output)
-    if name not in names():
-        raise UserError(f"format: unknown '{name}'; {nearest(name, names())}")
+    name = one_of("format", name or _by_ending(output), names())
     if name in own():
         return module(name).export
     if name in plugins.installed("formats"):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrnnx_app.errors import RecipeError, nearest
+from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
 from lrnnx_app.spec import EVEN, DataSpec, Rows
@@ -42,8 +42,7 @@ class Backbone(Model):
         layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
-            if self.pool not in POOLS:
-                raise RecipeError(f"pool: unknown '{self.pool}'; {nearest(self.pool, POOLS)}")
+            one_of("pool", self.pool, POOLS)
             if min(self.d_model, self.depth) < 1:
                 raise RecipeError("d_model and depth: expected positive integers")
 
