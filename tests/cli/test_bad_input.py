@@ -109,12 +109,22 @@ overridden("trainer", "key.sub=value", "override_without_a_value")
 
 
 def infer(place: Place, path: Path, *words: object) -> tuple[object, ...]:
-    return "infer", place.denoiser, path, "-o", place.path / "out.wav", *words
+    return "infer", place.denoiser, path, *(words or ("-o", place.path / "out.wav"))
 
 
-@case("no samples")
-def _audio_of_no_bytes_after_its_header(place: Place):
-    return infer(place, place.wave("empty.wav", np.zeros(0)))
+SILENCE = np.zeros(1000)
+for name, words, prepare in (
+    ("audio_without_samples", "no samples", lambda at: infer(at, at.wave("empty.wav", np.zeros(0)))),
+    ("audio_of_no_bytes", "nothing.wav", lambda at: infer(at, at.file("nothing.wav", b""))),
+    ("rate_of_no_sound", "1 Hz", lambda at: infer(at, at.wave("slow.wav", SILENCE, 1))),
+    ("text_named_audio", "song.ogg", lambda at: infer(at, at.file("song.ogg", "no music"))),
+    ("picture", "a.png", lambda at: ("infer", at.classifier, at.file("a.png", b"\x89PNG\r\n\x1a\nno more"))),
+    ("run_in_a_file", "not an empty folder", lambda at: ("train", *DENOISE, "-o", at.file("a.txt", "mine"))),
+    ("export_over_a_file", "there already", lambda at: ("export", at.denoiser, "-o", at.file("a.onnx", ""))),
+    ("output_in_proc", "/proc", lambda at: infer(at, at.wave("in.wav", SILENCE), "-o", "/proc/out.wav")),
+    ("output_nowhere", "no such folder", lambda at: infer(at, at.wave("a.wav", SILENCE), "-o", "no/a.wav")),
+):
+    CASES[name] = (prepare, words)
 
 
 @case("cut.wav")
@@ -138,21 +148,6 @@ def _audio_with_infinity(place: Place):
     return infer(place, place.wave("inf.wav", samples, subtype="FLOAT"))
 
 
-@case("1 Hz")
-def _rate_of_no_sound(place: Place):
-    return infer(place, place.wave("slow.wav", np.zeros(100), 1))
-
-
-@case("song.ogg")
-def _text_named_audio(place: Place):
-    return infer(place, place.file("song.ogg", "no music"))
-
-
-@case("nothing.wav")
-def _audio_of_no_bytes(place: Place):
-    return infer(place, place.file("nothing.wav", b""))
-
-
 @case("a.wav")
 def _folder_named_audio(place: Place):
     (place.path / "a.wav").mkdir()
@@ -163,11 +158,6 @@ def _folder_named_audio(place: Place):
 def _link_to_nothing(place: Place):
     (place.path / "gone.wav").symlink_to(place.path / "nowhere.wav")
     return infer(place, place.path / "gone.wav")
-
-
-@case("rgb.png")
-def _picture_of_no_picture(place: Place):
-    return "infer", place.classifier, place.file("rgb.png", b"\x89PNG\r\n\x1a\nand nothing else")
 
 
 def events(place: Place, text: str) -> tuple[object, ...]:
@@ -217,7 +207,7 @@ class Trap:
 def _checkpoint_with_code(place: Place):
     run = place.copy(place.denoiser)
     (run / "checkpoints" / "best.ckpt").write_bytes(pickle.dumps(Trap()))
-    return infer(place._replace(denoiser=run), place.wave("in.wav", np.zeros(1000)))
+    return infer(place._replace(denoiser=run), place.wave("in.wav", SILENCE))
 
 
 @case("best.ckpt")
@@ -226,14 +216,14 @@ def _sealed_checkpoint_with_code(place: Place):
     path = run / "checkpoints" / "best.ckpt"
     path.unlink()
     checkpoint_file.write({"state_dict": Trap()}, path)
-    return infer(place._replace(denoiser=run), place.wave("in.wav", np.zeros(1000)))
+    return infer(place._replace(denoiser=run), place.wave("in.wav", SILENCE))
 
 
 @case("another model")
 def _checkpoint_of_another_model(place: Place):
     run = place.copy(place.denoiser)
     shutil.copy(place.classifier / "checkpoints" / "best.ckpt", run / "checkpoints" / "best.ckpt")
-    return infer(place._replace(denoiser=run), place.wave("in.wav", np.zeros(1000)))
+    return infer(place._replace(denoiser=run), place.wave("in.wav", SILENCE))
 
 
 @case("best.ckpt: no digest")
@@ -243,7 +233,7 @@ def _checkpoint_of_an_older_version(place: Place):
     content = torch.load(path, weights_only=True)
     path.unlink()
     torch.save(content, path)
-    return infer(place._replace(denoiser=run), place.wave("in.wav", np.zeros(1000)))
+    return infer(place._replace(denoiser=run), place.wave("in.wav", SILENCE))
 
 
 @case("no wav, flac or ogg")
@@ -261,26 +251,6 @@ def _folder_that_leads_into_itself(place: Place):
     folder.mkdir()
     (folder / "again").symlink_to(folder)
     return "train", *DENOISE, f"data.root={folder}", f"data.noise_root={folder}", "-o", place.path / "made"
-
-
-@case("not an empty folder")
-def _run_folder_that_is_a_file(place: Place):
-    return "train", *DENOISE, "-o", place.file("made.txt", "mine")
-
-
-@case("there already")
-def _export_over_a_file(place: Place):
-    return "export", place.denoiser, "-o", place.file("mine.safetensors", "mine")
-
-
-@case("/proc")
-def _output_where_nothing_may_be_written(place: Place):
-    return "infer", place.denoiser, place.wave("in.wav", np.zeros(1000)), "-o", "/proc/out.wav"
-
-
-@case("no such folder")
-def _output_in_no_folder(place: Place):
-    return "infer", place.denoiser, place.wave("in.wav", np.zeros(1000)), "-o", place.path / "no" / "out.wav"
 
 
 @pytest.fixture(scope="module")
