@@ -38,6 +38,11 @@ class Result(NamedTuple):
     out: str
     error: str
 
+    def done(self) -> "Result":
+        """The command has done its work."""
+        assert self.code == 0, self
+        return self
+
     def refuses(self, *words: object) -> None:
         """The command has said in one line what is wrong, with these words, and nothing else."""
         assert self.code == 2, self

@@ -112,15 +112,13 @@ def test_a_run_of_a_package_trains_streams_and_exports(
     assert Run(run).recipe.plugins == ["lrnnx-example"]
     assert json.loads((run / "summary.json").read_text())["plugins"] == {"lrnnx-example": "0.3"}
     (tmp_path / "wave.txt").write_text("\n".join(["1"] * 5 + ["-1"] * 5))
-    result = lrnnx("infer", run, tmp_path / "wave.txt", "--running", "--steps", "2", "--json")
-    assert result.code == 0, result.error
+    result = lrnnx("infer", run, tmp_path / "wave.txt", "--running", "--steps", "2", "--json").done()
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert [set(line["values"]) for line in lines if "values" in line] == [{"mean", "spread"}] * 5
-    result = lrnnx("export", run, "-o", tmp_path / "shapes.txt", "--format", "shapes")
-    assert result.code == 0, result.error
+    result = lrnnx("export", run, "-o", tmp_path / "shapes.txt", "--format", "shapes").done()
     assert "log_tau (8,)" in (tmp_path / "shapes.txt").read_text()
-    assert lrnnx("export", run, "-o", tmp_path / "model.safetensors").code == 0
-    assert lrnnx("evaluate", run).code == 0
+    lrnnx("export", run, "-o", tmp_path / "model.safetensors").done()
+    lrnnx("evaluate", run).done()
 
 
 @pytest.mark.parametrize(
@@ -134,22 +132,21 @@ def test_a_run_whose_package_is_absent_says_so_in_one_line(run: Path, lrnnx, wor
 
 def test_a_file_trains_and_is_asked_for_again(file: Path, lrnnx, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = lrnnx("train", *WORDS, "model.layer=leaky2", "--plugin", file, "-o", run)
-    assert result.code == 0, result.error
+    result = lrnnx("train", *WORDS, "model.layer=leaky2", "--plugin", file, "-o", run).done()
     assert json.loads((run / "summary.json").read_text())["plugins"]["leaky2.py"].startswith("sha256:")
     shutil.copy(file, run / "leaky2.py")  # beside the recipe, as a stranger could put it
     (tmp_path / "was_run").unlink()
     result = lrnnx("evaluate", run)
     result.refuses("it needs leaky2.py, which lrnnx has not: --plugin PATH/leaky2.py\n")
     assert not (tmp_path / "was_run").exists(), "a file was run that nobody named"
-    assert lrnnx("evaluate", run, "--plugin", file).code == 0
+    lrnnx("evaluate", run, "--plugin", file).done()
     assert (tmp_path / "was_run").exists()
 
 
 def test_a_run_by_the_rule_of_a_file_streams_exports_and_asks_for_it(lrnnx, tmp_path: Path) -> None:
     (file := tmp_path / "implicit.py").write_text(example("implicit.py"))
     run, image = tmp_path / "run", tmp_path / "image.png"
-    assert lrnnx("train", *RULED, "--plugin", file, "-o", run).code == 0
+    lrnnx("train", *RULED, "--plugin", file, "-o", run).done()
     assert Run(run).recipe.plugins == ["implicit.py"]
     Image.new("L", (8, 8)).save(image)
     words = {
@@ -163,15 +160,13 @@ def test_a_run_by_the_rule_of_a_file_streams_exports_and_asks_for_it(lrnnx, tmp_
             "model.layer.rule: unknown 'implicit'",
             "it needs implicit.py, which lrnnx has not: --plugin PATH/implicit.py",
         )
-        result = lrnnx(*each, "--plugin", file)
-        assert result.code == 0, result.error
+        result = lrnnx(*each, "--plugin", file).done()
     assert (tmp_path / "model.pt2").exists()
 
 
 def test_every_run_of_a_grid_has_the_plugin(file: Path, lrnnx, tmp_path: Path) -> None:
     words = [*WORDS, "model.layer=lru,leaky2", "--plugin", file, "-o", tmp_path / "grid"]
-    result = lrnnx("train", *words)
-    assert result.code == 0, result.error
+    lrnnx("train", *words).done()
     assert Run(tmp_path / "grid" / "lru").recipe.plugins == []
 
 

@@ -300,8 +300,7 @@ GOOD: dict[str, Callable[[Place], Path]] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_unusual_audio_is_no_mistake(lrnnx, place: Place, name: str) -> None:
     path = GOOD[name](place)
-    result = lrnnx("infer", place.denoiser, path, "-o", place.path / "out.wav")
-    assert result.code == 0, result.error
+    lrnnx("infer", place.denoiser, path, "-o", place.path / "out.wav").done()
     source, out = soundfile.info(path), soundfile.info(place.path / "out.wav")
     assert out.frames == source.frames
     assert out.samplerate == source.samplerate
@@ -309,8 +308,7 @@ def test_unusual_audio_is_no_mistake(lrnnx, place: Place, name: str) -> None:
 
 @pytest.mark.parametrize("begin", [0, -3_600_000_000])
 def test_any_beginning_and_an_hour_without_events_are_no_mistake(lrnnx, place: Place, begin: int) -> None:
-    result = lrnnx(*events(place, f"t,x,y,p\n{begin},0,0,0\n{begin + 3_600_000_000},1,1,1\n"))
-    assert result.code == 0, result.error
+    lrnnx(*events(place, f"t,x,y,p\n{begin},0,0,0\n{begin + 3_600_000_000},1,1,1\n")).done()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

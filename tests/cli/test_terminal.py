@@ -85,8 +85,7 @@ def test_where_the_output_is_no_terminal_a_table_has_a_line_for_each_row(
 
 @pytest.mark.parametrize("words", [["recipes"], ["recipes", "--matrix"], ["layers"]])
 def test_names_are_whole_and_a_row_is_a_line(lrnnx, words: list[str]) -> None:
-    result = lrnnx(*words)
-    assert result.code == 0, result.error
+    result = lrnnx(*words).done()
     names = list(shipped()) if words[0] == "recipes" else list(LAYERS)
     for name in names:
         assert name in result.out.replace(",", " ").split()

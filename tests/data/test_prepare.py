@@ -135,8 +135,7 @@ def test_own_folders_alone_and_the_set_that_judges(tmp_path: Path, lrnnx) -> Non
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(sound(voice(7)))
     out = tmp_path / "out"
-    told = lrnnx("data", "prepare", "denoise", out, "--own", "--judge", "--speech", tmp_path / "mine")
-    assert told.code == 0, told.error
+    told = lrnnx("data", "prepare", "denoise", out, "--own", "--judge", "--speech", tmp_path / "mine").done()
     assert sorted(path.parent.name for path in out.rglob("*.flac")) == ["und-eva", "und-eva", "und-udo"]
     assert "speech: 3 clips" in told.out
 

@@ -228,8 +228,7 @@ def test_states_of_a_program_start_as_the_model_s() -> None:
 
 def test_hub_folder_loads_offline(denoiser: Path, lrnnx, tmp_path: Path) -> None:
     folder = tmp_path / "hub"
-    result = lrnnx("export", denoiser, "-o", folder, "--format", "huggingface")
-    assert result.code == 0, result.error
+    lrnnx("export", denoiser, "-o", folder, "--format", "huggingface").done()
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     model = HubModel.from_pretrained(str(folder), local_files_only=True).model
     weights = load_file(folder / "model.safetensors")

@@ -26,8 +26,7 @@ def test_a_format_is_known_by_its_ending_alone(name: str) -> None:
 def test_what_is_written_runs_as_the_run(name: str, denoiser: Path, lrnnx, tmp_path: Path) -> None:
     entry, path = export.module(name), tmp_path / f"model{export.module(name).ENDING or ''}"
     words = ("export", denoiser, "-o", path, "--format", name)
-    result = lrnnx(*words)
-    assert result.code == 0, result.error
+    result = lrnnx(*words).done()
     assert str(path) in result.out.replace("\n", "")
     model = Run(denoiser).task().model.eval()
     x = torch.randn(1, 4 * model.hop, model.spec.d_input)

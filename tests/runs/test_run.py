@@ -90,8 +90,7 @@ def test_brackets_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_evaluate_repeats_the_training_s_test(lrnnx, denoiser: Path) -> None:
-    result = lrnnx("evaluate", denoiser, "--json")
-    assert result.code == 0, result.error
+    result = lrnnx("evaluate", denoiser, "--json").done()
     summary = json.loads((denoiser / "summary.json").read_text())
     for key, value in json.loads(result.out.splitlines()[-1]).items():
         assert abs(value - summary["metrics"][f"test/{key}"]) < 1e-4
@@ -102,8 +101,7 @@ def test_resume_continues_where_it_stopped(lrnnx, folder: Path, tmp_path: Path) 
     whole = trained(folder, "whole", words)
     part = tmp_path / "part"
     cut(recipe.load(words[0], words[1:]), part, 4)
-    result = lrnnx("train", *words, "--resume", part)
-    assert result.code == 0, result.error
+    lrnnx("train", *words, "--resume", part).done()
     steps = [int(row["step"]) for row in metrics.read(part)]
     assert steps == sorted(steps)
     assert steps[0] == 0
@@ -117,11 +115,10 @@ def test_infer_streamed_equals_offline_and_keeps_rate_and_length(
     lrnnx, denoiser: Path, clip: Path, tmp_path: Path
 ) -> None:
     streamed, offline = tmp_path / "streamed.wav", tmp_path / "offline.wav"
-    result = lrnnx("infer", denoiser, clip, "-o", streamed)
-    assert result.code == 0, result.error
+    result = lrnnx("infer", denoiser, clip, "-o", streamed).done()
     for word in ("look-ahead 15.94 ms", "p50", "p95", "real-time factor"):
         assert word in result.out
-    assert lrnnx("infer", denoiser, clip, "-o", offline, "--offline").code == 0
+    lrnnx("infer", denoiser, clip, "-o", offline, "--offline").done()
     one, two = (soundfile.read(path) for path in (streamed, offline))
     assert one[1] == two[1] == 44100
     assert one[0].shape == two[0].shape == (44100 * 2 + 77,)
@@ -132,8 +129,7 @@ def test_infer_streamed_equals_offline_and_keeps_rate_and_length(
 def test_infer_classifies_pictures(lrnnx, classifier: Path, tmp_path: Path) -> None:
     picture = tmp_path / "digit.png"
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(picture)
-    result = lrnnx("infer", classifier, picture, picture, "--json")
-    assert result.code == 0, result.error
+    result = lrnnx("infer", classifier, picture, picture, "--json").done()
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert len(lines) == 2
     assert abs(sum(lines[0]["classes"].values()) - 1) < 1e-4
@@ -143,8 +139,7 @@ def test_infer_classifies_pictures(lrnnx, classifier: Path, tmp_path: Path) -> N
 
 def test_compare_prints_writes_and_draws(lrnnx, classifier: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    result = lrnnx("compare", classifier, "-o", plot)
-    assert result.code == 0, result.error
+    result = lrnnx("compare", classifier, "-o", plot).done()
     assert "accuracy ±" in result.out
     assert plot.stat().st_size > 1000
     (row,) = json.loads(lrnnx("compare", classifier, "--json").out)
@@ -156,24 +151,21 @@ def test_compare_prints_writes_and_draws(lrnnx, classifier: Path, tmp_path: Path
 
 def test_data_shows_and_draws(lrnnx, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    result = lrnnx("data", "digits_lru", "-o", plot)
-    assert result.code == 0, result.error
+    result = lrnnx("data", "digits_lru", "-o", plot).done()
     assert "1,297" in result.out
     assert plot.stat().st_size > 1000
     assert json.loads(lrnnx("data", "digits_lru", "--json").out)["valid"]["examples"] == 200
 
 
 def test_recipes_as_a_table_of_systems_and_data(lrnnx) -> None:
-    result = lrnnx("recipes", "--matrix")
-    assert result.code == 0, result.error
+    result = lrnnx("recipes", "--matrix").done()
     for name in shipped():
         assert name in result.out
 
 
 def test_export_reads_back(lrnnx, denoiser: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    result = lrnnx("export", denoiser, "-o", path)
-    assert result.code == 0, result.error
+    lrnnx("export", denoiser, "-o", path).done()
     x = torch.randn(1, 1000, 1)
     assert torch.equal(load(path)(x)[0], Run(denoiser).task().model(x)[0])
 
@@ -193,22 +185,20 @@ def test_a_shipped_model_denoises_by_its_name(lrnnx, name: str, tmp_path: Path, 
     scores = [float(si_snr(torch.tensor(noisy), torch.tensor(clean)))]
     for level in (0.5, 0.005):
         soundfile.write("noisy.wav", noisy * level, rate, subtype="FLOAT")
-        result = lrnnx("infer", name, "noisy.wav", "-o", "out.wav")
-        assert result.code == 0, result.error
+        lrnnx("infer", name, "noisy.wav", "-o", "out.wav").done()
         heard, _ = soundfile.read("out.wav", dtype="float32")
         scores.append(float(si_snr(torch.tensor(heard), torch.tensor(clean))))
     assert scores[1] > scores[0] + 4
     assert abs(scores[2] - scores[1]) < 0.1
     soundfile.write("silence.wav", np.zeros(rate, np.float32), rate, subtype="FLOAT")
-    assert lrnnx("infer", name, "silence.wav", "-o", "out.wav").code == 0
+    lrnnx("infer", name, "silence.wav", "-o", "out.wav").done()
     assert not soundfile.read("out.wav")[0].any()
 
 
 def test_training_begins_with_the_weights_of_a_shipped_model(lrnnx, tmp_path: Path) -> None:
     small = ("trainer.max_steps=1", "task.lr=0", "task.ssm_lr=0", "data.examples_per_epoch=4")
     options = (*small, "data.batch_size=4", "data.seconds=0.2", "data.mixtures=1", "init_from=denoise_small")
-    result = lrnnx("train", "denoise_small", *options, "-o", tmp_path / "run")
-    assert result.code == 0, result.error
+    result = lrnnx("train", "denoise_small", *options, "-o", tmp_path / "run").done()
     trained_on, given = (Run(path).task().model.state_dict() for path in (tmp_path / "run", "denoise_small"))
     for key, weight in given.items():
         assert torch.equal(trained_on[key], weight), key
@@ -225,8 +215,7 @@ def test_shipped_models_are_listed_and_are_no_runs_to_go_on_with(lrnnx) -> None:
 
 
 def test_dry_run_shows_recipe_and_parameters(lrnnx) -> None:
-    result = lrnnx("train", *DENOISE, "--dry-run")
-    assert result.code == 0, result.error
+    result = lrnnx("train", *DENOISE, "--dry-run").done()
     for word in ("channels:", "parameters", "total", "loss"):
         assert word in result.out
 
@@ -318,8 +307,7 @@ def test_bench_ops_prints_and_writes(lrnnx, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("LRNNX_BUILD", "off")
     monkeypatch.setitem(TIMED, "cpu", [replace(TIMED["cpu"][0], sizes=Sizes(1, 50, 8))])
     rows, plot = tmp_path / "rows.json", tmp_path / "rows.png"
-    result = lrnnx("bench", "ops", "--device", "cpu", "--json", rows, "--plot", plot)
-    assert result.code == 0, result.error
+    result = lrnnx("bench", "ops", "--device", "cpu", "--json", rows, "--plot", plot).done()
     assert "linear_scan real" in result.out
     assert len(json.loads(rows.read_text())["rows"]) == 1
     assert plot.stat().st_size > 1000

@@ -121,8 +121,7 @@ def test_real_time_pace_and_its_misses(lrnnx, runs: dict[str, Path], tmp_path: P
     soundfile.write(tmp_path / "x.wav", wave(0.32), RATE)
     words = ("infer", runs["denoiser"], tmp_path / "x.wav", "-o", tmp_path / "y.wav", "--realtime", "--json")
     start = time.perf_counter()
-    code, _, error = lrnnx(*words)
-    assert code == 0, error
+    lrnnx(*words).done()
     assert time.perf_counter() - start > 0.32
     monkeypatch.setattr(Pace, "late", lambda pace: 0.5)
     assert json.loads(lrnnx(*words)[1].splitlines()[-1])["misses"] == 20 + 1
@@ -173,8 +172,7 @@ def test_files_of_events_in_slots_equal_each_in_one_go(lrnnx, runs: dict[str, Pa
     words = ("infer", runs["events"], folder, "--json", "-o", found, "--device", "cpu")
     lines = {}
     for more in (("--offline",), ("--slots", 2, "--steps", 10, "--running", "--plot", tmp_path / "p.png")):
-        code, out, error = lrnnx(*words, *more)
-        assert code == 0, error
+        out = lrnnx(*words, *more).done().out
         assert "peak_mib" in json.loads(out)
         lines[more[0]] = [json.loads(line) for line in found.read_text().splitlines()]
     last = {line["file"]: line for line in lines["--slots"]}

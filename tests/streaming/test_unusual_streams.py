@@ -256,8 +256,7 @@ def test_the_delay_of_a_conversion_is_reported(lrnnx, runs, tmp_path: Path, monk
         with (tmp_path / "x.raw").open() as pipe:
             monkeypatch.setattr(sys, "stdin", pipe)
             words = ("--rate", rate, "--json", "-o", tmp_path / "y.wav", "--device", "cpu")
-            code, out, error = lrnnx("infer", runs["denoiser"], "-", *words)
-        assert code == 0, error
+            out = lrnnx("infer", runs["denoiser"], "-", *words).done().out
         found = json.loads(out.splitlines()[-1])
         assert found.get("resampling_ms", 0) <= most
         assert found["algorithmic_ms"] <= 16 + most

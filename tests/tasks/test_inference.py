@@ -41,8 +41,7 @@ def run(request, tmp_path: Path, lrnnx, monkeypatch) -> Path:
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
     (tmp_path / "levels.yaml").write_text(RECIPE)
     (tmp_path / "a.txt").write_text("1\n2\n3\n")
-    done = lrnnx("train", tmp_path / "levels.yaml", "-o", tmp_path / "run")
-    assert done.code == 0, done.error
+    done = lrnnx("train", tmp_path / "levels.yaml", "-o", tmp_path / "run").done()
     assert f"Next: lrnnx evaluate {tmp_path / 'run'}" in done.out
     return tmp_path / "run"
 

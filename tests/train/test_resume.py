@@ -92,8 +92,7 @@ def test_damaged_newest_file_costs_the_steps_since_the_one_before(lrnnx, stopped
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    result = lrnnx("train", "--resume", stopped)
-    assert result.code == 0, result.error
+    result = lrnnx("train", "--resume", stopped).done()
     assert "step_00000007.ckpt: damaged" in result.error
     assert "going on from step_00000006.ckpt" in result.error
     assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["global_step"] == 8
@@ -103,14 +102,13 @@ def test_damaged_newest_file_costs_the_steps_since_the_one_before(lrnnx, stopped
 
 def test_killed_before_the_end_was_named_last(lrnnx, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert lrnnx("train", *WORDS, *SHORT, "-o", run).code == 0
+    lrnnx("train", *WORDS, *SHORT, "-o", run).done()
     last = run / "checkpoints" / "last.ckpt"
     for older in (None, run / "checkpoints" / "step_00000007.ckpt"):
         last.unlink()
         if older is not None:
             last.hardlink_to(older)
-        result = lrnnx("train", "--resume", run)
-        assert result.code == 0, result.error
+        lrnnx("train", "--resume", run).done()
         assert read_checkpoint(last)["global_step"] == 8
 
 
@@ -122,8 +120,7 @@ def test_killed_before_the_newest_was_named_last(lrnnx, stopped: Path, copied: b
         shutil.copy2(older, last)
     else:
         last.hardlink_to(older)
-    result = lrnnx("train", "--resume", stopped)
-    assert result.code == 0, result.error
+    result = lrnnx("train", "--resume", stopped).done()
     assert "resuming from step 7" in result.error
 
 
