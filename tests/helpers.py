@@ -43,6 +43,7 @@ SMALL = [
     "trainer.accelerator=cpu",
     "data.batch_size=2",
 ]
+TINY = ["model.d_model=8", "model.depth=1", "data.batch_size=600", "trainer.accelerator=cpu"]  # of digits
 DENOISE = [
     "denoise_lru",
     *SMALL,

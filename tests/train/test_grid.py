@@ -10,14 +10,7 @@ from lrnnx_app.errors import RecipeError, RunError
 from lrnnx_app.reports import compare, show
 from lrnnx_app.runs.run import Run, build
 from lrnnx_app.train import fit, grid
-
-TINY = [
-    "model.d_model=8",
-    "model.depth=1",
-    "data.batch_size=600",
-    "trainer.max_steps=1",
-    "trainer.accelerator=cpu",
-]
+from tests.helpers import TINY
 
 
 @pytest.fixture
@@ -85,7 +78,7 @@ def test_seeds_that_make_no_sense(overrides: list[str], count: int) -> None:
 
 def test_a_grid_loses_no_run_to_another_and_goes_on(tmp_path: Path, in_process: list[list[str]]) -> None:
     parent = tmp_path / "grid"
-    cells = grid.cells(["model.layer=lru,s5", *TINY], [0, 1])
+    cells = grid.cells(["model.layer=lru,s5", *TINY, "trainer.max_steps=1"], [0, 1])
     _, outcomes = grid.run("digits_lru", cells[::2] + cells[1::2], parent)
     assert dict(outcomes) == {"lru/seed_0": "", "s5/seed_0": "power cut", "lru/seed_1": "", "s5/seed_1": ""}
     found = compare.rows(compare.find([parent]))

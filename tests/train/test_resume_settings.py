@@ -18,17 +18,9 @@ from lrnnx_app.runs.run import Run
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, resume
 from lrnnx_app.train.totals import Totals
-from tests.helpers import cut, refused
+from tests.helpers import TINY, cut, refused
 
-WORDS = [
-    "model.d_model=8",
-    "model.depth=1",
-    "data.batch_size=600",
-    "data.workers=0",
-    "trainer.max_epochs=3",
-    "trainer.checkpoint_every=1",
-    "trainer.accelerator=cpu",
-]
+WORDS = [*TINY, "data.workers=0", "trainer.max_epochs=3", "trainer.checkpoint_every=1"]
 
 
 @pytest.fixture(scope="module")

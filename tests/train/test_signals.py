@@ -19,17 +19,10 @@ from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, grid, progress
-from tests.helpers import children, in_step, refused
+from tests.helpers import TINY, children, in_step, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-WORDS = [
-    "model.d_model=8",
-    "model.depth=1",
-    "data.batch_size=600",
-    "data.workers=2",
-    "trainer.max_epochs=2",
-    "trainer.accelerator=cpu",
-]
+WORDS = [*TINY, "data.workers=2", "trainer.max_epochs=2"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds its children in /proc")
