@@ -23,17 +23,15 @@ struct Operands {
 
 template <class S, int P, int RULE>
 struct Discretized {
-  static_assert(kRules == 5, "a rule of rules.def is missing below");
   using Value = S;
   using Sum = S;
   static constexpr int PLANES = P;
-  static constexpr bool TURNS = P == 2 && RULE != kBilinear;
+  static constexpr bool TURNS = kTurns<P, RULE>;
   struct Step {
     Number<S, P> a, b;
   };
-  struct Made {
-    Number<S, P> w, a, gain;  // gain per unit of time; of the bilinear rule 1/(1 − w/2)
-  };
+  template <class D>
+  using Here = Made<S, P, RULE, D::value>;
 
   const S* dt;
   const S *v, *v_row = nullptr;
@@ -67,54 +65,20 @@ struct Discretized {
     if (v) cpu::foresee<P>(v + t * P * N, N, width);
   }
 
-  template <bool DISTANT>
-  INLINE Made make(int i) const {
-    const Number<S, P> rate = z.get(i), one = number<P>(S(1), S(0));
-    Made m{span * rate, one, one};
-    if constexpr (RULE == kBilinear) {
-      m.gain = inverse(one + S(-0.5) * m.w);
-      m.a = (one + S(0.5) * m.w) * m.gain;
-      return m;
-    }
-    const Grown<S, P, DISTANT> grown(rate, span);
-    m.a = number<P>(grown.value.re(), grown.value.im());
-    if constexpr (RULE == kZoh) m.gain = less_one_over(m.w, grown.less_one);
-    return m;
-  }
-
   template <class D>
   INLINE Step at(int i, D) const {
-    const Made m = make<D::value>(i);
-    const Number<S, P> input = read<S, P>(v_row, N, i);
-    if constexpr (RULE == kDirac) return {m.a, input};
-    if constexpr (RULE == kEuler) return {m.a, span * input};
-    return {m.a, (span * m.gain) * input};
+    const Here<D> made(z.get(i), span, span);
+    return {made.a, made.drive(read<S, P>(v_row, N, i))};
   }
 
   template <class D>
   INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before, D) {
-    const Made m = make<D::value>(i);
-    const Number<S, P> a_by_w = RULE == kBilinear ? m.gain * m.gain : m.a;
-    const Number<S, P> by_w = conj(a_by_w * before) * g;
-    Number<S, P> by_z = span * by_w;
-    S by_dt = dot(z.get(i), by_w);
-    if constexpr (RULE == kDirac) {
-      grad_v.put(i, g);
-    } else {
-      const Number<S, P> r = conj(read<S, P>(v_row, N, i)) * g;
-      if constexpr (RULE == kEuler) {
-        grad_v.put(i, span * g);
-        by_dt += r.re();
-      } else {
-        const Number<S, P> slope = RULE == kZoh ? slope_of_that(m.w, m.a, m.gain) : S(0.5) * a_by_w;
-        grad_v.put(i, conj(span * m.gain) * g);
-        by_z = by_z + (span * span) * (conj(slope) * r);
-        by_dt += dot(a_by_w, r);  // the gain's derivative too
-      }
-    }
-    sum.add(i, by_z);
-    grad_dt.put(i, number<1>(by_dt, S(0)));
-    return conj(m.a) * g;
+    const Here<D> made(z.get(i), span, span);
+    const auto pulled = made.pull(z.get(i), conj(before) * g, conj(read<S, P>(v_row, N, i)) * g);
+    grad_v.put(i, made.pull_drive(g));
+    sum.add(i, pulled.rate);
+    grad_dt.put(i, number<1>(pulled.span, S(0)));
+    return conj(made.a) * g;
   }
 
   void clear() {
@@ -132,8 +96,9 @@ template <class S, int P, bool BACKWARD>
 void run(const Job& job, const Operands& operands, int64_t rule) {
   by_rule(rule, [&](auto kind) {
     constexpr int RULE = decltype(kind)::value;
-    STD_TORCH_CHECK(RULE != kAsynchronous, "dirac scans what asynchronous leaves to a scan");
-    if constexpr (RULE != kAsynchronous) spread<Discretized<S, P, RULE>, BACKWARD>(job, operands);
+    constexpr bool split = rules::kSplit<rules::Of<RULE>>;
+    STD_TORCH_CHECK(!split, "a rule of two spans has none of its own in this scan");
+    if constexpr (!split) spread<Discretized<S, P, RULE>, BACKWARD>(job, operands);
   });
 }
 
@@ -187,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   v = dense(v, wide);
   const Tensor rate = dense(z, wide), steps = dense(dt, wide);
   const Inputs inputs(states, h0, lengths, reset, wide);
-  STD_TORCH_CHECK(v || rule == kDirac, "this rule's gradients need v");
+  STD_TORCH_CHECK(v || rules::is<rules::Impulse>(rule), "this rule's gradients need v");
   Tensor dv = fresh_like(states, wide), dh0 = torch::stable::empty_like(grad_last);
   Tensor dz = torch::stable::empty_like(grad_last);
   Job job = inputs.job(states, reverse);

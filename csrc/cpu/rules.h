@@ -1,14 +1,10 @@
-// How a rule turns an eigenvalue λ, a learned step Δ and elapsed time δ into coefficient and gain; its derivatives.
+// The rules of ../rules.h for vectors: a and gain of each lane, and their derivatives.
 //
-// Each lane of a loop is a channel (or a state). It has λ, Δ and δ in vector registers, and makes, with w = λ·Δ·δ:
-//
-//   rule       dirac    euler    zoh              bilinear               asynchronous
-//   a          e^w      e^w      e^w              (1 + w/2)/(1 − w/2)    e^w
-//   gain       1        Δ·δ      (e^w − 1)/λ      Δ·δ/(1 − w/2)          (e^(λ·Δ) − 1)/λ
+// Each lane of a loop is a channel (or a state). It has λ, and the span Δ·δ, in vector registers.
 #pragma once
 #include <cmath>
 
-#include "../rule.h"
+#include "../by_rule.h"
 #include "lanes.h"
 
 namespace lrnnx::cpu {
@@ -21,15 +17,22 @@ INLINE Number<S, P> less_one_over(const Number<S, P>& w, const Number<S, P>& les
   return select(tiny, one + S(0.5) * w, less_one * inverse(select(tiny, one, w)));
 }
 
-// Its derivative, (e^w − (e^w − 1)/w)/w, as the series Σ (k + 1) w^k/(k + 2)! where that cancels.
+// Σ (k + 1) w^k/(k + 2)!, from the term K on and without w^K. No loop: one that is not unrolled leaves the lanes scalar.
+template <int K, class S, int P>
+INLINE Number<S, P> slope_series(const Number<S, P>& w) {
+  const Number<S, P> term = number<P>(S((K + 1) * inverse_factorial(K + 2)), S(0));
+  if constexpr (K + 1 == Real<S>::TERMS)
+    return term;
+  else
+    return term + w * slope_series<K + 1>(w);
+}
+
+// Its derivative, (e^w − (e^w − 1)/w)/w, as that series where it cancels.
 template <class S, int P>
 INLINE Number<S, P> slope_of_that(const Number<S, P>& w, const Number<S, P>& a, const Number<S, P>& over) {
-  constexpr int terms = Real<S>::TERMS;
   const bool small = dot(w, w) < S(0.09);
   const Number<S, P> one = number<P>(S(1), S(0)), near = select(small, w, S(0) * one);
-  Number<S, P> sum = S(terms * inverse_factorial(terms + 1)) * one;
-  for (int k = terms - 2; k >= 0; k--) sum = S((k + 1) * inverse_factorial(k + 2)) * one + near * sum;
-  return select(small, sum, (a + S(-1) * over) * inverse(select(small, one, w)));
+  return select(small, slope_series<0>(near), (a + S(-1) * over) * inverse(select(small, one, w)));
 }
 
 // e^(rate·span) and that less 1. The product's rounding error is turned by as well: a large phase costs no digits.
@@ -38,6 +41,7 @@ template <class S, int P, bool DISTANT = false>
 struct Grown {
   Number<S, P> value, less_one;
 
+  INLINE operator Number<S, P>() const { return number<P>(value.re(), value.im()); }
   INLINE Grown(const Number<S, P>& rate, S span) {
     const Exp<S> size(rate.re() * span);
     if constexpr (P == 1) {
@@ -60,68 +64,114 @@ struct Grown {
   }
 };
 
-template <class S, int P, int RULE, bool DISTANT = false>
-struct Made {
-  static_assert(kRules == 5, "a rule of rules.def is missing below");
-  Number<S, P> a, gain;
+// Arithmetic as the formulas of ../rules.h write it.
+template <class S, int P>
+INLINE Number<S, P> scale(S s, const Number<S, P>& x) {
+  return s * x;
+}
+template <class S, int P>
+INLINE Number<S, P> mul(const Number<S, P>& x, const Number<S, P>& y) {
+  return x * y;
+}
+template <class S, int P>
+INLINE Number<S, P> mad(S s, const Number<S, P>& x, const Number<S, P>& y) {
+  return s * x + y;
+}
+template <class S, int P>
+INLINE Number<S, P> mad(const Number<S, P>& x, const Number<S, P>& y, const Number<S, P>& z) {
+  return x * y + z;
+}
 
-  struct Pulled {
-    Number<S, P> lambda;
-    S step, elapsed;
-  };
+// λ, and what else they compute with.
+template <class S, int P, bool DISTANT>
+struct Rate {
+  using X = Number<S, P>;
+  using Power = Grown<S, P, DISTANT>;  // e^w
+  X rate;
 
-  INLINE Made(const Number<S, P>& lambda, S step, S elapsed) {
-    const Number<S, P> one = number<P>(S(1), S(0));
-    const S span = step * elapsed;
-    if constexpr (RULE == kBilinear) {
-      const Number<S, P> half = (S(0.5) * span) * lambda, over = inverse(one + S(-1) * half);
-      a = (one + half) * over;
-      gain = span * over;
-    } else {
-      const Grown<S, P, DISTANT> grown(lambda, span);
-      a = number<P>(grown.value.re(), grown.value.im());  // member by member: compilers vectorize no copies
-      gain = number<P>(S(1), S(0));
-      if constexpr (RULE == kEuler) gain = span * one;
-      if constexpr (RULE == kZoh) gain = span * less_one_over(span * lambda, grown.less_one);
-      if constexpr (RULE == kAsynchronous)
-        gain = step * less_one_over(step * lambda, Grown<S, P, DISTANT>(lambda, step).less_one);
-    }
-  }
-
-  // Gradients of λ, Δ and δ from those of a and gain.
-  INLINE Pulled pull(const Number<S, P>& lambda, S step, S elapsed, const Number<S, P>& of_a,
-                     const Number<S, P>& of_gain) const {
-    const S span = step * elapsed;
-    Number<S, P> over{}, a_by_w = a;
-    if constexpr (RULE == kBilinear) {
-      over = inverse(number<P>(S(1), S(0)) + (S(-0.5) * span) * lambda);
-      a_by_w = over * over;
-    }
-    const Number<S, P> by_w = conj(a_by_w) * of_a;
-    Number<S, P> by_lambda = span * by_w;
-    S by_span = dot(lambda, by_w), by_step = 0;
-    if constexpr (RULE == kEuler) by_span += of_gain.re();
-    if constexpr (RULE == kBilinear) {
-      by_span += dot(a_by_w, of_gain);
-      by_lambda = by_lambda + (S(0.5) * span * span) * (conj(a_by_w) * of_gain);
-    }
-    if constexpr (RULE == kZoh) {
-      const Number<S, P> w = span * lambda;
-      const Grown<S, P, DISTANT> grown(lambda, span);
-      const Number<S, P> slope = slope_of_that(w, a, less_one_over(w, grown.less_one));
-      by_span += dot(a, of_gain);
-      by_lambda = by_lambda + (span * span) * (conj(slope) * of_gain);
-    }
-    if constexpr (RULE == kAsynchronous) {
-      const Number<S, P> w = step * lambda;
-      const Grown<S, P, DISTANT> grown(lambda, step);
-      const Number<S, P> slope = slope_of_that(w, grown.value, less_one_over(w, grown.less_one));
-      by_step = dot(grown.value, of_gain);
-      by_lambda = by_lambda + (step * step) * (conj(slope) * of_gain);
-    }
-    return {by_lambda, fused(by_span, elapsed, by_step), by_span * step};
+  INLINE static X real(S x) { return number<P>(x, S(0)); }
+  INLINE static X one() { return real(S(1)); }
+  INLINE static X inverse(const X& x) { return cpu::inverse(x); }
+  INLINE rules::Growth<X> growth(S span, const Power& power) const {
+    const X w = span * rate, over = less_one_over(w, power.less_one);
+    return {span * over, (span * span) * slope_of_that(w, power.value, over)};
   }
 };
+
+// x, member by member: compilers vectorize no loop that copies whole ones.
+template <class S, int P>
+INLINE Number<S, P> same(const Number<S, P>& x) {
+  return number<P>(x.re(), x.im());
+}
+
+// a of a rule over a span; its gain over the same, or where it is split over Δ alone: over `part`.
+template <class S, int P, int RULE, bool DISTANT>
+struct Made {
+  using Kind = rules::Of<RULE>;
+  using M = Rate<S, P, DISTANT>;
+  using X = Number<S, P>;
+  static constexpr bool SPLIT = rules::kSplit<Kind>;
+  X a, gain, gain_by_rate, gain_by_span;  // of the gain only where it is a rule's own
+  S span;
+
+  INLINE Made(const X& rate, S span, S part) : span(span) {
+    const M m{rate};
+    if constexpr (Kind::EXPONENTIAL) {
+      const typename M::Power power(rate, span);
+      a = same(power.value);
+      if constexpr (SPLIT)
+        keep(Kind::gain(m, part, typename M::Power(rate, part)));
+      else if constexpr (Kind::GAIN == rules::kOwn)
+        keep(Kind::gain(m, span, power));
+    } else {
+      a = Kind::decay(m, span);
+      keep(Kind::gain(m, span, a));
+    }
+  }
+
+  // gain∘x, and the gradient of x from that of it
+  INLINE X drive(const X& x) const {
+    if constexpr (Kind::GAIN == rules::kOwn) return gain * x;
+    if constexpr (Kind::GAIN == rules::kReal) return span * x;
+    return same(x);
+  }
+  INLINE X pull_drive(const X& g) const {
+    if constexpr (Kind::GAIN == rules::kOwn) return conj(gain) * g;
+    return drive(g);
+  }
+
+  // Gradients of λ and of both spans from those of a and gain.
+  struct Pulled {
+    X rate;
+    S span, part;
+  };
+  INLINE Pulled pull(const X& rate, const X& of_a, const X& of_gain) const {
+    X by_w;
+    if constexpr (Kind::EXPONENTIAL)
+      by_w = conj(a) * of_a;
+    else
+      by_w = conj(gain_by_span) * of_a;
+    X by_rate = span * by_w;
+    S by_span = dot(rate, by_w), by_part = 0;
+    if constexpr (Kind::GAIN == rules::kReal) by_span += of_gain.re();
+    if constexpr (Kind::GAIN == rules::kOwn) {
+      by_rate = by_rate + conj(gain_by_rate) * of_gain;
+      (SPLIT ? by_part : by_span) += dot(gain_by_span, of_gain);
+    }
+    return {by_rate, by_span, by_part};
+  }
+
+ private:
+  INLINE void keep(const rules::Gain<X>& made) {
+    gain = same(made.value);
+    gain_by_rate = same(made.by_rate);
+    gain_by_span = same(made.by_span);
+  }
+};
+
+// Whether phases may be distant.
+template <int P, int RULE>
+constexpr bool kTurns = P == 2 && rules::Of<RULE>::EXPONENTIAL;
 
 // log(1 + e^x), and its derivative, without cancellation: log(1 + e) = 2 artanh(e/(2 + e)).
 template <class S>

@@ -89,7 +89,7 @@ template <class S, int P, int RULE>
 class Tile {
   using Lane = Number<S, P>;
   using State = std::vector<Rows<S, P>>;  // N of them
-  static constexpr bool TURNS = P == 2 && RULE != kBilinear;
+  static constexpr bool TURNS = kTurns<P, RULE>;
 
   const Selective& p;
   const int64_t b, group, tile, first, N, T, D;
@@ -231,8 +231,8 @@ class Tile {
       Rows<S, P>& state = h[n];
       INDEPENDENT
       for (int i = 0; i < kTile; i++) {
-        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
-        state.put(i, made.a * state.get(i) + u.v[i] * (made.gain * weight));
+        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i] * elapsed, step.v[i]);
+        state.put(i, made.a * state.get(i) + u.v[i] * made.drive(weight));
       }
     }
   }
@@ -286,15 +286,15 @@ class Tile {
       INDEPENDENT
       for (int i = 0; i < kTile; i++) {
         const Lane g = carry[n].get(i) + dy.v[i] * out, h = held.get(i);
-        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i], elapsed);
-        const Lane of_input = conj(made.gain) * g;
-        const auto pulled = made.pull(lambda.get(i), step.v[i], elapsed, conj(h) * g, u.v[i] * (conj(weight) * g));
+        const Made<S, P, RULE, DISTANT> made(lambda.get(i), step.v[i] * elapsed, step.v[i]);
+        const Lane of_input = made.pull_drive(g);
+        const auto pulled = made.pull(lambda.get(i), conj(h) * g, u.v[i] * (conj(weight) * g));
         of_C.put(i, dy.v[i] * conj(after[n].get(i)));
         of_B.put(i, u.v[i] * of_input);
         du.v[i] += dot(weight, of_input);
-        d_step.v[i] += pulled.step;
-        d_elapsed.v[i] += pulled.elapsed;
-        dA[n].put(i, dA[n].get(i) + pulled.lambda);
+        d_step.v[i] += fused(pulled.span, elapsed, pulled.part);
+        d_elapsed.v[i] += pulled.span * step.v[i];
+        dA[n].put(i, dA[n].get(i) + pulled.rate);
         carry[n].put(i, conj(made.a) * g);
       }
       if (fresh) carry[n] = none;  // after the loop, which a condition inside keeps from vectors

@@ -105,7 +105,10 @@ void advance(const Step& p, int64_t b, int64_t g, bool along_groups) {
         for (int i = 0; i < kLanes; i++) step[i] = softplus(step[i]);
       }
     }
-    constexpr bool turns = P == 2 && RULE != kGiven && RULE != kBilinear;
+    constexpr bool turns = [] {
+      if constexpr (RULE != kGiven) return kTurns<P, RULE>;
+      return false;
+    }();
     int near = 1;
     if constexpr (turns)
       for (int i = 0; i < kLanes; i++)
@@ -118,9 +121,9 @@ void advance(const Step& p, int64_t b, int64_t g, bool along_groups) {
         Number<S, P> drive = factor * number<P>(x[0][i], x[P - 1][i]);
         Number<S, P> coefficient = number<P>(rate.re(), rate.im());
         if constexpr (RULE != kGiven) {
-          const Made<S, P, RULE, decltype(distant)::value> made(rate, step[i], elapsed[i]);
+          const Made<S, P, RULE, decltype(distant)::value> made(rate, step[i] * elapsed[i], step[i]);
           coefficient = number<P>(made.a.re(), made.a.im());
-          drive = made.gain * drive;
+          drive = made.drive(drive);
         }
         const Number<S, P> after = coefficient * number<P>(h[0][i], h[P - 1][i]) + drive;
         h[0][i] = after.re();

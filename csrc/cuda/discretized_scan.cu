@@ -12,7 +12,7 @@ void expect_rates(const Tensor& like, const Extent& x, const Tensor& z, const Te
   expect.shaped("h0", h0, state_sizes(like));
   expect.steps(lengths, reset);
   STD_TORCH_CHECK(rule >= 0 && rule < kRules, "there are no kernels for rule ", rule);
-  STD_TORCH_CHECK(rule != kAsynchronous, "dirac scans what asynchronous leaves to a scan");
+  STD_TORCH_CHECK(!rules::is<rules::Split>(rule), "a rule of two spans has none of its own in this scan");
 }
 
 }  // namespace
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   expect.shaped("v", v, sizes(states));
   expect.shaped("grad", grad, sizes(states));
   expect.shaped("grad_last", grad_last, state_sizes(states));
-  STD_TORCH_CHECK(v || rule == kDirac, "this rule's gradients need v");
+  STD_TORCH_CHECK(v || rules::is<rules::Impulse>(rule), "this rule's gradients need v");
   Tensor dv = empty(states, sizes(states), dtype), dh0 = empty(states, state_sizes(states), wide);
   if (states.numel() == 0)
     return {torch::stable::new_zeros(z, sizes(z)), torch::stable::new_zeros(dt, sizes(dt)), dv, dh0};

@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../check.h"
-#include "../rule.h"
+#include "../by_rule.h"
 #include "source.cuh"
 
 namespace lrnnx::cuda {
@@ -49,7 +49,7 @@ Optional run_with(Request& request) {
   const bool real = request.planes == 1;
   if (request.kind == Kind::kGates) return run_gates<E, BWD>(request);
   if (request.kind == Kind::kLinear) return real ? run_linear<E, 1, BWD>(request) : run_linear<E, 2, BWD>(request);
-  if (!real && request.params.rule == kDirac) return run_impulse<E, BWD>(request);
+  if (!real && rules::is<rules::Impulse>(request.params.rule)) return run_impulse<E, BWD>(request);
   return real ? run_ruled<E, 1, BWD>(request) : run_ruled<E, 2, BWD>(request);
 }
 

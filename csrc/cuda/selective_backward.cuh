@@ -160,7 +160,7 @@ struct SelectiveBackward {
   // Writes to shared memory what the walk over a chunk reads: span, drive and dy of two channels at a step.
   DEVICE void give(int chunk, float2 step, float2 u, float2 dy, float dt) {
     const int to = warp * C + lane * 2;
-    const float2 span = mul(step, twice(dt)), drive = RULE == kEuler ? mul(u, span) : u;
+    const float2 span = mul(step, twice(dt)), drive = R::DRIVEN ? mul(u, span) : u;
     longer = R::far(fmaxf(span.x, span.y)) || (STEP && R::far(fmaxf(step.x, step.y)));
     const bool in_time = chunk * T + int(warp) < end;
     const bool one = in_time && int(lane * 2) < home.width, two = in_time && int(lane * 2 + 1) < home.width;
@@ -201,8 +201,8 @@ struct SelectiveBackward {
       const float2 rest = mad(z, make_float2(1 - s.x, 1 - s.y), one);
       dz = mul(mul(mad(skip, u, y), grad), mul(s, rest));
     }
-    if constexpr (RULE == kEuler) along = mad(u, input, along);
-    const float2 du = mad(skip, dy, RULE == kEuler ? mul(span, input) : input);
+    if constexpr (R::DRIVEN) along = mad(u, input, along);
+    const float2 du = mad(skip, dy, R::DRIVEN ? mul(span, input) : input);
     const float2 ddelta = mul(mad(along, twice(dt), STEP ? sum_of(STEP ? 3 : 0) : none), slope);
     give(chunk - 1, next_step, next_u, next_dy, next_dt);
     if (t >= end) return;  // all of a warp

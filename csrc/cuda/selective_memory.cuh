@@ -23,7 +23,7 @@ constexpr int kBackThreads = 256;
 
 template <class E, int RULE>
 struct alignas(16) BackShared {
-  static constexpr bool STEP = RULE == kAsynchronous;
+  static constexpr bool STEP = rules::kSplit<rules::Of<RULE>>;
   static constexpr int C = kBlockOf, T = kStepsKept, SUM = T * C + 8;
   float B[T * kSlice], C_[T * kSlice];
   float2 x[T * C];                                // span, drive
@@ -48,7 +48,5 @@ struct alignas(16) BackShared {
     int from, step;                               // place in `weights`; how far the next chunk's is, 0 if all share one
   } sinks[kBackThreads];                          // of sums of C and B
 };
-
-static_assert(sizeof(BackShared<float, kAsynchronous>) <= 99 << 10, "every GPU has as much");
 
 }  // namespace lrnnx::cuda

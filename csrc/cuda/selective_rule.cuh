@@ -2,10 +2,10 @@
 //
 // A lane has 4 real or 2 complex eigenvalues λ in registers; with w = λ·span, span = Δ·δ, and step = Δ:
 //
-//   rule       dirac    euler     zoh              bilinear               asynchronous
-//   decay      e^w      e^w       e^w              (1 + w/2)/(1 − w/2)    e^w
-//   drive      u        u·span    u                u                      u
-//   gain       1        1         (e^w − 1)/λ      span/(1 − w/2)         (e^(λ·step) − 1)/λ
+//   gain of rules.h    drive     gain
+//   kUnit (dirac)      u         1
+//   kReal (euler)      u·span    1
+//   kOwn  (zoh ..)     u         by its formula, of the span, or of the step if it is split
 //
 //   drive is a number for all states of a channel, from shared memory; decay and gain are made for each state
 #pragma once
@@ -25,31 +25,32 @@ DEVICE S dot(const Val<S, PL, V>& a, const Val<S, PL, V>& b, S sum = 0) {
 // hardware errs to one side by some 1e-8, and a memory of n steps adds n of them up.
 template <int PL, int RULE>
 struct Rates {
-  static_assert(kRules == 5, "a rule of rules.def is missing below");
+  using Kind = rules::Of<RULE>;
   static constexpr int V = kHeld / PL;
-  static constexpr bool BILINEAR = RULE == kBilinear, SPLIT = RULE == kAsynchronous;
-  static constexpr bool SHAPED = RULE == kZoh || BILINEAR || SPLIT;  // the gain differs from state to state
-  static constexpr bool POWERS = !BILINEAR && PL == 1;               // decays of many steps are those of their sum
-  static constexpr bool TURNS = !BILINEAR && PL == 2;
+  static constexpr bool EXPONENTIAL = Kind::EXPONENTIAL, SPLIT = rules::kSplit<Kind>;
+  static constexpr bool DRIVEN = Kind::GAIN == rules::kReal;
+  static constexpr bool SHAPED = Kind::GAIN == rules::kOwn;  // the gain differs from state to state
+  static constexpr bool POWERS = EXPONENTIAL && PL == 1;     // decays of many steps are those of their sum
+  static constexpr bool TURNS = EXPONENTIAL && PL == 2;
   static constexpr float kLongSpan = 1024;
   static constexpr float LOG2E = 1.44269504f;
-  static constexpr float UNIT = BILINEAR ? 1.f : 0.693147181f;       // what `along` is to be multiplied by
+  static constexpr float UNIT = EXPONENTIAL ? 0.693147181f : 1.f;    // what `along` is to be multiplied by
   static constexpr float IN_SERIES = PL == 1 ? UNIT : 1.f;           // so many of `exponent`'s units are one of w
   static constexpr int TERMS = PL == 2 ? 6 : 5;
   using X = Val<float, PL, V>;
 
-  X lambda;                              // of exponential rules the real part is multiplied by log2 e
+  X rate;                                // λ; of exponential rules the real part is multiplied by log2 e
   X over;                                // 1 / λ, for gains
   Exponential<float, 2, PL == 2 ? V : 1> turning;
 
   DEVICE void init(const X& z) {
-    lambda = z;
-    if constexpr (SHAPED && !BILINEAR) over = invert(z);
-    if constexpr (!BILINEAR) UNROLL for (int i = 0; i < V; i++) {
-      lambda.v[0][i] *= LOG2E;
+    rate = z;
+    if constexpr (SHAPED && EXPONENTIAL) over = invert(z);
+    if constexpr (EXPONENTIAL) UNROLL for (int i = 0; i < V; i++) {
+      rate.v[0][i] *= LOG2E;
       if constexpr (PL == 2) {  // 1 / pi in two parts
         const float im = z.v[1][i], turns = im * 0.318309873f;
-        turning.re[i] = lambda.v[0][i];
+        turning.re[i] = rate.v[0][i];
         turning.turns[i] = turns;
         turning.rest[i] = fmaf(im, 0.318309873f, -turns) + im * 1.28412764e-8f;
       }
@@ -70,9 +71,10 @@ struct Rates {
     return any;
   }
 
-  DEVICE static X one() { return real_number<float, PL, V>(1); }
-  DEVICE X lower(float span) const {  // of bilinear, 1 / (1 − w/2)
-    X r = conj(mad(-0.5f * span, lambda, one()));
+  DEVICE static X real(float x) { return real_number<float, PL, V>(x); }
+  DEVICE static X one() { return real(1); }
+  DEVICE static X inverse(const X& x) {
+    X r = conj(x);
     UNROLL for (int i = 0; i < V; i++) {
       const float re = r.v[0][i], im = r.v[PL - 1][i];
       if constexpr (PL == 1) {
@@ -90,19 +92,19 @@ struct Rates {
   template <bool FAR>
   DEVICE X decay(float span) const {
     X r;
-    if constexpr (BILINEAR) {
-      r = mad(scale(span, lambda), lower(span), one());
+    if constexpr (!EXPONENTIAL) {
+      r = Kind::decay(*this, span);
     } else if constexpr (PL == 2) {
       r = turning.template at<FAR>(span);
     } else {
-      UNROLL for (int i = 0; i < V; i++) r.v[0][i] = power_of_two(span * lambda.v[0][i]);
+      UNROLL for (int i = 0; i < V; i++) r.v[0][i] = power_of_two(span * rate.v[0][i]);
     }
     return r;
   }
 
   // w = λ · span (real: w log2 e), and whether that is so small that e^w − 1 would cancel
   DEVICE X exponent(float span) const {
-    X w = scale(span, lambda);
+    X w = scale(span, rate);
     if constexpr (PL == 2) UNROLL for (int i = 0; i < V; i++) w.v[0][i] *= UNIT;
     return w;
   }
@@ -130,25 +132,22 @@ struct Rates {
     return r;
   }
 
-  // The factor of u·B over a span of the step, e being the decay over that: (e − 1) / λ, or its series.
-  DEVICE X gain(float span, const X& e) const {
-    if constexpr (BILINEAR) return scale(span, lower(span));
+  // (e − 1) / λ, or its series, where e = e^w; and its derivative (span · e − that) / λ, or span² Σ (k + 1) w^k / (k + 2)!
+  DEVICE rules::Growth<X> growth(float span, const X& e) const {
     const X w = exponent(span);
-    return choose(w, scale(span, series<false>(w)), mad(over, e, scale(-1.f, over)));
+    const X value = choose(w, scale(span, series<false>(w)), mad(over, e, scale(-1.f, over)));
+    return {value, choose(w, scale(span * span, series<true>(w)), mul(over, mad(span, e, scale(-1.f, value))))};
   }
-  // Its derivative along λ: (span · e − gain) / λ, or the series span² Σ (k + 1) w^k / (k + 2)!
-  DEVICE X slope(float span, const X& e, const X& gain) const {
-    const X w = exponent(span);
-    return choose(w, scale(span * span, series<true>(w)), mul(over, mad(span, e, scale(-1.f, gain))));
-  }
+  // The factor of u·B over a span of the step, e being the decay over that.
+  DEVICE X gain(float span, const X& e) const { return Kind::gain(*this, span, e).value; }
 
   // Re Σ λ conj(q), to be multiplied by UNIT
   DEVICE float along(const X& q) const {
-    if constexpr (PL == 1 || BILINEAR) return dot(lambda, q);
+    if constexpr (PL == 1 || !EXPONENTIAL) return dot(rate, q);
     float re = 0, im = 0;
     UNROLL for (int i = 0; i < V; i++) {
-      re = fmaf(lambda.v[0][i], q.v[0][i], re);
-      im = fmaf(lambda.v[PL - 1][i], q.v[PL - 1][i], im);
+      re = fmaf(rate.v[0][i], q.v[0][i], re);
+      im = fmaf(rate.v[PL - 1][i], q.v[PL - 1][i], im);
     }
     return fmaf(im, LOG2E, re);
   }
@@ -188,25 +187,16 @@ struct Pulled {
   DEVICE void shaped(const R& rates, const Handed& x, const X& h, const X& B, const X& g, X& d_lambda) {
     const float span = R::SPLIT ? x.step : x.span;  // the gain's
     const X of_gain = scale(x.drive, mul(conj(B), g));
-    X slope, by_span, q, gain;
-    if constexpr (R::BILINEAR) {
-      const X m = rates.lower(span), square = mul(m, m);
-      gain = scale(span, m);
-      slope = scale(0.5f * span * span, square);
-      by_span = square;
-      q = mul(conj(square), mul(conj(h), g));
-    } else {
-      by_span = rates.template decay<FAR>(span);  // again, since `a` may have been cut to 0
-      gain = rates.gain(span, by_span);
-      slope = rates.slope(span, by_span, gain);
-      q = mul(conj(h), before);
-    }
-    const X of_input = mul(conj(gain), g);
+    X e{};
+    if constexpr (R::EXPONENTIAL) e = rates.template decay<FAR>(span);  // again, since `a` may have been cut to 0
+    const rules::Gain<X> gain = R::Kind::gain(rates, span, e);
+    const X q = R::EXPONENTIAL ? mul(conj(h), before) : mul(conj(gain.by_span), mul(conj(h), g));
+    const X of_input = mul(conj(gain.value), g);
     input = dot(B, of_input);
     weight = scale(x.drive, of_input);
-    d_lambda = mad(conj(slope), of_gain, mad(x.span, q, d_lambda));
+    d_lambda = mad(conj(gain.by_rate), of_gain, mad(x.span, q, d_lambda));
     along = R::UNIT * rates.along(q);
-    (R::SPLIT ? step : along) += dot(by_span, of_gain);
+    (R::SPLIT ? step : along) += dot(gain.by_span, of_gain);
   }
 };
 

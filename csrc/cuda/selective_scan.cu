@@ -140,7 +140,7 @@ struct Problem {
   // Numbers of all segments' states.
   int64_t state() const { return int64_t(p.batch) * p.segments * p.slices * kSlice * p.padded; }
 
-  // walk(element type, planes), both as types; elapsed time of 1 makes the asynchronous rule that of zoh
+  // walk(element type, planes), both as types
   template <class F>
   void with(const F& walk) const {
     const auto by_planes = [&](auto e) {
@@ -151,7 +151,7 @@ struct Problem {
     if (dtype == ScalarType::BFloat16) return by_planes(__nv_bfloat16{});
     STD_TORCH_CHECK(false, "selective_scan's kernels take float32, bfloat16 and float16");
   }
-  int rule(int64_t given) const { return given == kAsynchronous && !p.dt ? kZoh : static_cast<int>(given); }
+  int rule(int64_t given) const { return p.dt ? static_cast<int>(given) : rules::evenly(static_cast<int>(given)); }
 };
 
 }  // namespace

@@ -203,7 +203,7 @@ struct SelectiveScan {
       const int to = (er + i * ROWS) * C + tid % (C / 2) * 2;
       const float2 span = mul(step[i], twice(sm.elapsed[buffer][er + i * ROWS]));
       longer |= R::far(fmaxf(span.x, span.y)) || (STEP && R::far(fmaxf(step[i].x, step[i].y)));
-      if (RULE == kEuler && !BACK) x[i] = mul(x[i], span);
+      if (R::DRIVEN && !BACK) x[i] = mul(x[i], span);
       *reinterpret_cast<float4*>(&sm.x[to]) = make_float4(span.x, x[i].x, span.y, x[i].y);
       if constexpr (STEP) *reinterpret_cast<float2*>(&sm.step[to]) = step[i];
     }

@@ -54,6 +54,7 @@ void walk_back(const Selective& p, int rule, cudaStream_t stream) {
   const int blocks = p.groups * tiles_of(p, kBlockOf);
   by_rule(rule, [&](auto r) {
     constexpr int RULE = decltype(r)::value;
+    static_assert(sizeof(BackShared<E, RULE>) <= 99 << 10, "every GPU has as much");
     start(selective_backward_kernel<E, PL, RULE>, dim3(blocks, p.batch, p.segments), kBackThreads,
           sizeof(BackShared<E, RULE>), stream, p);
   });

@@ -89,17 +89,17 @@ __global__ void __launch_bounds__(kStepThreads) diagonal_step_kernel(Step p) {
     if constexpr (RULED) {
       if (first || p.step.state) step = p.softplus ? soft_plus(x.step) : x.step;  // else all states share one
       Source source;
-      source.z = a;
-      source.rule = p.rule == kAsynchronous ? int(kZoh) : p.rule;
+      source.rate = a;
+      source.rule = rules::evenly(p.rule);
       source.exponential.init(a);
       typename Source::In in{};
       const auto decay = [&] { return source.far(in) ? source.template at<true>(in) : source.template at<false>(in); };
       in.dt = step;
       X gain;
-      if (p.rule == kAsynchronous) gain = source.gain(in, decay()).gain;
+      if (rules::is<rules::Split>(p.rule)) gain = source.gain(in, decay()).value;
       in.dt = step * elapsed;
       a = decay();
-      if (p.rule != kAsynchronous) gain = source.gain(in, a).gain;
+      if (!rules::is<rules::Split>(p.rule)) gain = source.gain(in, a).value;
       drive = mul(gain, drive);
     }
     if (p.gain.data) drive = mul(x.gain, drive);

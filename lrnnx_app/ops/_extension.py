@@ -45,7 +45,7 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-MARK = b"lrnnx rules: "  # comes before the list of rules that csrc/rule.h puts into a library
+MARK = b"lrnnx rules: "  # comes before the list of rules that csrc/by_rule.h puts into a library
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
@@ -113,7 +113,7 @@ def check_rules(library: Path) -> None:
     if built != rules.kernels():
         raise BuildError(
             f"its rules are {built}, those of lrnnx_app/ops/rules.py {rules.kernels()}; "
-            "make csrc/rules.def list the same"
+            "make csrc/rules.h list the same"
         )
 
 
@@ -305,7 +305,7 @@ def source_root() -> Path:
 
 def _sources(device: str) -> list[Path]:
     root = source_root()
-    shared = (path for path in root.iterdir() if path.suffix in (".h", ".def"))
+    shared = (path for path in root.iterdir() if path.suffix == ".h")
     return sorted(path for path in (*shared, *(root / device).rglob("*")) if path.is_file())
 
 

@@ -4,7 +4,7 @@ A rule of two taps has a second gain, which adds gain₁[t]∘(B u)[t−1].
 
 A `Rule` is all that there is to know about one of them: every layer, operator, table and test takes it from
 there, in torch code. lrnnx's own are listed in `OWN`; a plugin has one in a file. A kernel is a matter of
-speed: it needs a number here and in csrc/rules.def, and the same formula in C++.
+speed: it needs a number here, and in csrc/rules.h the same number and formula.
 
 A formula is a pure function `(lam, step, dt) -> (a, gain)`, or `(a, gain, gain₁)` with two taps, of
     lam   (P, N) or (..., P, N): eigenvalue λ, planar (P = 1 real, P = 2 complex), Re λ < 0 if stable;
@@ -52,7 +52,7 @@ class Rule:
     sample: str  # mean, end or integral
     order: int  # p: for a smooth input, the error of h is of order Δ^p
     exact: bool = False  # no error if u is constant (mean) or one impulse (integral) between samples
-    code: int | None = None  # number of its kernels in csrc/rules.def; None: it runs in torch code
+    code: int | None = None  # number of its kernels in csrc/rules.h; None: it runs in torch code
     slopes: Callable[[Tensor, Tensor, Tensor], Slopes] = _slopes_of_a_constant_gain
     exponential: bool = False  # a = exp(λΔδ), so that log a needs no logarithm
     evenly: "Rule | None" = None  # the rule that it equals where every δ is 1

@@ -119,7 +119,7 @@ def test_a_layer_refuses_more_taps_than_it_takes(name: str, monkeypatch: pytest.
 
 
 def test_csrc_numbers_the_same_rules() -> None:
-    listed = re.findall(r"^RULE\((\d+), (\w+),", (source_root() / "rules.def").read_text(), re.MULTILINE)
+    listed = re.findall(r"^ +RULE\((\d+), (\w+),", (source_root() / "rules.h").read_text(), re.MULTILINE)
     assert ", ".join(f"{code} {name}" for code, name in listed) == kernels()
 
 
