@@ -132,12 +132,11 @@ def test_a_run_whose_package_is_absent_says_so_in_one_line(run: Path, lrnnx, wor
 
 def test_a_file_trains_and_is_asked_for_again(file: Path, lrnnx, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = lrnnx("train", *WORDS, "model.layer=leaky2", "--plugin", file, "-o", run).done()
+    lrnnx("train", *WORDS, "model.layer=leaky2", "--plugin", file, "-o", run).done()
     assert json.loads((run / "summary.json").read_text())["plugins"]["leaky2.py"].startswith("sha256:")
     shutil.copy(file, run / "leaky2.py")  # beside the recipe, as a stranger could put it
     (tmp_path / "was_run").unlink()
-    result = lrnnx("evaluate", run)
-    result.refuses("it needs leaky2.py, which lrnnx has not: --plugin PATH/leaky2.py\n")
+    lrnnx("evaluate", run).refuses("it needs leaky2.py, which lrnnx has not: --plugin PATH/leaky2.py\n")
     assert not (tmp_path / "was_run").exists(), "a file was run that nobody named"
     lrnnx("evaluate", run, "--plugin", file).done()
     assert (tmp_path / "was_run").exists()
@@ -155,12 +154,11 @@ def test_a_run_by_the_rule_of_a_file_streams_exports_and_asks_for_it(lrnnx, tmp_
         "evaluate": ("evaluate", run),
     }
     for each in words.values():
-        result = lrnnx(*each)
-        result.refuses(
+        lrnnx(*each).refuses(
             "model.layer.rule: unknown 'implicit'",
             "it needs implicit.py, which lrnnx has not: --plugin PATH/implicit.py",
         )
-        result = lrnnx(*each, "--plugin", file).done()
+        lrnnx(*each, "--plugin", file).done()
     assert (tmp_path / "model.pt2").exists()
 
 
@@ -175,8 +173,7 @@ def test_a_recipe_that_names_a_plugin_does_not_run_it(file: Path, lrnnx, tmp_pat
     text = shipped()["digits_lru"].read_text().replace("name: lru", "name: leaky2")
     for named in (str(file), file.name, "leaky2", "os", "../leaky2.py"):
         recipe.write_text(f"{text}plugins: ['{named}']\n")
-        result = lrnnx("train", recipe, "--dry-run")
-        result.refuses("unknown layer 'leaky2'")
+        lrnnx("train", recipe, "--dry-run").refuses("unknown layer 'leaky2'")
         assert not (tmp_path / "was_run").exists()
     result = lrnnx("train", *WORDS, "plugins=[leaky2.py]", "--dry-run")
     assert (result.code, "is found out, not set" in result.error) == (2, True)
@@ -206,8 +203,7 @@ def test_a_file_that_is_no_plugin_is_one_line(lrnnx, tmp_path: Path, name: str) 
     file, content, words = MISTAKES[name]
     if content is not None:
         (tmp_path / file).write_text(content)
-    result = lrnnx("layers", "--plugin", tmp_path / file)
-    result.refuses(words)
+    lrnnx("layers", "--plugin", tmp_path / file).refuses(words)
 
 
 def test_a_file_takes_no_name_that_lrnnx_has(lrnnx, tmp_path: Path) -> None:

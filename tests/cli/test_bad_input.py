@@ -323,8 +323,7 @@ def test_a_disk_without_room_leaves_no_part_of_an_output(
 
     monkeypatch.setattr(os, "replace", full)
     monkeypatch.setattr(Path, "replace", full)
-    result = lrnnx("infer", place.denoiser, path, "-o", place.path / "out.wav")
-    result.refuses(os.strerror(number))
+    lrnnx("infer", place.denoiser, path, "-o", place.path / "out.wav").refuses(os.strerror(number))
     assert contents(place.path) == before
 
 

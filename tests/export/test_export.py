@@ -265,8 +265,7 @@ def test_card_of_a_model_in_both_directions_claims_no_stream() -> None:
 )
 def test_mistakes_in_one_line(words, message, denoiser: Path, lrnnx, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = lrnnx("export", denoiser, *words)
-    result.refuses(message)
+    lrnnx("export", denoiser, *words).refuses(message)
     assert not list(tmp_path.iterdir())
 
 

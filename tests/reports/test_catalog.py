@@ -1,25 +1,14 @@
 """The table of layers: complete, and in the docs as the command prints it."""
 
-import sys
-
-import pytest
-
-from lrnnx_app import cli
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.reports import catalog
 from tests.helpers import ROOT
 
 
-def test_the_docs_show_what_the_command_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lrnnx", "layers", "--markdown"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert not stop.value.code
+def test_the_docs_show_what_the_command_prints(lrnnx) -> None:
     docs = (ROOT / "lrnnx_app" / "docs" / "layers.md").read_text()
     start, end = docs.index(catalog.BEGIN), docs.index(catalog.END) + len(catalog.END)
-    assert docs[start:end] == capsys.readouterr().out.strip()
+    assert docs[start:end] == lrnnx("layers", "--markdown").done().out.strip()
 
 
 def test_every_layer_has_a_full_row() -> None:

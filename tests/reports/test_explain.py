@@ -92,6 +92,4 @@ def test_command_prints_a_line_for_each_key_or_json(lrnnx) -> None:
 
 
 def test_a_recipe_must_be_named(lrnnx) -> None:
-    code, _, error = lrnnx("recipes", "--explain")
-    assert code == 2
-    assert "expected the NAME of a recipe" in error
+    lrnnx("recipes", "--explain").refuses("expected the NAME of a recipe")

@@ -132,8 +132,7 @@ def test_pictures_and_sounds_are_called_by_names_that_files_and_tags_can_have(tm
 def test_a_run_folder_is_called_by_any_bytes_once_it_is_trained(lrnnx, tmp_path: Path) -> None:
     odd, plain = tmp_path / "run \udcff", tmp_path / "run"
     words = ["digits_lru", *SMALL, "trainer.max_epochs=-1", "model.d_model=8", "model.depth=1"]
-    refused = lrnnx("train", *words, "-o", odd)
-    refused.refuses("run \\xff: no UTF-8")
+    lrnnx("train", *words, "-o", odd).refuses("run \\xff: no UTF-8")
     assert not odd.exists()
     lrnnx("train", *words, "-o", plain).done()
     assert (plain / "plots" / "confusion_matrix.png").stat().st_size > 0

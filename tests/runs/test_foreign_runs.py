@@ -56,8 +56,7 @@ def test_a_recipe_that_does_not_fit(lrnnx, run: Path, name: str, text: str) -> N
     lines = (run / "recipe.yaml").read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(f"{key}:")]
     (run / "recipe.yaml").write_text("".join(kept) + text)
-    result = lrnnx(*commands(run)[name])
-    result.refuses("recipe.yaml")
+    lrnnx(*commands(run)[name]).refuses("recipe.yaml")
 
 
 @pytest.mark.parametrize(

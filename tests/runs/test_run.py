@@ -198,19 +198,17 @@ def test_a_shipped_model_denoises_by_its_name(lrnnx, name: str, tmp_path: Path, 
 def test_training_begins_with_the_weights_of_a_shipped_model(lrnnx, tmp_path: Path) -> None:
     small = ("trainer.max_steps=1", "task.lr=0", "task.ssm_lr=0", "data.examples_per_epoch=4")
     options = (*small, "data.batch_size=4", "data.seconds=0.2", "data.mixtures=1", "init_from=denoise_small")
-    result = lrnnx("train", "denoise_small", *options, "-o", tmp_path / "run").done()
+    lrnnx("train", "denoise_small", *options, "-o", tmp_path / "run").done()
     trained_on, given = (Run(path).task().model.state_dict() for path in (tmp_path / "run", "denoise_small"))
     for key, weight in given.items():
         assert torch.equal(trained_on[key], weight), key
-    result = lrnnx("train", "denoise_lru", "init_from=denoise_small", "--dry-run")
-    result.refuses("another model's weights")
+    lrnnx("train", "denoise_lru", "init_from=denoise_small", "--dry-run").refuses("another model's weights")
 
 
 def test_shipped_models_are_listed_and_are_no_runs_to_go_on_with(lrnnx) -> None:
     rows = json.loads(lrnnx("models", "--json").out)
     assert [row["name"] for row in rows] == list(shipped_models())
-    result = lrnnx("train", "--resume", "denoise")
-    result.refuses()
+    lrnnx("train", "--resume", "denoise").refuses()
     lrnnx("infer", "denoyse", "x.wav", "-o", "y.wav").refuses("denoise")
 
 

@@ -176,8 +176,7 @@ def test_long_texts_go_in_pieces_and_give_the_same_numbers(
     ],
 )
 def test_mistakes_of_a_prompt(lrnnx, run: Path, words: list[str], message: str) -> None:
-    result = lrnnx("infer", run, *words)
-    result.refuses(message)
+    lrnnx("infer", run, *words).refuses(message)
 
 
 def test_evaluation_takes_other_data(run: Path, tmp_path: Path) -> None:

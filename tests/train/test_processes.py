@@ -201,7 +201,6 @@ def test_fewer_examples_than_processes_is_an_error(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["ddp_spawn", "deepspeed"])
 def test_a_strategy_that_there_is_not_is_one_line(lrnnx, name: str) -> None:
-    result = lrnnx("train", "digits_lru", f"trainer.strategy={name}")
-    result.refuses(name)
+    lrnnx("train", "digits_lru", f"trainer.strategy={name}").refuses(name)
     with pytest.raises(RecipeError, match="nodes: expected a positive integer"):
         recipe.load("digits_lru", ["trainer.nodes=0"])

@@ -127,8 +127,7 @@ def test_killed_before_the_newest_was_named_last(lrnnx, stopped: Path, copied: b
 def test_every_file_damaged_is_an_error(lrnnx, stopped: Path) -> None:
     for path in checkpoint_file.candidates(stopped / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
-    result = lrnnx("train", "--resume", stopped)
-    result.refuses("no checkpoint in it is good")
+    lrnnx("train", "--resume", stopped).refuses("no checkpoint in it is good")
 
 
 @pytest.mark.parametrize("reason", ["No space left on device", "Permission denied"])
