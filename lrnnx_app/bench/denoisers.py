@@ -159,15 +159,17 @@ def _checks(judged: _Judged, clips: list[Mixture]) -> dict[str, float]:
 
     usual = gain(lambda wave: wave)
     levels = [gain(lambda wave, level=level: wave * 10 ** (level / 20)) - usual for level in LEVELS]
-    heard, ratios = Perceptual(RATE), []
+    heard, ratios, gains = Perceptual(RATE), [], []
     for clip in clips[:: -(-len(clips) // CHECKED)]:
         denoised = judged(clip.clean)
         heard.update(clip.clean, denoised, clip.clean)
         ratios.append(float(si_snr(denoised, clip.clean)))
+        gains.append(float(denoised @ clip.clean / clip.clean.square().sum()))
     hum = judged(torch.zeros(4 * RATE))[RATE:].square().mean().sqrt().item()
     return {
         "levels ± dB": max(map(abs, levels)),
         "clean SI-SNR": sum(ratios) / len(ratios),
+        "clean level dB": 20 * math.log10(max(1e-10, sum(gains) / len(gains))),
         **({} if "pesq" in heard.absent else {"clean PESQ": float(heard.compute()["pesq"])}),
         "silence dB": max(QUIETEST, 20 * math.log10(max(hum, 1e-30))),
         "offset dB": gain(lambda wave: wave + OFFSET) - usual,

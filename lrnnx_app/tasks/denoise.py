@@ -19,13 +19,15 @@ SIZES = (256, 512, 1024)  # samples of the frames whose spectra are compared
 PHASE = 0.3  # share of the distance that depends on phases
 COMPRESSION = 0.3  # exponent on magnitudes, so that quiet bins count
 TINY = 1e-5  # added to powers, where the mean square of the noisy wave is 1
+HIGHEST = 40.0  # dB, of an SNR that counts in the loss
 
 
 class Denoise(Task):
-    """Loss: the distance of compressed spectra from those of the clean wave, and −SI-SNR in dB.
+    """Loss: the distance of compressed spectra from those of the clean wave, −SNR and −SI-SNR in dB.
 
     Spectra of three lengths count, with and without phases. Both waves are first divided by the level of the
-    noisy one, so that loud and quiet examples weigh alike. Examples without speech have no SI-SNR.
+    noisy one, so that loud and quiet examples weigh alike. Examples without speech have no SNR. The SNR grows
+    up to 40 dB; unlike the SI-SNR it punishes a wrong level.
 
     Metrics: SI-SNR in dB of the noisy input and of the output, and its improvement; means over clips. A test
     also gives the standard error of the improvement, and PESQ and STOI of input and output, if their packages
@@ -41,7 +43,8 @@ class Denoise(Task):
     @dataclass
     class Config(Task.Config):
         spectral: float = 100.0  # weight of the distance of compressed spectra in the loss
-        si_snr: float = 0.1  # weight of −SI-SNR in dB in the loss
+        snr: float = 0.1  # weight of −SNR in dB in the loss
+        si_snr: float = 0.0  # weight of −SI-SNR in dB in the loss
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
@@ -62,7 +65,9 @@ class Denoise(Task):
         noisy, spoken = batch.x[..., 0], target.square().sum(-1) > 0
         before, after = (torch.where(spoken, si_snr(wave, target), 0) for wave in (noisy, estimate))
         distance = self._distance(estimate, target, noisy.square().mean(-1, keepdim=True))
-        loss = self.config.spectral * distance - self.config.si_snr * after.mean()
+        exact = torch.where(spoken, snr(estimate, target), 0)
+        loss = self.config.spectral * distance
+        loss = loss - self.config.snr * exact.mean() - self.config.si_snr * after.mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         self.log(
             "train/si_snr_improvement",
@@ -156,6 +161,13 @@ class Denoise(Task):
             self.log(f"{split}/{key}", value, prog_bar=key == "si_snr_improvement")
         self.noisy.reset()
         self.denoised.reset()
+
+
+def snr(estimate: Tensor, target: Tensor) -> Tensor:
+    """The signal-to-noise ratio of each row (…, T) in dB, which is HIGHEST for an exact estimate."""
+    power = target.square().sum(-1).clamp_min(1e-20)
+    error = (estimate - target).square().sum(-1)
+    return 10 * torch.log10(power / (error + 10 ** (-HIGHEST / 10) * power))
 
 
 def si_snr(estimate: Tensor, target: Tensor) -> Tensor:

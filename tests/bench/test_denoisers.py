@@ -54,6 +54,7 @@ def test_what_changes_nothing_is_late_and_harmless(few):
     assert row["latency ms"] == pytest.approx(1000 * (FRAME + LATE) / 16000)
     assert row["SI-SNR"] == pytest.approx(0, abs=1e-3)
     assert row["clean SI-SNR"] > 60
+    assert row["clean level dB"] == pytest.approx(0, abs=1e-3)
     assert row["levels ± dB"] == pytest.approx(0, abs=1e-3)
     assert row["silence dB"] == denoisers.QUIETEST
     assert row["% of a core"] > 0

@@ -27,6 +27,7 @@ def test_a_denoiser_helps_and_does_no_harm(name: str, monkeypatch: pytest.Monkey
     assert row["SI-SNR"] > LEAST[name]
     assert row["levels ± dB"] < 0.1
     assert row["clean SI-SNR"] > 20
+    assert abs(row["clean level dB"]) < 1
     assert row["silence dB"] == denoisers.QUIETEST
     assert abs(row["offset dB"]) < 1
     assert row["latency ms"] == 32

@@ -1,11 +1,13 @@
 """The loss of denoising: least for the clean wave, alike at every level, finite without speech."""
 
+import math
+
 import pytest
 import torch
 
 from lrnnx_app.registry import LAYERS, MODELS
 from lrnnx_app.spec import Batch, DataSpec
-from lrnnx_app.tasks.denoise import Denoise
+from lrnnx_app.tasks.denoise import HIGHEST, Denoise, snr
 
 SPEC = DataSpec(1, 1, sample_rate=16000)
 
@@ -59,3 +61,10 @@ def test_distance_is_least_for_the_clean_wave() -> None:
     assert distances[0] < 1e-12
     assert distances == sorted(distances)
     assert distances[2] > distances[1] > 0
+
+
+def test_the_ratio_punishes_a_wrong_level_and_has_a_ceiling() -> None:
+    _, clean = (wave[..., 0] for wave in waves())
+    expected = torch.tensor([HIGHEST, 20 * math.log10(2), 0.0])
+    found = torch.stack([snr(gain * clean, clean).mean() for gain in (1.0, 0.5, 2.0)])
+    assert torch.allclose(found, expected, atol=1e-2)
