@@ -25,7 +25,7 @@ from tests.layers.test_layers import D_MODEL, TIMED_PLAIN, _name
 # torch itself warns of a loop over what it cannot batch.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 STEP, CLOSE = 1e-5, 1e-7  # of differences, and how right they are
-B, T, D, N = 2, 5, 2, 3
+B, T, D = 2, 5, 2
 LENGTHS = torch.tensor([T, 3])
 RESET = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
 Run = Callable[..., Any]

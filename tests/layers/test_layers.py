@@ -31,7 +31,6 @@ each_plain = pytest.mark.parametrize("case", PLAIN, ids=str)
 each_both = pytest.mark.parametrize("case", BOTH, ids=str)
 each = pytest.mark.parametrize("case", ALL, ids=str)
 each_timed = pytest.mark.parametrize(("case", "timed"), TIMED, ids=_name)
-each_timed_plain = pytest.mark.parametrize(("case", "timed"), TIMED_PLAIN, ids=_name)
 
 
 @pytest.mark.parametrize("trial", [trial for name in LAYERS for trial in trials(name)], ids=str)
