@@ -113,7 +113,7 @@ def adjoint(
     start = torch.zeros_like(h[:, 0]) if h0 is None else _with_planes(h0, state, dtype)
     before = torch.cat((h[:, 1:], start[:, None]) if reverse else (start[:, None], h[:, :-1]), 1)
     full = planar.mul(planar.conj(_uncut(before, cuts)), c)
-    grad_a = without(full).sum_to_size(given.shape).to(given.dtype)
+    grad_a = without(full).sum_to_size(given.shape).to(given.dtype).contiguous()
     return grad_a, without(c).to(states.dtype), grad_h0
 
 
@@ -155,7 +155,7 @@ def _adjoint_by_group(
     lengths, reset = _rows(groups, lengths, reset)
     found = adjoint(grad, grad_last, a, states, h0, lengths, reset, reverse, run)
     grad_a, grad_b, grad_h0 = (_unfold(x, groups) for x in found)
-    return grad_a.sum_to_size(given.shape), grad_b, grad_h0
+    return grad_a.sum_to_size(given.shape).contiguous(), grad_b, grad_h0
 
 
 def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:
