@@ -28,7 +28,7 @@ LATEST = 0.2  # s, longest delay that is looked for
 KINDS = 8  # most folders of noise that are kinds
 CHECKED = 6  # clips, for what else is measured than improvements
 OFFSET = 0.2  # of full scale
-QUIETEST = -200.0  # dB, of digital silence
+QUIETEST = -200.0  # dB, said of digital silence
 RECIPE = "denoise"  # whose data module mixes
 
 
@@ -171,7 +171,7 @@ def _checks(judged: _Judged, clips: list[Mixture]) -> dict[str, float]:
         "clean SI-SNR": sum(ratios) / len(ratios),
         "clean level dB": 20 * math.log10(max(1e-10, sum(gains) / len(gains))),
         **({} if "pesq" in heard.absent else {"clean PESQ": float(heard.compute()["pesq"])}),
-        "silence dB": max(QUIETEST, 20 * math.log10(max(hum, 1e-30))),
+        "silence dB": 20 * math.log10(hum) if hum else QUIETEST,
         "offset dB": gain(lambda wave: wave + OFFSET) - usual,
     }
 

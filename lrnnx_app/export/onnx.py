@@ -63,7 +63,8 @@ def outputs(path: Path, x: Tensor) -> Tensor:
 
 def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
     """The traced chunk as an onnx.ModelProto, with its description in the metadata under "lrnnx"."""
-    from onnxscript import ir
+    from onnx_ir.passes import common
+    from onnxscript import ir, optimizer
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -75,8 +76,17 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            optimize=False,  # its rules take away what is nearly x + 0 or x · 1, such as x + 1e-10
         )
     assert exported is not None
+    for step in (
+        optimizer.fold_constants,
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        step(exported.model)
     model = ir.to_proto(exported.model)
     model.metadata_props.add(key="lrnnx", value=chunk.description())
     return model

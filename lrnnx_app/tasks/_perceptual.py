@@ -51,7 +51,9 @@ class Perceptual(torch.nn.Module):
             metric.reset()  # type: ignore[operator]  (a metric, no tensor)
 
     def _score(self, name: str, heard: Tensor, clean: Tensor) -> float | None:
-        """The score of a clip; None if the measure finds no speech in it."""
+        """The score of a clip; None if the measure finds no speech in it, or numbers that are not finite."""
+        if not heard.isfinite().all():
+            return None
         from torchmetrics.functional.audio import (
             perceptual_evaluation_speech_quality,
             short_time_objective_intelligibility,

@@ -38,6 +38,7 @@ def test_scores_rank_noisy_and_clean_speech() -> None:
     )
     scores.update(noisy, clean, clean)
     scores.update(*torch.zeros(3, 1000))  # no speech: neither measure judges it
+    scores.update(clean * torch.nan, clean * torch.nan, clean)
     found = scores.compute()
     assert set(found) == {key for name in INSTALLED for key in (name, f"{name}_noisy")}
     assert set(scores.absent) == {"pesq", "stoi"} - INSTALLED
