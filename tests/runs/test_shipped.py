@@ -22,6 +22,7 @@ def test_they_are_small() -> None:
 def test_a_denoiser_helps_and_does_no_harm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoisers, "SNRS", (5, 5))
     monkeypatch.setattr(denoisers, "CHECKED", 2)
+    monkeypatch.setattr(denoisers, "LEVELS", (-40, 10))
     clips = denoisers.mixtures(None, 1)
     (row, _), *_ = denoisers.rows([next(_peers.ours(name))], clips)
     assert row["SI-SNR"] > LEAST[name]
