@@ -74,7 +74,9 @@ struct Discretized {
   template <class D>
   INLINE Number<S, P> pull(int i, int, const Number<S, P>& g, const Number<S, P>& before, D) {
     const Here<D> made(z.get(i), span, span);
-    const auto pulled = made.pull(z.get(i), conj(before) * g, conj(read<S, P>(v_row, N, i)) * g);
+    Number<S, P> of_gain = number<P>(S(0), S(0));  // no v is given where the gain is one
+    if constexpr (rules::Of<RULE>::GAIN != rules::kUnit) of_gain = conj(read<S, P>(v_row, N, i)) * g;
+    const auto pulled = made.pull(z.get(i), conj(before) * g, of_gain);
     grad_v.put(i, made.pull_drive(g));
     sum.add(i, pulled.rate);
     grad_dt.put(i, number<1>(pulled.span, S(0)));
