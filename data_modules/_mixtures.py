@@ -176,6 +176,7 @@ class Drawn(Mixtures):
         self.lengths = np.full(config.examples_per_epoch, round(config.seconds * config.sample_rate))
 
     def batch(self, rows: Sequence[int], rngs: Iterable[np.random.Generator]) -> Parts:
+        """Examples of one length; whole clips differ, so only training has this."""
         return self.parts(rows, rngs)
 
     def _drawn(self, index: int, rng: np.random.Generator) -> Part:
@@ -190,7 +191,7 @@ class Drawn(Mixtures):
             beta,
             rng.uniform(c.snr_min, c.snr_max),
             int(rng.choice(3, p=(c.clean, c.alone, 1 - c.clean - c.alone))),
-            [self.augment.shelf(rng) for _ in "vn"] if c.augment.colour else None,
+            [self.augment.shelf(rng) for _ in range(2)] if c.augment.colour else None,
             self.augment.room(rng),
             self.augment.recording(frames, rng),
             rng.uniform(c.level_min, 0),

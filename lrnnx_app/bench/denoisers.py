@@ -133,9 +133,8 @@ def _scores(clip: Mixture, denoised: Tensor) -> dict[str, float]:
     heard.update(clip.noisy, denoised, clip.clean)
     found = {key: float(value) for key, value in heard.compute().items()}
     for name in ("pesq", "stoi"):
-        if name in heard.absent:
-            continue
-        gains[name.upper()] = found.get(name, math.nan) - found.get(f"{name}_noisy", math.nan)
+        if name not in heard.absent:
+            gains[name.upper()] = found.get(name, math.nan) - found.get(f"{name}_noisy", math.nan)
     if find_spec("speechmos") is not None:
         gains["DNSMOS"] = _opinion(denoised)
     return gains
