@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from lrnnx_app.errors import RecipeError, UserError
 from lrnnx_app.models._base import Model
-from lrnnx_app.ops import _extension
+from lrnnx_app.ops import _compilers, _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
@@ -110,8 +110,8 @@ def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
 def compiles() -> bool:
     """Whether there is a C++ compiler that works, without which kernels cannot be built."""
     try:
-        command = [_extension.host_compiler(), "-x", "c++", "-E", os.devnull]
-    except _extension.BuildError:
+        command = [_compilers.host_compiler(), "-x", "c++", "-E", os.devnull]
+    except _compilers.BuildError:
         return False
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

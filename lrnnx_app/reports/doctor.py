@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lrnnx_app.console.tables import table
-from lrnnx_app.ops import _extension
+from lrnnx_app.ops import _build, _compilers, _extension
 from lrnnx_app.ops._compare import worst_errors
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import OPERATORS
@@ -47,9 +47,9 @@ def run(build: bool = False, plugins: Sequence[Path] = ()) -> Report:
         plugins: plugin files, whose layers and rules are checked too.
     """
     present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    failures = list(_build(build, present))
+    failures = list(_load(build, present))
     report = Report(
-        _versions(), _devices(), _compilers(), {name: _extension.status(name) for name in ("cpu", "cuda")}
+        _versions(), _devices(), _tools(), {name: _extension.status(name) for name in ("cpu", "cuda")}
     )
     for device in present:
         report.checks += _check(device)
@@ -85,7 +85,7 @@ def _entries(entries: dict[str, str]) -> Iterator[str]:
     return (f"  {name.ljust(width)}  {value}" for name, value in entries.items())
 
 
-def _build(build: bool, present: list[str]) -> Iterator[str]:
+def _load(build: bool, present: list[str]) -> Iterator[str]:
     """Load kernels. If a build was asked for, yield a message for each that fails."""
     for device in ("cpu", "cuda"):
         if device in present:
@@ -94,12 +94,12 @@ def _build(build: bool, present: list[str]) -> Iterator[str]:
                 yield f"{device}: {_extension.status(device)}"
         elif build and device in _extension.wanted():
             try:
-                _extension.find_nvcc()
-            except _extension.BuildError:
+                _compilers.find_nvcc()
+            except _compilers.BuildError:
                 continue
             try:
-                _extension.build(device)
-            except _extension.BuildError as error:
+                _build.build(device)
+            except _compilers.BuildError as error:
                 yield f"{device}: {error}"
 
 
@@ -121,16 +121,16 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _compilers() -> dict[str, str]:
+def _tools() -> dict[str, str]:
     found = {}
     for name, find in {
-        "C++": _extension.host_compiler,
-        "CUDA": _extension.find_nvcc,
-        "ninja": _extension.ninja,
+        "C++": _compilers.host_compiler,
+        "CUDA": _compilers.find_nvcc,
+        "ninja": _compilers.ninja,
     }.items():
         try:
             found[name] = _first_line(find())
-        except _extension.BuildError as error:
+        except _compilers.BuildError as error:
             found[name] = str(error)
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app.ops import _extension, rules
+from lrnnx_app.ops import _build, _compilers, _extension, rules
 from tests.helpers import compiles
 
 PROGRAM = """
@@ -86,19 +86,19 @@ def quick(tmp_path, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_library_that_lost_its_end_is_built_again(quick, size, capfd):
-    library = _extension.build("cpu")
+    library = _build.build("cpu")
     whole = library.read_bytes()
     os.truncate(library, size)
-    assert _extension.build("cpu").read_bytes() == whole
+    assert _build.build("cpu").read_bytes() == whole
     assert capfd.readouterr().err.count("building CPU kernels") == 2
-    assert _extension.build("cpu") == library
+    assert _build.build("cpu") == library
     assert capfd.readouterr().err == ""
 
 
 @needs_compiler
 @pytest.mark.parametrize("place", ["cache", "folder", "library"])
 def test_a_library_that_others_may_write_is_not_loaded(quick, place, caplog):
-    library = _extension.build("cpu")
+    library = _build.build("cpu")
     {"cache": library.parents[1], "folder": library.parent, "library": library}[place].chmod(0o777)
     assert not _extension.load("cpu")
     assert not _extension.load("cpu")
@@ -109,7 +109,7 @@ def test_a_library_that_others_may_write_is_not_loaded(quick, place, caplog):
 
 def build_and(end, tmp_path):
     """A process that builds, ended by a signal while its compilers run; returns what it said."""
-    program = 'from lrnnx_app.ops import _extension as e; e.build("cpu")'
+    program = 'from lrnnx_app.ops import _build as b; b.build("cpu")'
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
@@ -138,7 +138,7 @@ def test_a_build_that_is_ended_leaves_no_compilers_and_no_folders(quick, tmp_pat
         time.sleep(0.05)
     assert not any(map(runs, compilers))
     quick(0)
-    _extension.build("cpu")
+    _build.build("cpu")
     assert not list((tmp_path / "cache").glob("building-*"))
 
 
@@ -178,7 +178,7 @@ def test_switched_off(tmp_path):
 
 
 def test_sources_are_found():
-    assert (_extension.source_root() / "cpu" / "linear_scan.cpp").is_file()
+    assert (_build.source_root() / "cpu" / "linear_scan.cpp").is_file()
 
 
 @needs_compiler
@@ -198,13 +198,13 @@ def test_kernels_that_number_other_rules_are_refused(listed, quick, tmp_path, mo
 
 def test_architectures_can_be_named(monkeypatch):
     monkeypatch.setenv("LRNNX_ARCH", "9.0;8.0")
-    assert _extension.architectures() == [80, 90]
+    assert _compilers.architectures() == [80, 90]
 
 
 @needs_compiler
 def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_preferred(tmp_path: Path) -> None:
     compiler = tmp_path / "static-g++"
-    compiler.write_text(f'#!/bin/sh\nexec "{_extension.host_compiler()}" -static-libstdc++ "$@"\n')
+    compiler.write_text(f'#!/bin/sh\nexec "{_compilers.host_compiler()}" -static-libstdc++ "$@"\n')
     compiler.chmod(0o755)
     source = tmp_path / "raises.cpp"
     source.write_text(
@@ -215,8 +215,8 @@ def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_prefe
         '{ m.impl("raises", TORCH_BOX(&raises)); }\n'
     )
     program = (
-        "import os, subprocess, sys, torch\nfrom lrnnx_app.ops import _extension\n"
-        "build, link = _extension._commands('cpu')\n"
+        "import os, subprocess, sys, torch\nfrom lrnnx_app.ops import _compilers\n"
+        "build, link = _compilers.commands('cpu')\n"
         "subprocess.run(f'{build} -c raises.cpp -o raises.o', shell=True, check=True)\n"
         "link = link.replace('$in', 'raises.o').replace('$out', 'raises.so')\n"
         "subprocess.run(link, shell=True, check=True)\n"

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from lrnnx_app.ops import _extension, linear_scan  # noqa: F401 (defines the operators)
+from lrnnx_app.ops import _compilers, _extension, linear_scan  # noqa: F401 (defines the operators)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
@@ -57,7 +57,7 @@ def test_beside_a_kernel_on_half_of_the_processors(scan, tmp_path):
     run, expected = scan
     (tmp_path / "hog.cu").write_text(HOG)
     command = [
-        _extension.find_nvcc(),
+        _compilers.find_nvcc(),
         "-arch=native",
         "-shared",
         "-Xcompiler",

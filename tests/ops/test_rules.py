@@ -21,8 +21,8 @@ from lrnnx_app.layers._properties import PROPERTIES as OF_LAYERS
 from lrnnx_app.layers._properties import TIME, close, in_pieces, inputs
 from lrnnx_app.layers._rule_properties import PROPERTIES, contract, number, system
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._build import source_root
 from lrnnx_app.ops._examples import Draw
-from lrnnx_app.ops._extension import source_root
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.ops.rules import OWN, Rule, find, kernels
 from lrnnx_app.recipe import load
