@@ -34,9 +34,13 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def build(device: str) -> Path:
-    """The library for a device, from the cache or built now; raises BuildError if that fails."""
-    lines = commands(device)
+def build(device: str, target: str = "") -> Path:
+    """The library for a device, from the cache or built now; see `_compilers.commands`.
+
+    Raises:
+        BuildError: that fails.
+    """
+    lines = commands(device, target)
     top, key, name = root(), f"{device}-{_key(device, lines)}", f"lrnnx_{device}.so"
     try:
         return made(top, key, lambda part: _build_into(part, name, device, lines, top / f"{key}.log")) / name
@@ -130,7 +134,7 @@ def _key(device: str, commands: tuple[str, str]) -> str:
         version,
         torch.version.cuda,
         platform.machine(),
-        _processor() if device == "cpu" else "",
+        processor() if device == "cpu" else "",
     ):
         digest.update(f"{text}\0".encode())
     for path in _sources(device):
@@ -139,7 +143,7 @@ def _key(device: str, commands: tuple[str, str]) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The processor's instruction sets. -march=native uses them, and machines may share a home folder."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+OLDEST_TORCH = (2, 10)  # whose stable ABI csrc/ uses
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
@@ -18,29 +20,48 @@ class BuildError(Exception):
     """A build failed; the message says why and what to do, in one line."""
 
 
-def commands(device: str) -> tuple[str, str]:
-    """Command lines that compile and link, without their inputs and outputs."""
-    root = Path(torch.__file__).parent
-    stable = f'-std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "{root / "include"}"'
+def commands(device: str, target: str = "") -> tuple[str, str]:
+    """Command lines that compile and link, without their inputs and outputs.
+
+    Args:
+        device: "cpu" or "cuda".
+        target: "" for this machine; for a wheel a level of processors, such as "x86-64-v3", or a kind of
+            GPU, such as "sm_90", or "sm_120+PTX" for later ones too.
+    """
+    include, (major, minor) = Path(torch.__file__).parent / "include", OLDEST_TORCH
+    stable = f'-std=c++17 -DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}{0:012x} -isystem "{include}"'
     cxx = host_compiler()
-    libraries = f'-L"{root / "lib"}" -ltorch_cpu -lc10 {_shared_runtime(cxx)}'
     if device == "cpu":
-        native = "" if platform.machine() == "arm64" else "-march=native"
+        native = "" if platform.machine() == "arm64" else f"-march={target or 'native'}"
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
         return (
             f'"{cxx}" -O3 -fno-math-errno -fno-trapping-math {native} -fPIC -fvisibility=hidden {stable}',
-            f'"{cxx}" -shared $in -o $out {libraries} {undefined}',
+            f'"{cxx}" -shared $in -o $out {_libraries(cxx, "torch_cpu c10", target)} {undefined}',
         )
-    nvcc, archs = find_nvcc(), architectures()
+    nvcc, archs = find_nvcc(), [int(re.sub(r"\D", "", target))] if target else architectures()
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    if not target or target.endswith("+PTX"):
+        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     shared = min(SHARED_KB.get(arch, 99) for arch in archs)
     host = f'-ccbin "{cxx}" -Xcompiler -fPIC,-fvisibility=hidden'
     flags = f"-O3 {host} {' '.join(codes)} -DUSE_CUDA -DLRNNX_SHARED_KB={shared}"
+    libraries = _libraries(cxx, "torch_cpu c10 torch_cuda c10_cuda", target)
     return (
         f'"{nvcc}" {flags} -diag-suppress 20012,20013,20014,20015 {stable}',
-        f'"{nvcc}" -ccbin "{cxx}" -shared $in -o $out {libraries} -ltorch_cuda -lc10_cuda',
+        f'"{nvcc}" -ccbin "{cxx}" -shared $in -o $out {libraries}',
     )
+
+
+def _libraries(cxx: str, names: str, target: str) -> str:
+    """Linker options for libraries of torch and for the C++ library.
+
+    Those of torch are auxiliary to a library in a wheel: the dynamic linker takes the ones that torch has
+    loaded, and auditwheel does not miss them.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for_all = "-Xlinker -s " + " ".join(f"-Xlinker -f -Xlinker lib{name}.so" for name in names.split())
+    for_torch_here = f'-L"{folder}" ' + " ".join(f"-l{name}" for name in names.split())
+    return f"{for_all if target else for_torch_here} {_shared_runtime(cxx)}"
 
 
 @functools.cache
@@ -90,9 +111,13 @@ def architectures() -> list[int]:
     """Compute capabilities to build for, in ascending order; 90 is an H100."""
     if named := os.environ.get("LRNNX_ARCH"):
         return sorted(int(part.replace(".", "")) for part in named.split(";"))
-    if not torch.cuda.is_available():
-        return [80, 90]
-    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return capabilities() or [80, 90]
+
+
+def capabilities() -> list[int]:
+    """Compute capabilities of this machine's GPUs, in ascending order."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = {torch.cuda.get_device_capability(i) for i in range(count)}
     return sorted(10 * major + minor for major, minor in found)
 
 

@@ -1,4 +1,4 @@
-"""Loads the kernels of csrc/ at the first use of an operator; `_build` builds them first if necessary.
+"""Loads the kernels of csrc/ at the first use of an operator: those that came in the wheel, else a build.
 
 Kernels that cannot be had give a warning, and torch code is used instead. `lrnnx docs kernels` lists the
 environment variables that choose what is built, for which GPUs and where.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lrnnx_app.ops import rules
+from lrnnx_app.ops import _inside, rules
 from lrnnx_app.ops._build import build
 from lrnnx_app.ops._compilers import BuildError
 
@@ -22,6 +22,7 @@ log = logging.getLogger("lrnnx")
 _lock = threading.RLock()
 _failures: dict[str, str] = {}
 _loaded: dict[str, Path] = {}
+_reasons: dict[str, str] = {}  # why what is loaded was taken
 
 MARK = b"lrnnx rules: "  # comes before the list of rules that csrc/by_rule.h puts into a library
 
@@ -60,10 +61,7 @@ def load(device: str) -> bool:
     with _lock:
         if device not in _loaded and device not in _failures:
             try:
-                library = build(device)
-                check_rules(library)
-                torch.ops.load_library(library)
-                _loaded[device] = library
+                _loaded[device], _reasons[device] = _load(device)
             except (BuildError, OSError) as error:
                 _failures[device] = str(error)
                 log.warning(
@@ -72,6 +70,26 @@ def load(device: str) -> bool:
                     error,
                 )
     return device in _loaded
+
+
+def _load(device: str) -> tuple[Path, str]:
+    """Load what came in the wheel if it fits, else a build; returns the library, and why it was taken."""
+    library, why = _inside.library(device)
+    if library:
+        try:
+            return _opened(library), why
+        except (BuildError, OSError) as error:
+            why = f"{library} does not load: {error}"
+    try:
+        return _opened(build(device)), f"built here{why and ', as '}{why}"
+    except (BuildError, OSError) as error:
+        raise BuildError(f"{error}{why and '; '}{why}") from error
+
+
+def _opened(library: Path) -> Path:
+    check_rules(library)
+    torch.ops.load_library(library)
+    return library
 
 
 def check_rules(library: Path) -> None:
@@ -96,10 +114,15 @@ def wanted() -> tuple[str, ...]:
     return choices.get(os.environ.get("LRNNX_BUILD", "cuda"), ("cpu", "cuda"))
 
 
+def loaded(device: str) -> Path:
+    """The library that is loaded."""
+    return _loaded[device]
+
+
 def status(device: str) -> str:
     """One line on the kernels of a device."""
     if device in _loaded:
-        return f"loaded from {_loaded[device]}"
+        return f"loaded from {_loaded[device]}, {_reasons[device]}"
     if device not in wanted():
         return f"switched off by LRNNX_BUILD={os.environ['LRNNX_BUILD']}"
     return _failures.get(device, "not needed so far")

@@ -199,5 +199,5 @@ def _cure(check: dict[str, Any]) -> str:
     )
     if not check["kernel"]:
         return start + f"reinstall torch {torch.__version__}, or try another version"
-    status = _extension.status(device).removeprefix("loaded from ")
-    return start + f"delete {status} to build it again, or set LRNNX_BUILD=off to run on torch code"
+    library = _extension.loaded(device)
+    return start + f"delete {library} to build it again, or set LRNNX_BUILD=off to run on torch code"

@@ -1,6 +1,8 @@
 """Building csrc: once for all processes, found again, switched off, and harmless when it fails."""
 
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app.ops import _build, _compilers, _extension, rules
+from lrnnx_app.ops import _build, _compilers, _extension, _inside, rules
 from tests.helpers import compiles
 
 PROGRAM = """
+from pathlib import Path
 import torch
-from lrnnx_app.ops import _extension, rules
+from lrnnx_app.ops import _extension, _inside
+_inside.FOLDER = Path("none")  # so that kernels are built, whatever came with lrnnx
 from lrnnx_app.ops.linear_scan import linear_scan
 states, _ = linear_scan(torch.full((1, 3, 2), 0.5), torch.ones(1, 3, 2))
 assert states[0, :, 0].tolist() == [1.0, 1.5, 1.75]
@@ -80,6 +84,7 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("LRNNX_BUILD", "cpu")
     monkeypatch.setattr(_extension, "_loaded", {})
     monkeypatch.setattr(_extension, "_failures", {})
+    monkeypatch.setattr(_inside, "FOLDER", tmp_path / "kernels")
     return make
 
 
@@ -201,8 +206,53 @@ def test_architectures_can_be_named(monkeypatch):
     assert _compilers.architectures() == [80, 90]
 
 
+@pytest.fixture
+def brought(quick, tmp_path, monkeypatch):
+    """A library that came in a wheel and fits this machine."""
+    library = tmp_path / "kernels" / "cpu.so"
+    library.parent.mkdir()
+    shutil.copy(_build.build("cpu"), library)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(_inside, "library", lambda device: (library, "which came with lrnnx"))
+    return library
+
+
 @needs_compiler
-def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_preferred(tmp_path: Path) -> None:
+def test_what_came_in_a_wheel_is_loaded_and_nothing_is_built(brought, tmp_path):
+    assert _extension.load("cpu")
+    assert _extension.status("cpu") == f"loaded from {brought}, which came with lrnnx"
+    assert not (tmp_path / "cache").exists()
+
+
+@needs_compiler
+def test_a_build_takes_the_place_of_what_does_not_load(brought, tmp_path):
+    brought.write_bytes(brought.read_bytes().replace(b"lrnnx rules: 0", b"lrnnx rules: 9"))
+    assert _extension.load("cpu")
+    assert f", built here, as {brought} does not load: its rules are 9 " in _extension.status("cpu")
+
+
+@needs_compiler
+def test_without_a_compiler_it_is_said_why_what_came_in_a_wheel_was_not_taken(brought, monkeypatch, caplog):
+    brought.write_bytes(b"torn")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not _extension.load("cpu")
+    assert _extension.status("cpu").startswith("no C++ compiler no-such-compiler on PATH")
+    assert f"{brought} does not load" in caplog.text
+    assert "\n" not in caplog.messages[0]
+
+
+@needs_compiler
+def test_what_came_in_a_wheel_is_switched_off_too(brought, monkeypatch):
+    monkeypatch.setenv("LRNNX_BUILD", "off")
+    assert not _extension.load("cpu")
+    assert _extension.status("cpu") == "switched off by LRNNX_BUILD=off"
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", ["", next(reversed(_inside.LEVELS.get(platform.machine(), {"": ""})))])
+def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_preferred(
+    target: str, tmp_path: Path
+) -> None:
     compiler = tmp_path / "static-g++"
     compiler.write_text(f'#!/bin/sh\nexec "{_compilers.host_compiler()}" -static-libstdc++ "$@"\n')
     compiler.chmod(0o755)
@@ -216,7 +266,7 @@ def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_prefe
     )
     program = (
         "import os, subprocess, sys, torch\nfrom lrnnx_app.ops import _compilers\n"
-        "build, link = _compilers.commands('cpu')\n"
+        f"build, link = _compilers.commands('cpu', {target!r})\n"
         "subprocess.run(f'{build} -c raises.cpp -o raises.o', shell=True, check=True)\n"
         "link = link.replace('$in', 'raises.o').replace('$out', 'raises.so')\n"
         "subprocess.run(link, shell=True, check=True)\n"
