@@ -1,5 +1,6 @@
 """What comes with the package, and what it asks the network for: nothing."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from tests.helpers import DENOISE, ROOT
 
@@ -54,7 +56,7 @@ def test_every_dependency_says_what_for() -> None:
 
 
 def test_the_wheel_holds_licences_recipes_guides_and_sources(tmp_path: Path) -> None:
-    build = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
+    build = "from lrnnx_app.ops import _wheel; import sys; _wheel.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -67,3 +69,17 @@ def test_the_wheel_holds_licences_recipes_guides_and_sources(tmp_path: Path) -> 
     assert recipes <= names
     assert "lrnnx_app/csrc/check.h" in names
     assert {f"lrnnx_app/docs/{path.name}" for path in (ROOT / "lrnnx_app" / "docs").glob("*.md")} <= names
+
+
+def test_a_release_is_tested_from_its_wheels_and_published_without_a_token() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["needs"] == "suite"
+    assert set(jobs["suite"]["needs"]) == {"sources", "kernels"}
+    assert "secrets." not in text
+    actions = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert [name for name in actions if not re.search(r"@(v\d+|release/v1)$", name)] == []
+    made = {f"kernels-{each['runner']}" for each in jobs["kernels"]["strategy"]["matrix"]["include"]}
+    tested = {each["wheel"] for each in jobs["suite"]["strategy"]["matrix"]["include"]}
+    assert tested == made | {"sources"}

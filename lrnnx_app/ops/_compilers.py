@@ -45,6 +45,7 @@ def commands(device: str, target: str = "") -> tuple[str, str]:
     shared = min(SHARED_KB.get(arch, 99) for arch in archs)
     host = f'-ccbin "{cxx}" -Xcompiler -fPIC,-fvisibility=hidden'
     flags = f"-O3 {host} {' '.join(codes)} -DUSE_CUDA -DLRNNX_SHARED_KB={shared}"
+    flags += " --compress-mode=size" if target else ""  # less than half as large; nvcc has it from 12.8 on
     libraries = _libraries(cxx, "torch_cpu c10 torch_cuda c10_cuda", target)
     return (
         f'"{nvcc}" {flags} -diag-suppress 20012,20013,20014,20015 {stable}',
