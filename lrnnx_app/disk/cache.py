@@ -157,7 +157,7 @@ def _room(place: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         room = Path(tempfile.mkdtemp(prefix=ROOM, dir=place))
         with contextlib.suppress(FileNotFoundError):
-            stack.enter_context(_locked(room))
+            stack.enter_context(_locked(room, os.O_RDONLY))
         if not room.exists():  # another process removed it before it was locked
             room = stack.enter_context(_room(place))
         stack.callback(shutil.rmtree, room, ignore_errors=True)
@@ -169,17 +169,19 @@ def _sweep(place: Path) -> None:
     if fcntl is None:
         return
     for room in place.glob(f"{ROOM}*"):
-        with contextlib.suppress(OSError), _locked(room, wait=False):
+        with contextlib.suppress(OSError), _locked(room, os.O_RDONLY, wait=False):
             shutil.rmtree(room, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file or folder. Without `wait`, BlockingIOError if another process holds it."""
+def _locked(path: Path, kind: int = os.O_RDWR | os.O_CREAT, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is missing, or of a folder, opened with O_RDONLY.
+
+    Without `wait`, BlockingIOError if another process holds it.
+    """
     if fcntl is None:
         yield
         return
-    kind = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, kind | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

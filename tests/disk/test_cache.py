@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,20 @@ def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch: pytest.M
     assert cache.root() == tmp_path / "home" / ".cache" / "lrnnx"
     monkeypatch.setattr(os, "access", lambda *_: False)  # a home that may not be written
     assert cache.root() == tmp_path / f"lrnnx-{os.geteuid()}"
+
+
+def test_a_room_that_is_swept_before_it_is_locked_is_replaced(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, swept = tempfile.mkdtemp, []
+
+    def begin_and_lose(**words: Any) -> str:
+        room = begin(**words)
+        if not swept:
+            swept.append(room)
+            os.rmdir(room)
+        return room
+
+    monkeypatch.setattr(tempfile, "mkdtemp", begin_and_lose)
+    assert (made() / "x").read_text() == "whole"
+    assert not os.path.exists(swept[0])
