@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for w
 
 
 # What is said without kernels is tested in test_extension; here it would be in every output.
-if not compiles() and not _inside.library("cpu")[0]:
+if not compiles() and not _inside.library("cpu", "linear_scan")[0]:
     os.environ["LRNNX_BUILD"] = "off"
 
 

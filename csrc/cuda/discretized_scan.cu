@@ -1,4 +1,5 @@
 // lrnnx::discretized_scan and its backward on CUDA: coefficients and gains are made in registers.
+#include "modes.cuh"
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {
@@ -30,14 +31,14 @@ std::tuple<Tensor, Tensor> discretized_scan(
   h0 = dense(h0, wide);
   const Coefficient rates = channels(z, x, wide);
   const Optional mode = modes(v, x, lengths, reset, reverse);
-  Request request = prepare(Kind::kDiscretized, x, v, rates, mode, true, reverse);
+  Request request = prepare(x, v, rates, mode, true, reverse);
   Params& p = request.params;
   p.rule = static_cast<int>(rule);
   p.dt = dt.data_ptr();
   p.first = data_or_null<void>(h0);
   p.y = out.data_ptr();
   p.last = last.data_ptr();
-  run<false>(dtype, request);
+  run<Kind::kDiscretized, false>(dtype, request);
   return {out, last};
 }
 
@@ -64,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   h0 = dense(h0, wide);
   const Coefficient rates = channels(z, x, wide);
   const Optional mode = modes(states, x, lengths, reset, reverse);
-  Request request = prepare(Kind::kDiscretized, x, grad, rates, mode, true, !reverse);
+  Request request = prepare(x, grad, rates, mode, true, !reverse);
   Params& p = request.params;
   p.rule = static_cast<int>(rule);
   p.dt = steps.data_ptr();
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discretized_scan_backward(
   p.y = dv.data_ptr();
   p.last = dh0.data_ptr();
   p.sum_a = true;
-  const Optional part = run<true>(dtype, request);
+  const Optional part = run<Kind::kDiscretized, true>(dtype, request);
   const auto [dz, ddt] = sum_first(part, request.part_dt, request.stream);
   return {dense(torch::stable::reshape(*dz, sizes(z)), z.scalar_type()), dense(*ddt, dt.scalar_type()), dv, dh0};
 }

@@ -1,22 +1,9 @@
-// lrnnx::linear_scan and its backward on CUDA. The scan itself is scan.cuh. Here lengths and resets become the modes of
-// steps, one thread for each (b, t):
-//
-//   T = 6, length 5, reset before step 2     t           0      1      2      3      4      5
-//                                            forward     plain  plain  cut    plain  plain  hold
-//                                            reverse     plain  cut    plain  plain  plain  hold
+// lrnnx::linear_scan and its backward on CUDA. The scan itself is scan.cuh.
+#include "modes.cuh"
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {
 namespace {
-
-__global__ void fill_modes(int* mode, const int64_t* lengths, const bool* reset, const bool* first, int64_t steps,
-                           int T, bool reverse) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < steps; i += int64_t(gridDim.x) * blockDim.x) {
-    const int64_t b = i / T, t = i - b * T, start = reverse ? t + 1 : t;
-    const bool held = lengths && t >= lengths[b], cut = reset && start < T && reset[b * T + start];
-    mode[i] = held ? kHold : (cut ? kCut : kPlain) | (first && first[i] ? kUnit : kPlain);
-  }
-}
 
 void expect_scan(const Tensor& a, const Tensor& like, const Optional& h0, const Optional& lengths, const Optional& reset) {
   const Expect expect(like);
@@ -27,21 +14,6 @@ void expect_scan(const Tensor& a, const Tensor& like, const Optional& h0, const 
 }
 
 }  // namespace
-
-Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse,
-               const Optional& first) {
-  if (!lengths && !reset && !first) return std::nullopt;
-  const Optional ends = dense(lengths, ScalarType::Long), starts = dense(reset, ScalarType::Bool);
-  const Optional units = dense(first, ScalarType::Bool);
-  Tensor mode = empty(like, {x.batch, x.time}, ScalarType::Int);
-  const int64_t steps = x.batch * x.time;
-  const int blocks = static_cast<int>(std::min<int64_t>((steps + 255) / 256, 1024));
-  fill_modes<<<blocks, 256, 0, current_stream(like)>>>(
-      static_cast<int*>(mode.data_ptr()), data_or_null<int64_t>(ends), data_or_null<bool>(starts),
-      data_or_null<bool>(units), steps, static_cast<int>(x.time), reverse);
-  check(cudaGetLastError());
-  return mode;
-}
 
 std::tuple<Tensor, Tensor> linear_scan(
     Tensor a, Tensor b, Optional h0, Optional lengths, Optional reset, bool reverse) {
@@ -57,11 +29,11 @@ std::tuple<Tensor, Tensor> linear_scan(
     h0 = dense(h0, wide);
     const Coefficient coefficient(a, constant ? wide : stored, x);
     const Optional mode = modes(b, x, lengths, reset, reverse);
-    Request request = prepare(Kind::kLinear, x, b, coefficient, mode, constant, reverse);
+    Request request = prepare(x, b, coefficient, mode, constant, reverse);
     request.params.first = data_or_null<void>(h0);
     request.params.y = out.data_ptr();
     request.params.last = last.data_ptr();
-    run<false>(stored, request);
+    run<Kind::kLinear, false>(stored, request);
   }
   return {dense(out, dtype), last};
 }
@@ -88,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   h0 = dense(h0, wide);
   const Coefficient coefficient(a, constant ? wide : stored, x);
   const Optional mode = modes(states, x, lengths, reset, reverse);
-  Request request = prepare(Kind::kLinear, x, grad, coefficient, mode, constant, !reverse);
+  Request request = prepare(x, grad, coefficient, mode, constant, !reverse);
   Params& p = request.params;
   p.states = add_input(request, states);
   p.first = grad_last.data_ptr();
@@ -97,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(
   p.da[0] = sum_a ? nullptr : da.data_ptr();
   p.last = dh0.data_ptr();
   p.sum_a = sum_a;
-  const Optional part = run<true>(stored, request);
+  const Optional part = run<Kind::kLinear, true>(stored, request);
   const int64_t time = 1;
   if (part) da = torch::stable::reshape(*std::get<0>(sum_first(part, std::nullopt, request.stream)), sizes(a));
   else if (a.size(1) != x.time) da = torch::stable::sum(da, {{&time, 1}}, true);

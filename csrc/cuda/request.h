@@ -15,7 +15,6 @@ enum class Kind { kLinear, kDiscretized, kGates };
 
 struct Request {
   Params params;   // pointers, strides, extents and flags; `plan` fills the rest
-  Kind kind;
   int planes;
   bool constant;   // coefficients are the same at every step
   Tensor like;     // device and allocator of scratch memory
@@ -23,7 +22,8 @@ struct Request {
   Optional part_dt = std::nullopt;  // out: partial sums of the gradient of dt, (tiles, B, T)
 };
 
-// Run a scan; return the partial sums over time, (rows, PL, N), if asked for. Instances are in instances/.
+// Run a scan; return the partial sums over time, (rows, PL, N), if asked for. Instances are in instances/OPERATOR/, which
+// are linked to that operator alone.
 template <class E, int PL, bool BWD>
 Optional run_linear(Request& request);
 template <class E, bool BWD>
@@ -44,13 +44,16 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-template <class E, bool BWD>
+template <Kind KIND, class E, bool BWD>
 Optional run_with(Request& request) {
   const bool real = request.planes == 1;
-  if (request.kind == Kind::kGates) return run_gates<E, BWD>(request);
-  if (request.kind == Kind::kLinear) return real ? run_linear<E, 1, BWD>(request) : run_linear<E, 2, BWD>(request);
-  if (!real && rules::is<rules::Impulse>(request.params.rule)) return run_impulse<E, BWD>(request);
-  return real ? run_ruled<E, 1, BWD>(request) : run_ruled<E, 2, BWD>(request);
+  if constexpr (KIND == Kind::kGates) return run_gates<E, BWD>(request);
+  if constexpr (KIND == Kind::kLinear)
+    return real ? run_linear<E, 1, BWD>(request) : run_linear<E, 2, BWD>(request);
+  if constexpr (KIND == Kind::kDiscretized) {
+    if (!real && rules::is<rules::Impulse>(request.params.rule)) return run_impulse<E, BWD>(request);
+    return real ? run_ruled<E, 1, BWD>(request) : run_ruled<E, 2, BWD>(request);
+  }
 }
 
 // run(a number of the type that `dtype` names)
@@ -63,9 +66,9 @@ auto by_dtype(ScalarType dtype, const F& run) {
   STD_TORCH_CHECK(false, "kernels take float32, float64, bfloat16 and float16");
 }
 
-template <bool BWD>
+template <Kind KIND, bool BWD>
 Optional run(ScalarType dtype, Request& request) {
-  return by_dtype(dtype, [&](auto e) { return run_with<decltype(e), BWD>(request); });
+  return by_dtype(dtype, [&](auto e) { return run_with<KIND, decltype(e), BWD>(request); });
 }
 
 // The dtype in which data is read: that of the values, unless full coefficients have another.
@@ -81,10 +84,6 @@ inline cudaStream_t current_stream(const Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// The mode of each step, int32 (B, T), from lengths, resets and first steps; none if none is given.
-Optional modes(const Tensor& like, const Extent& x, const Optional& lengths, const Optional& reset, bool reverse,
-               const Optional& first = std::nullopt);
-
 inline bool row_aligned(const void* data, int64_t stride, int64_t size) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
 }
@@ -94,11 +93,11 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType d
 }
 
 // A request with all but the outputs and `add_input`s.
-inline Request prepare(Kind kind, const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode,
-                       bool constant, bool flip) {
+inline Request prepare(const Extent& x, const Tensor& values, const Coefficient& a, const Optional& mode, bool constant,
+                       bool flip) {
   STD_TORCH_CHECK(x.batch < (1ll << 31) && x.time < (1ll << 30) && x.channels < (1ll << 31), "extent too large");
   const int64_t size = values.element_size();
-  Request request{{}, kind, static_cast<int>(x.planes), constant, values, current_stream(values)};
+  Request request{{}, static_cast<int>(x.planes), constant, values, current_stream(values)};
   Params& p = request.params;
   p.x = values.data_ptr();
   p.a = a.tensor.data_ptr();

@@ -7,6 +7,7 @@
 //   global      y[b][n] and last[b][n] are both that number, in the dtypes of u and of states
 #include "chained.cuh"
 #include "gates.cuh"
+#include "modes.cuh"
 #include "reduce.cuh"
 
 namespace lrnnx::cuda {
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor> rglru_scan(
   gate = dense(gate, dtype);
   input_gate = dense(input_gate, dtype);
   const Optional mode = modes(u, x, lengths, reset, false, first);
-  Request request = prepare(Kind::kGates, x, u, rates, mode, true, false);
+  Request request = prepare(x, u, rates, mode, true, false);
   Params& p = request.params;
   p.extra[0] = add_input(request, gate);
   p.extra[1] = add_input(request, input_gate);
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor> rglru_scan(
   p.first = data_or_null<void>(h0);
   p.y = out.data_ptr();
   p.last = last.data_ptr();
-  run<false>(dtype, request);
+  run<Kind::kGates, false>(dtype, request);
   return {out, last};
 }
 
@@ -131,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
   h0 = dense(h0, wide);
   const Coefficient rates = channels(rate, x, wide);
   const Optional mode = modes(u, x, lengths, reset, false, first);
-  Request request = prepare(Kind::kGates, x, grad, rates, mode, true, true);
+  Request request = prepare(x, grad, rates, mode, true, true);
   Params& p = request.params;
   p.extra[0] = add_input(request, gate);
   p.extra[1] = add_input(request, input_gate);
@@ -145,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
   p.da[1] = d_input.data_ptr();
   p.last = dh0.data_ptr();
   p.sum_a = true;
-  const Optional part = run<true>(dtype, request);
+  const Optional part = run<Kind::kGates, true>(dtype, request);
   const auto [d_rate, of_time] = sum_first(part, request.part_dt, request.stream);
   if (dt) ddt = dense(*of_time, dt->scalar_type());
   return {d_gate, d_input, du, dense(torch::stable::reshape(*d_rate, sizes(rate)), rate.scalar_type()), ddt, dh0};

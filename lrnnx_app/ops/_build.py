@@ -1,20 +1,20 @@
-"""Builds csrc/ into the user's cache.
+"""Builds csrc/ into the user's cache: a library for each operator of a device.
 
-A build belongs to its sources, torch, compiler, processor and GPU architectures; if one changes, it is made
-again. If several processes start at once, one builds while the others wait at a file lock. A library that
-another user owns or may write to is refused.
+A library belongs to its sources and all that they include, to torch, compiler, processor and GPU
+architectures; if one changes, it is made again. If several processes start at once, one builds while the
+others wait at a file lock. A build that is ended keeps what it has compiled, and the next one goes on.
+A library that another user owns or may write to is refused.
 """
 
 import contextlib
 import functools
 import hashlib
-import os
 import platform
+import re
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -22,94 +22,98 @@ import torch
 from lrnnx_app.disk import atomic
 from lrnnx_app.disk.cache import made, root
 from lrnnx_app.errors import CacheError
-from lrnnx_app.ops._compilers import BuildError, commands, ninja
+from lrnnx_app.ops._compilers import BuildError, Commands, commands
+from lrnnx_app.ops._workers import CommandError, Progress, Workers
 
-# SIGTERM comes when the process that started this one ends; ninja hands it on to its compilers.
-LAUNCH = """import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}
+INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 
-def build(device: str, target: str = "") -> Path:
-    """The library for a device, from the cache or built now; see `_compilers.commands`.
+def libraries(device: str) -> tuple[str, ...]:
+    """The names of all libraries of a device, which are those of operators."""
+    return tuple(sorted(path.stem for path in (source_root() / device).glob(f"*{SUFFIXES[device]}")))
 
-    Raises:
-        BuildError: that fails.
+
+def sources(device: str, name: str) -> list[Path]:
+    """What is compiled for a library: the file of its name, and its folder in instances/."""
+    place, suffix = source_root() / device, SUFFIXES[device]
+    return [place / f"{name}{suffix}", *sorted((place / "instances" / name).glob(f"*{suffix}"))]
+
+
+def build(device: str, names: Sequence[str], target: str = "") -> dict[str, Path | BuildError]:
+    """Libraries of a device, each from the cache or built now; or the error why there is none.
+
+    All files that are to be compiled are compiled side by side. For `target` see `_compilers.commands`.
     """
-    lines = commands(device, target)
-    top, key, name = root(), f"{device}-{_key(device, lines)}", f"lrnnx_{device}.so"
+    found: dict[str, Path | BuildError] = {}
     try:
-        return made(top, key, lambda part: _build_into(part, name, device, lines, top / f"{key}.log")) / name
-    except CacheError as error:
-        raise BuildError(str(error)) from error
+        use = commands(device, target)
+    except BuildError as error:
+        return dict.fromkeys(names, error)
+    of, where = f" of {names[0]}" if len(names) == 1 else "", f" for {target}" if target else ""
+    progress = Progress(f"{device.upper()} kernels{of}{where}")
+    with Workers() as workers:
+
+        def one(name: str) -> None:
+            try:
+                found[name] = _library(device, name, use, workers, progress)
+            except BuildError as error:
+                found[name] = error
+            except (CacheError, OSError) as error:
+                found[name] = BuildError(str(error))
+
+        workers.watch([threading.Thread(target=one, args=[name], daemon=True) for name in names], progress)
+    failed = any(isinstance(each, BuildError) for each in found.values())
+    progress.finish("failed" if failed else "done")
+    return found
 
 
-def _build_into(part: Path, name: str, device: str, lines: tuple[str, str], report: Path) -> None:
-    """Compile in a folder within `part`, and leave only the library in `part`."""
-    started = time.monotonic()
-    print(
-        f"lrnnx: building {device.upper()} kernels, once for this machine ...",
-        end="",
-        file=sys.stderr,
-        flush=True,
-    )
-    scratch = part / "objects"
-    scratch.mkdir()
-    (scratch / "build.ninja").write_text(_ninja_file(device, name, lines))
-    code, said = _run([ninja(), "-C", str(scratch)], scratch)
-    if code:
-        print(" failed", file=sys.stderr)
-        atomic.write(report, said)
-        raise BuildError(f"the compiler failed, see {report}; check it with `lrnnx doctor --build`")
-    shutil.move(scratch / name, part / name)
-    shutil.rmtree(scratch)
-    print(f" done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+def _library(device: str, name: str, use: Commands, workers: Workers, progress: Progress) -> Path:
+    """The library of this name. Raises BuildError, CacheError, or OSError if the cache cannot be written."""
+    key = f"kernels/{device}-{name}-{_key(device, name, use)}"
+    kept, report = root() / f"{key}.parts", root() / f"{key}.log"
 
+    def compiled(source: Path) -> Path:
+        found = True
 
-def _run(command: Sequence[str], scratch: Path) -> tuple[int, str]:
-    """Run ninja; returns its exit code and output. If this process ends, ninja and its compilers end too.
+        def make(part: Path) -> None:
+            nonlocal found
+            found = False
+            workers.run([*use.compile, "-c", str(source), "-o", str(part / "o.o")], part / "scratch")
 
-    Compilers put their temporary files into `scratch`, so that a killed build leaves nothing elsewhere.
-    """
-    launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
-    with subprocess.Popen(
-        launch,
-        env={**os.environ, "TMPDIR": str(scratch)},
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
+        home = made(root(), f"{key}.parts/{source.stem}", make)
+        progress.done(found)
+        return home / "o.o"
+
+    def make(part: Path) -> None:
+        paths = sources(device, name)
+        progress.expect(len(paths) + 1)
+        parts = [workers.pool.submit(compiled, path) for path in paths]
         try:
-            said, _ = process.communicate()
-        except BaseException:
-            process.terminate()
-            raise
-    return process.returncode, said
+            objects = [str(path) for path in _results(parts)]
+            workers.run(
+                [*use.link, *objects, "-o", str(part / f"{name}.so"), *use.libraries], part / "scratch"
+            )
+        except CommandError as error:
+            if not workers.ended:
+                atomic.write(report, str(error))
+            raise BuildError(
+                f"the compiler failed, see {report}; check it with `lrnnx doctor --build`"
+            ) from error
+        progress.done()
+        shutil.rmtree(kept)
+
+    return made(root(), key, make) / f"{name}.so"
 
 
-def _ninja_file(device: str, name: str, commands: tuple[str, str]) -> str:
-    compile_command, link_command = commands
-    sources = [path for path in _sources(device) if path.suffix in (".cpp", ".cu")]
-    objects = {path: path.relative_to(source_root()).as_posix().replace("/", "_") + ".o" for path in sources}
-    lines = [
-        "rule compile",
-        f"  command = {compile_command} -c $in -o $out",
-        "rule link",
-        f"  command = {link_command}",
-        *(f"build {obj}: compile {_escape(path)}" for path, obj in objects.items()),
-        f"build {name}: link {' '.join(objects.values())}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _escape(path: Path) -> str:
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def _results(parts: Sequence[Future[Path]]) -> Iterator[Path]:
+    """Results in order. If one fails, those that have not started are given up."""
+    try:
+        for part in parts:
+            yield part.result()
+    finally:
+        for part in parts:
+            part.cancel()
 
 
 def source_root() -> Path:
@@ -120,25 +124,28 @@ def source_root() -> Path:
     )
 
 
-def _sources(device: str) -> list[Path]:
-    root = source_root()
-    shared = (path for path in root.iterdir() if path.suffix == ".h")
-    return sorted(path for path in (*shared, *(root / device).rglob("*")) if path.is_file())
+def _with_included(paths: Sequence[Path]) -> list[Path]:
+    """Sources, and every file of csrc that they include, directly or not."""
+    seen: dict[Path, None] = {}
+    left = [path.resolve() for path in paths]
+    while left:
+        path = left.pop()
+        if path not in seen:
+            seen[path] = None
+            names = INCLUDE.findall(path.read_text(encoding="utf-8"))
+            left += [(path.parent / name).resolve() for name in names]
+    return sorted(seen)
 
 
-def _key(device: str, commands: tuple[str, str]) -> str:
-    digest = hashlib.sha256()
+def _key(device: str, name: str, use: Commands) -> str:
+    used = processor() if device == "cpu" else ""
     version = ".".join(torch.__version__.split(".")[:2])
-    for text in (
-        *commands,
-        version,
-        torch.version.cuda,
-        platform.machine(),
-        processor() if device == "cpu" else "",
-    ):
+    digest = hashlib.sha256()
+    for text in (repr(use), version, torch.version.cuda, platform.machine(), used):
         digest.update(f"{text}\0".encode())
-    for path in _sources(device):
-        digest.update(path.name.encode() + path.read_bytes())
+    top = source_root().resolve()
+    for path in _with_included(sources(device, name)):
+        digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

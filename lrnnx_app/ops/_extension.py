@@ -15,21 +15,21 @@ from typing import Any
 import torch
 
 from lrnnx_app.ops import _inside, rules
-from lrnnx_app.ops._build import build
+from lrnnx_app.ops._build import build, libraries
 from lrnnx_app.ops._compilers import BuildError
 
 log = logging.getLogger("lrnnx")
 _lock = threading.RLock()
-_failures: dict[str, str] = {}
-_loaded: dict[str, Path] = {}
-_reasons: dict[str, str] = {}  # why what is loaded was taken
+_loaded: dict[tuple[str, str], Path] = {}  # by device and name
+_failures: dict[tuple[str, str], str] = {}
+_words: dict[tuple[str, str], str] = {}  # where those that are there come from, and why
 
 MARK = b"lrnnx rules: "  # comes before the list of rules that csrc/by_rule.h puts into a library
 
 
-def first_use(device: str) -> bool:
-    """Load the kernels if that was not tried yet. True if this call made them available."""
-    return device not in _loaded and load(device)
+def first_use(device: str, name: str) -> bool:
+    """Load a library if that was not tried yet. True if this call made its kernels available."""
+    return (device, name) not in _loaded and load(device, name)
 
 
 def without_kernels(
@@ -41,55 +41,84 @@ def without_kernels(
     """Let `run` be an operator where none of its kernels is registered.
 
     On `devices`, which have kernels, that is so until the first call, which builds and loads them, or if they
-    cannot be loaded.
+    cannot be loaded. An operator and its backward pass are in the library of the operator's name.
     """
 
     def anywhere(*arguments: Any) -> Any:
         device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
-        loaded = device in devices and first_use(device)
+        loaded = device in devices and first_use(device, name.removesuffix("_backward"))
         return (getattr(torch.ops.lrnnx, name) if loaded else run)(*arguments)
 
     library.impl(name, anywhere, "CompositeExplicitAutograd")
 
 
-def load(device: str) -> bool:
-    """Load the kernels for "cpu" or "cuda", and build them first if necessary; False if that fails."""
-    if device in _loaded:
+def load(device: str, *names: str) -> bool:
+    """Load libraries of "cpu" or "cuda", all if none is named, and build them first if necessary.
+
+    False if one cannot be had.
+    """
+    wished = [(device, name) for name in names or libraries(device)]
+    if all(each in _loaded for each in wished):
         return True
-    if device in _failures or device not in wanted():
+    if device not in wanted():
         return False
     with _lock:
-        if device not in _loaded and device not in _failures:
-            try:
-                _loaded[device], _reasons[device] = _load(device)
-            except (BuildError, OSError) as error:
-                _failures[device] = str(error)
-                log.warning(
-                    "%s kernels are not available, so operators run on slower torch code: %s",
-                    device.upper(),
-                    error,
-                )
-    return device in _loaded
+        new = [name for each, name in wished if (each, name) not in _loaded and (each, name) not in _failures]
+        if new:
+            _load(device, new)
+    return all(each in _loaded for each in wished)
 
 
-def _load(device: str) -> tuple[Path, str]:
-    """Load what came in the wheel if it fits, else a build; returns the library, and why it was taken."""
-    library, why = _inside.library(device)
-    if library:
+def prepare(device: str) -> bool:
+    """Build all libraries of a device and load none, as where there is no GPU. False if one fails."""
+    with _lock:
+        for name, library in build(device, libraries(device)).items():
+            if isinstance(library, BuildError):
+                _failures[device, name] = str(library)
+            else:
+                _words[device, name] = f"built in {library.parents[1]}"
+    return not any((device, name) in _failures for name in libraries(device))
+
+
+def _load(device: str, names: Sequence[str]) -> None:
+    """Load what came in the wheel if it fits, else builds."""
+    left: dict[str, str] = {}  # why what came was not taken
+    for name in names:
+        library, why = _inside.library(device, name)
         try:
-            return _opened(library), why
+            if library:
+                _open(device, name, library, f"loaded from {library.parent}, {why}")
+            else:
+                left[name] = why
         except (BuildError, OSError) as error:
-            why = f"{library} does not load: {error}"
-    try:
-        return _opened(build(device)), f"built here{why and ', as '}{why}"
-    except (BuildError, OSError) as error:
-        raise BuildError(f"{error}{why and '; '}{why}") from error
+            left[name] = f"{library} does not load: {error}"
+    for name, library in (build(device, tuple(left)) if left else {}).items():
+        why = left[name]
+        try:
+            if isinstance(library, BuildError):
+                raise library
+            as_why = why and f", as {why}"
+            _open(device, name, library, f"loaded from {library.parents[1]}, built here{as_why}")
+        except (BuildError, OSError) as error:
+            _fail(device, name, f"{error}{why and '; '}{why}")
 
 
-def _opened(library: Path) -> Path:
+def _open(device: str, name: str, library: Path, words: str) -> None:
     check_rules(library)
     torch.ops.load_library(library)
-    return library
+    _loaded[device, name], _words[device, name] = library, words
+
+
+def _fail(device: str, name: str, why: str) -> None:
+    """Note why there are no kernels, and warn unless that was said before."""
+    if why not in _failures.values():
+        log.warning(
+            "%s kernels of %s are not available, so it runs on slower torch code: %s",
+            device.upper(),
+            name,
+            why,
+        )
+    _failures[device, name] = why
 
 
 def check_rules(library: Path) -> None:
@@ -101,7 +130,7 @@ def check_rules(library: Path) -> None:
     with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         start = text.find(MARK) + len(MARK)
         built = text[start : text.find(b"\0", start)].decode().strip(", ") if start >= len(MARK) else "none"
-    if built != rules.kernels():
+    if built not in ("none", rules.kernels()):
         raise BuildError(
             f"its rules are {built}, those of lrnnx_app/ops/rules.py {rules.kernels()}; "
             "make csrc/rules.h list the same"
@@ -114,15 +143,19 @@ def wanted() -> tuple[str, ...]:
     return choices.get(os.environ.get("LRNNX_BUILD", "cuda"), ("cpu", "cuda"))
 
 
-def loaded(device: str) -> Path:
-    """The library that is loaded."""
-    return _loaded[device]
+def loaded(device: str, name: str) -> Path:
+    """A library that is loaded."""
+    return _loaded[device, name]
 
 
 def status(device: str) -> str:
-    """One line on the kernels of a device."""
-    if device in _loaded:
-        return f"loaded from {_loaded[device]}, {_reasons[device]}"
+    """One line on the kernels of a device: where they are loaded from, and why some are not."""
     if device not in wanted():
         return f"switched off by LRNNX_BUILD={os.environ['LRNNX_BUILD']}"
-    return _failures.get(device, "not needed so far")
+    said: dict[str, list[str]] = {}
+    for name in libraries(device):
+        at = (device, name)
+        said.setdefault(_failures.get(at) or _words.get(at, "not needed so far"), []).append(name)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in said.items())

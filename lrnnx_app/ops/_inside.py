@@ -1,6 +1,6 @@
 """The kernels that a wheel brings, and which of them fit this machine.
 
-A wheel built with `--config-settings kernels=cpu,cuda` holds a folder for each target, with its name:
+A wheel built with `--config-settings kernels=cpu,cuda` holds a folder for each target, with all libraries:
 
     kernels/x86-64-v3/           for processors of this level
     kernels/cuda13-sm_90/        for GPUs of compute capability 9.0, made by CUDA 13
@@ -30,8 +30,11 @@ LEVELS = {  # of each kind of machine, the best first
 GPU = re.compile(r"cuda(\d+)-sm_(\d+)(\+PTX)?")
 
 
-def library(device: str) -> tuple[Path | None, str]:
-    """The library that fits this machine best, and why; or none, and why, which is "" if no kernels came."""
+def library(device: str, name: str) -> tuple[Path | None, str]:
+    """The library of a name that fits this machine best, and why.
+
+    Or none, and why, which is "" if no kernels came.
+    """
     held, fits = (_levels(), _fits_processor) if device == "cpu" else (_gpus(), _fits_gpus)
     if not held:
         return None, ""
@@ -39,7 +42,7 @@ def library(device: str) -> tuple[Path | None, str]:
         return None, "what came with lrnnx needs a later torch"
     for target in held:
         if fits(target):
-            return FOLDER / target / f"lrnnx_{device}.so", f"which came with lrnnx, for {target}"
+            return FOLDER / target / f"{name}.so", f"which came with lrnnx, for {target}"
     return None, f"what came with lrnnx is for {', '.join(held)}, which does not fit this machine"
 
 

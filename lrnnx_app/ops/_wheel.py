@@ -2,8 +2,8 @@
 
     pip wheel . --no-deps --config-settings kernels=cpu,cuda
 
-builds a library for each target of `_inside` into the cache, and puts them into a wheel for any Python. The
-wheel's tag says how old the system may be, as auditwheel finds. Without that setting nothing is compiled.
+builds all libraries for each target of `_inside` into the cache, and puts them into a wheel for any Python.
+The wheel's tag says how old the system may be, as auditwheel finds. Without that setting nothing is compiled.
 """
 
 import os
@@ -30,7 +30,7 @@ GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")  # unless LRNNX_
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    more = ["auditwheel>=6.8", "ninja>=1.11.1.2", "numpy", "torch>=2.11"] if _devices(config_settings) else []
+    more = ["auditwheel>=6.8", "numpy", "torch>=2.11"] if _devices(config_settings) else []
     return [*plain.get_requires_for_build_wheel(), *more]
 
 
@@ -78,13 +78,16 @@ def _devices(settings: Settings) -> list[str]:
 
 
 def _built(device: str) -> Iterator[tuple[str, Path]]:
-    """The place in the wheel, and the file, of the library for each target."""
+    """The place in the wheel, and the file, of each library for each target."""
     from lrnnx_app.ops import _build, _inside
+    from lrnnx_app.ops._compilers import BuildError
 
     levels = _inside.LEVELS.get(platform.machine(), {})
     for folder, target in zip(levels, levels, strict=True) if device == "cpu" else _gpus():
-        path = _build.build(device, target)
-        yield f"lrnnx_app/kernels/{folder}/{path.name}", path
+        for path in _build.build(device, _build.libraries(device), target).values():
+            if isinstance(path, BuildError):
+                raise path
+            yield f"lrnnx_app/kernels/{folder}/{path.name}", path
 
 
 def _gpus() -> Iterator[tuple[str, str]]:

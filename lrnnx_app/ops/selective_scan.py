@@ -165,7 +165,7 @@ _library.define(
 def _forward_anywhere(u, delta, A, *rest):
     if _taken(u, A):
         return torch.ops.lrnnx.selective_scan_kernel(u, delta, A, *rest, False)[:2]
-    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type)
+    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type, "selective_scan")
     run: Any = torch.ops.lrnnx.selective_scan if compiled else blocked
     return run(u, delta, A, *rest)
 
@@ -175,7 +175,7 @@ def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
     if _taken(u, A):
         kept = A.new_empty(0, dtype=torch.float32)  # empty: states are computed again
         return torch.ops.lrnnx.selective_scan_kernel_backward(grad, grad_last, kept, u, delta, A, *rest)
-    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type)
+    compiled = u.device.type != "cuda" and _extension.first_use(u.device.type, "selective_scan")
     run: Any = torch.ops.lrnnx.selective_scan_backward if compiled else _adjoint
     return run(grad, grad_last, u, delta, A, *rest)
 
@@ -183,7 +183,7 @@ def _backward_anywhere(grad, grad_last, u, delta, A, *rest):
 def _taken(u: Tensor, A: Tensor) -> bool:
     """Whether the CUDA kernels take these arguments and can be loaded."""
     fits = u.device.type == "cuda" and u.dtype != torch.float64 and A.shape[-1] <= MOST_STATES
-    return fits and _extension.load("cuda")
+    return fits and _extension.load("cuda", "selective_scan")
 
 
 def _adjoint(grad, grad_last, *arguments):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lrnnx_app.console.tables import table
-from lrnnx_app.ops import _build, _compilers, _extension
+from lrnnx_app.ops import _compilers, _extension
 from lrnnx_app.ops._compare import worst_errors
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import OPERATORS
@@ -86,21 +86,23 @@ def _entries(entries: dict[str, str]) -> Iterator[str]:
 
 
 def _load(build: bool, present: list[str]) -> Iterator[str]:
-    """Load kernels. If a build was asked for, yield a message for each that fails."""
+    """Load kernels. If a build was asked for, yield a message for each device for which it fails."""
     for device in ("cpu", "cuda"):
         if device in present:
-            loaded = _extension.load(device)
-            if build and not loaded:
-                yield f"{device}: {_extension.status(device)}"
-        elif build and device in _extension.wanted():
-            try:
-                _compilers.find_nvcc()
-            except _compilers.BuildError:
-                continue
-            try:
-                _build.build(device)
-            except _compilers.BuildError as error:
-                yield f"{device}: {error}"
+            there = _extension.load(device)
+        elif build and device in _extension.wanted() and _has_nvcc():
+            there = _extension.prepare(device)
+        else:
+            there = True
+        if build and not there:
+            yield f"{device}: {_extension.status(device)}"
+
+
+def _has_nvcc() -> bool:
+    try:
+        return bool(_compilers.find_nvcc())
+    except _compilers.BuildError:
+        return False
 
 
 def _versions() -> dict[str, str]:
@@ -126,7 +128,6 @@ def _tools() -> dict[str, str]:
     for name, find in {
         "C++": _compilers.host_compiler,
         "CUDA": _compilers.find_nvcc,
-        "ninja": _compilers.ninja,
     }.items():
         try:
             found[name] = _first_line(find())
@@ -146,10 +147,10 @@ def _first_line(program: str) -> str:
 
 def _advice(present: list[str]) -> Iterator[str]:
     for device in present:
-        if device in _extension.wanted() and _extension.load(device):
+        if _extension.load(device):
             yield f"{device}: scans run on built kernels, in float32, float64, bfloat16 and float16"
         else:
-            yield f"{device}: scans run on torch code, several times slower: {_extension.status(device)}"
+            yield f"{device}: some or all scans run on slower torch code: {_extension.status(device)}"
     if "cuda" not in present:
         yield "cuda: no GPU that torch can use; everything runs on the CPU"
 
@@ -167,7 +168,7 @@ def _check(device: str) -> Iterator[dict[str, Any]]:
                 "gradient error": worst.gradient,
                 "output allowed": allowed.output,
                 "gradient allowed": allowed.gradient,
-                "kernel": dtype in operator.kernels.get(device, ()) and _extension.load(device),
+                "kernel": dtype in operator.kernels.get(device, ()) and _extension.load(device, name),
                 "ok": worst.within(allowed),
             }
 
@@ -199,5 +200,5 @@ def _cure(check: dict[str, Any]) -> str:
     )
     if not check["kernel"]:
         return start + f"reinstall torch {torch.__version__}, or try another version"
-    library = _extension.loaded(device)
+    library = _extension.loaded(device, check["op"])
     return start + f"delete {library} to build it again, or set LRNNX_BUILD=off to run on torch code"

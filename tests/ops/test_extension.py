@@ -23,6 +23,7 @@ _inside.FOLDER = Path("none")  # so that kernels are built, whatever came with l
 from lrnnx_app.ops.linear_scan import linear_scan
 states, _ = linear_scan(torch.full((1, 3, 2), 0.5), torch.ones(1, 3, 2))
 assert states[0, :, 0].tolist() == [1.0, 1.5, 1.75]
+assert set(_extension._loaded) <= {("cpu", "linear_scan")}, "others were not asked for"
 print(_extension.status("cpu"))
 """
 
@@ -84,29 +85,42 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("LRNNX_BUILD", "cpu")
     monkeypatch.setattr(_extension, "_loaded", {})
     monkeypatch.setattr(_extension, "_failures", {})
+    monkeypatch.setattr(_extension, "_words", {})
     monkeypatch.setattr(_inside, "FOLDER", tmp_path / "kernels")
     return make
+
+
+def build() -> Path:
+    """The library of the linear scan."""
+    library = _build.build("cpu", ["linear_scan"])["linear_scan"]
+    assert isinstance(library, Path), library
+    return library
 
 
 @needs_compiler
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_library_that_lost_its_end_is_built_again(quick, size, capfd):
-    library = _build.build("cpu")
+    library = build()
     whole = library.read_bytes()
     os.truncate(library, size)
-    assert _build.build("cpu").read_bytes() == whole
+    assert build().read_bytes() == whole
     assert capfd.readouterr().err.count("building CPU kernels") == 2
-    assert _build.build("cpu") == library
+    assert build() == library
     assert capfd.readouterr().err == ""
 
 
 @needs_compiler
-@pytest.mark.parametrize("place", ["cache", "folder", "library"])
+@pytest.mark.parametrize("place", ["cache", "kernels", "folder", "library"])
 def test_a_library_that_others_may_write_is_not_loaded(quick, place, caplog):
-    library = _build.build("cpu")
-    {"cache": library.parents[1], "folder": library.parent, "library": library}[place].chmod(0o777)
-    assert not _extension.load("cpu")
-    assert not _extension.load("cpu")
+    library = build()
+    {
+        "cache": library.parents[2],
+        "kernels": library.parents[1],
+        "folder": library.parent,
+        "library": library,
+    }[place].chmod(0o777)
+    assert not _extension.load("cpu", "linear_scan")
+    assert not _extension.load("cpu", "linear_scan")
     assert "may be written by others" in _extension.status("cpu")
     assert len(caplog.records) == 1
     assert "slower torch code" in caplog.text
@@ -114,7 +128,7 @@ def test_a_library_that_others_may_write_is_not_loaded(quick, place, caplog):
 
 def build_and(end, tmp_path):
     """A process that builds, ended by a signal while its compilers run; returns what it said."""
-    program = 'from lrnnx_app.ops import _build as b; b.build("cpu")'
+    program = 'from lrnnx_app.ops import _build as b; b.build("cpu", ["linear_scan"])'
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
@@ -143,8 +157,8 @@ def test_a_build_that_is_ended_leaves_no_compilers_and_no_folders(quick, tmp_pat
         time.sleep(0.05)
     assert not any(map(runs, compilers))
     quick(0)
-    _build.build("cpu")
-    assert not list((tmp_path / "cache").glob("building-*"))
+    build()
+    assert not list((tmp_path / "cache").rglob("building-*"))
 
 
 @needs_compiler
@@ -155,7 +169,7 @@ def test_two_processes_build_once_and_a_third_finds_it(tmp_path):
     out, err = finish(start(tmp_path))
     assert "loaded from" in out
     assert err == ""
-    assert [path.suffix for path in sorted(tmp_path.iterdir())] == ["", ".lock"]
+    assert [path.suffix for path in sorted((tmp_path / "kernels").iterdir())] == ["", ".lock"]
 
 
 def test_broken_compiler_warns_once_and_runs_anyway(tmp_path):
@@ -164,8 +178,8 @@ def test_broken_compiler_warns_once_and_runs_anyway(tmp_path):
     compiler.chmod(0o755)
     out, err = finish(start(tmp_path / "cache", CXX=str(compiler)))
     assert "the compiler failed" in out
-    assert err.count("CPU kernels are not available") == 1
-    report = next((tmp_path / "cache").glob("*.log"))
+    assert err.count("CPU kernels of linear_scan are not available") == 1
+    report = next((tmp_path / "cache").rglob("*.log"))
     assert "no such luck" in report.read_text()
 
 
@@ -187,18 +201,16 @@ def test_sources_are_found():
 
 
 @needs_compiler
-@pytest.mark.parametrize("listed", ["", "lrnnx rules: 0 zoh, 1 dirac, "])
+@pytest.mark.parametrize("listed", ["lrnnx rules: 0 zoh, 1 dirac, "])
 def test_kernels_that_number_other_rules_are_refused(listed, quick, tmp_path, monkeypatch, caplog):
     (tmp_path / "empty.cpp").write_text(f'extern "C" const char listed[] = "{listed}";')
     for name in ("_loaded", "_failures"):
         monkeypatch.setattr(_extension, name, {})
     monkeypatch.setattr(torch.ops, "load_library", lambda path: pytest.fail("it was loaded"))
-    assert not _extension.load("cpu")
+    assert not _extension.load("cpu", "linear_scan")
     (line,) = caplog.messages
     assert "\n" not in line
-    assert (
-        f"its rules are {listed[13:-2] or 'none'}, those of lrnnx_app/ops/rules.py {rules.kernels()}" in line
-    )
+    assert f"its rules are {listed[13:-2]}, those of lrnnx_app/ops/rules.py {rules.kernels()}" in line
 
 
 def test_architectures_can_be_named(monkeypatch):
@@ -209,25 +221,27 @@ def test_architectures_can_be_named(monkeypatch):
 @pytest.fixture
 def brought(quick, tmp_path, monkeypatch):
     """A library that came in a wheel and fits this machine."""
-    library = tmp_path / "kernels" / "cpu.so"
+    library = tmp_path / "kernels" / "linear_scan.so"
     library.parent.mkdir()
-    shutil.copy(_build.build("cpu"), library)
+    shutil.copy(build(), library)
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(_inside, "library", lambda device: (library, "which came with lrnnx"))
+    monkeypatch.setattr(_inside, "library", lambda device, name: (library, "which came with lrnnx"))
     return library
 
 
 @needs_compiler
 def test_what_came_in_a_wheel_is_loaded_and_nothing_is_built(brought, tmp_path):
-    assert _extension.load("cpu")
-    assert _extension.status("cpu") == f"loaded from {brought}, which came with lrnnx"
+    assert _extension.load("cpu", "linear_scan")
+    assert _extension.status("cpu").endswith(
+        f"; linear_scan: loaded from {brought.parent}, which came with lrnnx"
+    )
     assert not (tmp_path / "cache").exists()
 
 
 @needs_compiler
 def test_a_build_takes_the_place_of_what_does_not_load(brought, tmp_path):
     brought.write_bytes(brought.read_bytes().replace(b"lrnnx rules: 0", b"lrnnx rules: 9"))
-    assert _extension.load("cpu")
+    assert _extension.load("cpu", "linear_scan")
     assert f", built here, as {brought} does not load: its rules are 9 " in _extension.status("cpu")
 
 
@@ -235,8 +249,8 @@ def test_a_build_takes_the_place_of_what_does_not_load(brought, tmp_path):
 def test_without_a_compiler_it_is_said_why_what_came_in_a_wheel_was_not_taken(brought, monkeypatch, caplog):
     brought.write_bytes(b"torn")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not _extension.load("cpu")
-    assert _extension.status("cpu").startswith("no C++ compiler no-such-compiler on PATH")
+    assert not _extension.load("cpu", "linear_scan")
+    assert "; linear_scan: no C++ compiler no-such-compiler on PATH" in _extension.status("cpu")
     assert f"{brought} does not load" in caplog.text
     assert "\n" not in caplog.messages[0]
 
@@ -244,7 +258,7 @@ def test_without_a_compiler_it_is_said_why_what_came_in_a_wheel_was_not_taken(br
 @needs_compiler
 def test_what_came_in_a_wheel_is_switched_off_too(brought, monkeypatch):
     monkeypatch.setenv("LRNNX_BUILD", "off")
-    assert not _extension.load("cpu")
+    assert not _extension.load("cpu", "linear_scan")
     assert _extension.status("cpu") == "switched off by LRNNX_BUILD=off"
 
 
@@ -266,10 +280,9 @@ def test_an_exception_of_a_kernel_reaches_torch_where_static_libraries_are_prefe
     )
     program = (
         "import os, subprocess, sys, torch\nfrom lrnnx_app.ops import _compilers\n"
-        f"build, link = _compilers.commands('cpu', {target!r})\n"
-        "subprocess.run(f'{build} -c raises.cpp -o raises.o', shell=True, check=True)\n"
-        "link = link.replace('$in', 'raises.o').replace('$out', 'raises.so')\n"
-        "subprocess.run(link, shell=True, check=True)\n"
+        f"use = _compilers.commands('cpu', {target!r})\n"
+        "subprocess.run([*use.compile, '-c', 'raises.cpp', '-o', 'raises.o'], check=True)\n"
+        "subprocess.run([*use.link, 'raises.o', '-o', 'raises.so', *use.libraries], check=True)\n"
         "torch.ops.load_library(os.path.abspath('raises.so'))\n"
         "try: torch.ops.raising.raises(-1)\nexcept RuntimeError as error: print(error)\n"
     )

@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where kernels of a wheel for all targets lie, as empty files."""
     for target in (*LEVELS, *(f"cuda13-{name}" for name in GPUS)):
         (tmp_path / target).mkdir()
-        (tmp_path / target / f"lrnnx_{'cuda' if '-sm_' in target else 'cpu'}.so").touch()
+        (tmp_path / target / "linear_scan.so").touch()
     monkeypatch.setattr(_inside, "FOLDER", tmp_path)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.version, "cuda", "13.2")
@@ -29,8 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_best_level_of_the_processor_is_taken(folder, level, monkeypatch):
     monkeypatch.setattr(_inside, "processor", lambda: f"flags : {LEVELS[level]} of_another_kind")
-    assert _inside.library("cpu") == (
-        folder / level / "lrnnx_cpu.so",
+    assert _inside.library("cpu", "linear_scan") == (
+        folder / level / "linear_scan.so",
         f"which came with lrnnx, for {level}",
     )
 
@@ -38,7 +38,7 @@ def test_the_best_level_of_the_processor_is_taken(folder, level, monkeypatch):
 def test_a_processor_below_all_levels_has_none(folder, monkeypatch):
     monkeypatch.setattr(_inside, "processor", lambda: LEVELS["x86-64-v2"].replace("ssse3", ""))
     shutil.rmtree(folder / "x86-64-v4")
-    assert _inside.library("cpu") == (
+    assert _inside.library("cpu", "linear_scan") == (
         None,
         "what came with lrnnx is for x86-64-v3, x86-64-v2, which does not fit this machine",
     )
@@ -63,8 +63,8 @@ def test_a_processor_below_all_levels_has_none(folder, monkeypatch):
 )
 def test_kernels_are_taken_that_all_gpus_run(folder, gpus, taken, monkeypatch):
     monkeypatch.setattr(_inside, "capabilities", lambda: gpus)
-    path, why = _inside.library("cuda")
-    assert path == (folder / f"cuda13-{taken}" / "lrnnx_cuda.so" if taken else None)
+    path, why = _inside.library("cuda", "linear_scan")
+    assert path == (folder / f"cuda13-{taken}" / "linear_scan.so" if taken else None)
     assert why.endswith(f"for cuda13-{taken}" if taken else "which does not fit this machine")
 
 
@@ -72,14 +72,14 @@ def test_kernels_are_taken_that_all_gpus_run(folder, gpus, taken, monkeypatch):
 def test_kernels_of_a_later_cuda_than_that_of_torch_do_not_fit(folder, cuda, monkeypatch):
     monkeypatch.setattr(_inside, "capabilities", lambda: [90])
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    assert _inside.library("cuda")[0] is None
+    assert _inside.library("cuda", "linear_scan")[0] is None
 
 
 def test_an_older_torch_than_the_kernels_need(folder, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    assert _inside.library("cpu") == (None, "what came with lrnnx needs a later torch")
+    assert _inside.library("cpu", "linear_scan") == (None, "what came with lrnnx needs a later torch")
 
 
 def test_a_checkout_has_none(monkeypatch):
     monkeypatch.setattr(_inside, "FOLDER", ROOT / "lrnnx_app" / "kernels")
-    assert _inside.library("cpu") == _inside.library("cuda") == (None, "")
+    assert {_inside.library(device, "linear_scan") for device in ("cpu", "cuda")} == {(None, "")}

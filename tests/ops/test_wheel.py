@@ -31,12 +31,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str
     source.touch()
     nvcc.write_text(NVCC)
     nvcc.chmod(0o755)
-    link = _compilers.commands("cpu", LEVELS[-1])[1] + " -fPIC"
-    subprocess.run(link.replace("$in", str(source)).replace("$out", str(library)), shell=True, check=True)
+    use = _compilers.commands("cpu", LEVELS[-1])
+    command = [*use.link, "-fPIC", str(source), "-o", str(library), *use.libraries]
+    subprocess.run(command, check=True)
 
-    def build(device: str, target: str) -> Path:
+    def build(device: str, names: tuple[str, ...], target: str) -> dict[str, Path]:
         asked.append((device, target))
-        return Path(shutil.copy(library, tmp_path / f"{target}.so"))
+        (tmp_path / target).mkdir()
+        return {name: Path(shutil.copy(library, tmp_path / target / f"{name}.so")) for name in names}
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(_build, "build", build)
@@ -55,8 +57,12 @@ def test_a_wheel_holds_kernels_for_each_target(kernels, made, tmp_path):
     gpus = ["sm_80", "sm_86", "sm_100+PTX"]
     assert made == [*(("cpu", level) for level in LEVELS), *(("cuda", gpu) for gpu in gpus)]
     folders = {*LEVELS, *(f"cuda12-{gpu}" for gpu in gpus)}
-    held = {name.split("/")[2] for name in names if name.startswith("lrnnx_app/kernels/") and name[-1] != "/"}
-    assert held == folders
+    held = {name for name in names if name.startswith("lrnnx_app/kernels/") and name[-1] != "/"}
+    assert held == {
+        f"lrnnx_app/kernels/{folder}/{name}.so"
+        for folder in folders
+        for name in _build.libraries("cuda" if folder.startswith("cuda") else "cpu")
+    }
     assert list(tmp_path.glob("*.whl")) == [tmp_path / name]
     assert "lrnnx_app/csrc/check.h" in names
 
@@ -64,7 +70,16 @@ def test_a_wheel_holds_kernels_for_each_target(kernels, made, tmp_path):
 @on_linux
 def test_gpus_can_be_named(made, monkeypatch):
     monkeypatch.setenv("LRNNX_ARCH", "9.0")
-    assert [path for path, _ in _wheel._built("cuda")] == ["lrnnx_app/kernels/cuda12-sm_90+PTX/sm_90+PTX.so"]
+    assert {Path(path).parent.name for path, _ in _wheel._built("cuda")} == {"cuda12-sm_90+PTX"}
+
+
+@on_linux
+def test_a_build_that_fails_makes_no_wheel(made, tmp_path, monkeypatch):
+    failed = _compilers.BuildError("the compiler failed")
+    monkeypatch.setattr(_build, "build", lambda device, names, target: {names[0]: failed})
+    with pytest.raises(_compilers.BuildError, match="the compiler failed"):
+        _wheel.build_wheel(str(tmp_path), {"kernels": "cpu"})
+    assert not list(tmp_path.glob("*.whl"))
 
 
 @on_linux

@@ -1,3 +1,0 @@
-#include "../launch.h"
-
-template lrnnx::Optional lrnnx::cuda::run_linear<double, 1, true>(Request&);

@@ -1,0 +1,3 @@
+#include "../../launch.h"
+
+template lrnnx::Optional lrnnx::cuda::run_impulse<float, false>(Request&);

@@ -1,3 +1,0 @@
-#include "../launch.h"
-
-template lrnnx::Optional lrnnx::cuda::run_impulse<__half, true>(Request&);

@@ -1,3 +1,0 @@
-#include "../launch.h"
-
-template lrnnx::Optional lrnnx::cuda::run_impulse<float, true>(Request&);

@@ -1,0 +1,3 @@
+#include "../../launch.h"
+
+template lrnnx::Optional lrnnx::cuda::run_linear<double, 1, true>(Request&);

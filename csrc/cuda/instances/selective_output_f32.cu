@@ -1,4 +1,0 @@
-#include "../selective_walks.cuh"
-
-template void lrnnx::cuda::walk_output<float, 1>(const Selective&, int, cudaStream_t);
-template void lrnnx::cuda::walk_output<float, 2>(const Selective&, int, cudaStream_t);

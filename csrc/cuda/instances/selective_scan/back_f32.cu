@@ -1,0 +1,4 @@
+#include "../../selective_walks.cuh"
+
+template void lrnnx::cuda::walk_back<float, 1>(const Selective&, int, cudaStream_t);
+template void lrnnx::cuda::walk_back<float, 2>(const Selective&, int, cudaStream_t);
