@@ -117,7 +117,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (fit, "train", prepared),
         (grid, "run", gridded),
         (prepare, "denoise", fetched),
-        (doctor, "_build", lambda build, present: ()),
+        (doctor, "_load", lambda build, present: ()),
         (doctor, "OPERATORS", {"rfft": OPERATORS["rfft"]}),
         (
             denoisers,

@@ -95,7 +95,9 @@ def _gpus() -> Iterator[tuple[str, str]]:
     from lrnnx_app.ops._compilers import architectures, find_nvcc
 
     def said(option: str) -> str:
-        return subprocess.run([find_nvcc(), option], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [find_nvcc(older=True), option], capture_output=True, text=True, check=True
+        ).stdout
 
     known = said("--list-gpu-code").split()
     (cuda,) = re.findall(r"release (\d+)", said("--version"))

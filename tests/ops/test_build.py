@@ -214,6 +214,7 @@ def test_an_nvcc_of_another_version_is_not_taken(nvccs: Path) -> None:
         _compilers.BuildError, match=r'nvcc is of CUDA 12\.4.* with CUDA 13\.2; pip install "cuda'
     ):
         _compilers.find_nvcc()
+    assert _compilers.find_nvcc(older=True) == str(nvccs / "path/nvcc")
     of_pip = nvcc(nvccs / "pip/nvidia/cu13/bin/nvcc", "13.2")
     assert _compilers.find_nvcc() == of_pip
 

@@ -42,7 +42,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(_build, "build", build)
-    monkeypatch.setattr(_compilers, "find_nvcc", lambda: str(nvcc))
+    monkeypatch.setattr(_compilers, "find_nvcc", lambda older: str(nvcc))
     monkeypatch.delenv("LRNNX_ARCH", raising=False)
     return asked
 
