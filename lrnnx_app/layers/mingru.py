@@ -44,8 +44,9 @@ class MinGRU(DiagonalLayer):
     def coefficients(self, x: Tensor, dt: Tensor | None) -> tuple[Coefficients, Tensor]:
         projected = self.in_proj(x)
         gate, value = cast(projected, state_dtype(projected.dtype)).chunk(2, -1)
-        log_keep = F.logsigmoid(-gate)
-        log_keep = log_keep if dt is None else log_keep * dt[..., None]
+        if dt is None:
+            return Given(torch.sigmoid(-gate)), torch.sigmoid(gate) * value
+        log_keep = F.logsigmoid(-gate) * dt[..., None]
         return Given(torch.exp(log_keep)), -torch.expm1(log_keep) * value
 
     def readout(self, h: Tensor, x: Tensor) -> Tensor:

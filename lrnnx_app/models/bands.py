@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.layers._linear import Linear, linear
 from lrnnx_app.models._base import Blocks, Model, each
 from lrnnx_app.ops import planar
 from lrnnx_app.ops.fft_conv import irfft, rfft
@@ -37,22 +36,51 @@ class BandsState(NamedTuple):
     layers: tuple[Any, ...]
 
 
-class Mixing(nn.Module):
-    """Residual mixing of bands: x + W₂ GELU(W₁ norm(x)) along the axis of bands, alike for every channel."""
+class Matrices(nn.Module):
+    """A matrix and a bias for each of `count` groups of rows."""
 
-    def __init__(self, d_model: int, bands: int) -> None:
+    def __init__(self, count: int, d_in: int, d_out: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
-        self.enter, self.leave = Linear(bands, bands), Linear(bands, bands)
+        self.weight = nn.Parameter(torch.empty(count, d_in, d_out).uniform_(-1, 1) * d_in**-0.5)
+        self.bias = nn.Parameter(torch.zeros(count, 1, d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, bands, N, d_model) to the same shape."""
-        y = linear(self.leave, self.enter(self.norm(x).flatten(2).mT), gelu=True)
-        return x + y.mT.unflatten(2, x.shape[2:])
+        """(count, rows, d_in) to (count, rows, d_out)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class Mixing(nn.Module):
+    """Residual mixing of bands: x + W₂ GELU(W₁ norm(x)) along the axis of bands; each head has its own W."""
+
+    def __init__(self, d_model: int, bands: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.heads = nn.LayerNorm(d_model), heads
+        self.enter, self.leave = Matrices(heads, bands, bands), Matrices(heads, bands, bands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, bands, N, d_model) to the same shape; neighbouring channels are of one head."""
+        parts = self.norm(x).unflatten(3, (self.heads, -1)).permute(3, 0, 2, 4, 1)  # (heads, B, N, …, bands)
+        y = self.leave(nn.functional.gelu(self.enter(parts.flatten(1, 3))))
+        return x + y.view(parts.shape).permute(1, 4, 2, 0, 3).flatten(3)
+
+
+def edges(bins: int, bands: int, narrowest: int) -> list[int]:
+    """The first bin of each band, and the end: widths grow by one factor from `narrowest` to fill `bins`."""
+
+    def end(factor: float, count: int = bands) -> float:
+        return narrowest * sum(factor**k for k in range(count))
+
+    low, high = 1.0, float(bins)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if end(middle) < bins else (low, middle)
+    return [*(round(end(low, count)) for count in range(bands)), bins]
 
 
 class Bands(Model):
     """Frames of 2·hop samples → spectra → bands → (layer along time, mixing of bands) × depth → mask.
+
+    Low bands are narrow, since most of a voice is there. A band sees half its width of each neighbour too.
 
     The input's offset is taken out, and its level before the layers see it: running means of both are part of
     the state. So the output scales with the input at every level. The mask is complex, and is one at the
@@ -66,18 +94,28 @@ class Bands(Model):
     class Config:
         d_model: int = 32  # channels of a band
         depth: int = 4  # blocks, each a layer along time and a mixing of bands
-        bands: int = 32  # groups of neighbouring bins; a divisor of hop
+        bands: int = 32  # groups of neighbouring bins
+        narrowest: int = 4  # bins of the lowest band; each next band is wider by one factor
+        heads: int = 4  # groups of channels, each with its own mixing of bands; a divisor of d_model
         hop: int = 256  # samples between frames of twice as many
         dropout: float = 0.0  # share of channels that training drops
         layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
-            if min(self.d_model, self.depth, self.bands, self.hop) < 1:
-                raise RecipeError("d_model, depth, bands and hop: expected positive integers")
-            if self.hop % self.bands:
-                raise RecipeError(f"bands: expected a divisor of hop ({self.hop}), not {self.bands}")
+            if min(self.d_model, self.depth, self.hop, self.bands, self.narrowest, self.heads) < 1:
+                raise RecipeError(
+                    "d_model, depth, hop, bands, narrowest and heads: expected positive integers"
+                )
+            if self.bands * self.narrowest > self.hop:
+                raise RecipeError(
+                    f"bands: expected at most hop/narrowest = {self.hop // self.narrowest}, not {self.bands}"
+                )
+            if self.d_model % self.heads:
+                raise RecipeError(f"heads: expected a divisor of d_model = {self.d_model}, not {self.heads}")
 
     window: Tensor
+    heard: Tensor  # (bands, reach): the bins that a band sees; hop stands for none
+    made: Tensor  # (hop,): the place of a bin in the bands' masks, each of which is as wide as the widest
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
         super().__init__(spec)
@@ -85,16 +123,26 @@ class Bands(Model):
             raise RecipeError("model.name: bands takes sound of one channel, and gives the same")
         self.hop = self.delay = config.hop
         self.lookahead = config.hop - 1
-        self.bands, width = config.bands, config.hop // config.bands
-        self.analysis = Linear(2 * width * 3, config.d_model)  # a band and half of each neighbour
-        self.place = nn.Parameter(0.02 * torch.randn(config.bands, config.d_model))
+        self.bands = config.bands
+        starts = torch.tensor(edges(config.hop, config.bands, config.narrowest))
+        widths = starts.diff()
+        widest = int(widths.max())
+        first, last = (starts[:-1] - widths // 2)[:, None], (starts[1:] + widths // 2)[:, None]
+        heard = first + torch.arange(widest + 2 * (widest // 2))
+        heard[(heard < 0) | (heard >= last.clamp_max(config.hop))] = config.hop
+        self.register_buffer("heard", heard, False)
+        places = torch.arange(config.bands)[:, None] * widest + torch.arange(widest)
+        self.register_buffer("made", places[torch.arange(widest) < widths[:, None]], False)
+        self.analysis = Matrices(config.bands, 3 * heard.shape[1], config.d_model)
         self.blocks = Blocks([config.d_model] * config.depth, config.layer, config.dropout)
-        self.mixing = nn.ModuleList(Mixing(config.d_model, config.bands) for _ in range(config.depth))
+        self.mixing = nn.ModuleList(
+            Mixing(config.d_model, config.bands, config.heads) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(config.d_model)
-        self.mask = Linear(config.d_model, 2 * width)
+        self.mask = Matrices(config.bands, config.d_model, 2 * widest)
         with torch.no_grad():
             self.mask.weight.mul_(0.1)
-            self.mask.bias.copy_(torch.tensor([1.0, 0.0]).repeat_interleave(width))
+            self.mask.bias[..., :widest] = 1
         window = torch.sin(math.pi * (torch.arange(2 * config.hop) + 0.5) / (2 * config.hop))
         self.register_buffer("window", window, False)
 
@@ -143,17 +191,19 @@ class Bands(Model):
         self, x: Tensor, layers: tuple[Any, ...], counts: Tensor | None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """A planar factor (B, N, 2, bins) from features (B, N, 3, bins)."""
-        batch, width = x.shape[0], self.hop // self.bands
-        windows = nn.functional.pad(x, (width // 2, width - width // 2)).unfold(3, 2 * width, width)
-        x = self.analysis(windows.permute(0, 3, 1, 2, 4).flatten(3)) + self.place[:, None]
+        batch, frames = x.shape[:2]
+        seen = nn.functional.pad(x, (0, 1))[..., self.heard]  # (B, N, 3, bands, reach)
+        x = self.analysis(seen.permute(3, 0, 1, 2, 4).flatten(3).flatten(1, 2))
+        x = x.unflatten(1, (batch, frames)).transpose(0, 1)
         rows = Rows(lengths=None if counts is None else counts.repeat_interleave(self.bands))
         after = []
         for block, mixing, state in zip(self.blocks, self.mixing, layers, strict=True):
             y, state = block(x.flatten(0, 1), each(_of_all_bands, state), rows)
             x = mixing(y.unflatten(0, (batch, self.bands)))
             after.append(each(self._by_band, state))
-        mask = self.mask(self.norm(x)).unflatten(3, (2, width))
-        return mask.permute(0, 2, 3, 1, 4).flatten(3), tuple(after)
+        masks = self.mask(self.norm(x).transpose(0, 1).flatten(1, 2)).unflatten(1, (batch, frames))
+        masks = masks.unflatten(3, (2, -1)).permute(1, 2, 3, 0, 4).flatten(3)
+        return masks.index_select(3, self.made), tuple(after)
 
     def _by_band(self, state: Tensor) -> Tensor:
         """(B·bands, …) as (B, bands, …)."""

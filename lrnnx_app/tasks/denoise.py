@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.spec import Batch, DataSpec
+from lrnnx_app.tasks._audible import RATE, Audible
 from lrnnx_app.tasks._base import Task
 
 EXAMPLES = 3  # test clips kept for pictures and sounds
@@ -27,7 +29,7 @@ class Denoise(Task):
 
     Spectra of three lengths count, with and without phases. Both waves are first divided by the level of the
     noisy one, so that loud and quiet examples weigh alike. Examples without speech have no SNR. The SNR grows
-    up to 40 dB; unlike the SI-SNR it punishes a wrong level.
+    up to 40 dB; unlike the SI-SNR it punishes a wrong level. `audible` adds what PESQ rests on.
 
     Metrics: SI-SNR in dB of the noisy input and of the output, and its improvement; means over clips. A test
     also gives the standard error of the improvement, and PESQ and STOI of input and output, if their packages
@@ -45,10 +47,14 @@ class Denoise(Task):
         spectral: float = 100.0  # weight of the distance of compressed spectra in the loss
         snr: float = 0.1  # weight of −SNR in dB in the loss
         si_snr: float = 0.0  # weight of −SI-SNR in dB in the loss
+        audible: float = 0.0  # weight of how different the voices sound, at 16 kHz alone
 
     def __init__(self, config: Config, model_config: Any, spec: DataSpec) -> None:
         super().__init__(config, model_config, spec)
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
+        if config.audible and spec.sample_rate != RATE:
+            raise RecipeError(f"task.audible: expected sound at {RATE} Hz, or 0, not {spec.sample_rate} Hz")
+        self.audible = Audible() if config.audible else None
         for size in SIZES:
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
@@ -68,6 +74,9 @@ class Denoise(Task):
         exact = torch.where(spoken, snr(estimate, target), 0)
         loss = self.config.spectral * distance
         loss = loss - self.config.snr * exact.mean() - self.config.si_snr * after.mean()
+        if self.audible is not None:
+            heard = self.audible(torch.where(spoken[:, None], estimate, target), target)
+            loss = loss + self.config.audible * heard.mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         self.log(
             "train/si_snr_improvement",

@@ -5,7 +5,7 @@ import torch
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.export._chunk import Chunk, traced
-from lrnnx_app.models.bands import FLOOR, Bands
+from lrnnx_app.models.bands import FLOOR, Bands, edges
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import DataSpec
 from tests.helpers import TOLERANCE, relative
@@ -66,9 +66,34 @@ def test_exported_it_streams_alike_for_any_batch():
     assert relative(torch.cat(parts, 1), whole) < TOLERANCE[torch.float32]
 
 
+def test_bands_widen_and_leave_no_gap():
+    starts = torch.tensor(edges(256, 32, 4))
+    widths = starts.diff()
+    assert starts[0] == 0
+    assert starts[-1] == 256
+    assert widths[0] == 4
+    assert widths[-1] > 3 * widths[0]
+    assert (widths.diff() >= -1).all()  # but for rounding each is as wide as the last one
+    assert edges(64, 16, 4) == list(range(0, 65, 4))
+
+
+def test_a_mask_acts_on_the_bins_of_its_band_alone():
+    model = bands(spread=False, narrowest=1)
+    with torch.no_grad():
+        model.mask.bias[:] = torch.arange(4.0)[:, None, None]
+        mask, _ = model._mask(torch.randn(1, 1, 3, HOP).double(), model.init_state(1).layers, None)
+    widths = torch.tensor(edges(HOP, 4, 1)).diff()
+    assert mask[0, 0, 0].tolist() == torch.arange(4).repeat_interleave(widths).tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "spec", "word"),
-    [({"bands": 3}, SPEC, "bands"), ({"depth": 0}, SPEC, "depth"), ({}, DataSpec(3, 5), "bands")],
+    [
+        ({"bands": 5}, SPEC, "bands"),
+        ({"heads": 3}, SPEC, "heads"),
+        ({"depth": 0}, SPEC, "depth"),
+        ({}, DataSpec(3, 5), "bands"),
+    ],
 )
 def test_refuses(options, spec, word):
     with pytest.raises(RecipeError, match=word):
