@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from lrnnx_app.ops import _compilers, _extension
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.reports import doctor
@@ -48,3 +49,27 @@ def test_wrong_operator_is_named_with_its_error_and_a_cure(monkeypatch, name):
     assert f"of {name} is wrong in float64: output error 0.001, and " in said
     assert "LRNNX_BUILD=off" in said or "reinstall torch" in said
     assert "something is wrong" in doctor.text(report)
+
+
+@pytest.mark.parametrize("broken", [(), ("row_linear", "advance")])
+def test_without_a_gpu_all_cuda_kernels_are_built_if_there_is_nvcc(monkeypatch, tmp_path, broken):
+    def build(device, names):
+        assert device == "cuda"
+        error = _compilers.BuildError("the compiler failed")
+        return {name: error if name in broken else tmp_path / name / f"{name}.so" for name in names}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_extension, "load", lambda device, *names: device == "cpu")
+    monkeypatch.setattr(_extension, "build", build)
+    monkeypatch.setattr(_extension, "_failures", {})
+    monkeypatch.setattr(_extension, "_words", {})
+    monkeypatch.setattr(_compilers, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setenv("LRNNX_BUILD", "cuda")
+    for name in set(OPERATORS) - {"rfft"}:
+        monkeypatch.delitem(OPERATORS, name)
+    report = doctor.run(build=True)
+    assert report.ok == (not broken)
+    assert f"built in {tmp_path}" in report.kernels["cuda"]
+    said = [line for line in report.advice if line.startswith("cuda: ") and "the compiler failed" in line]
+    assert len(said) == bool(broken)
+    assert all(name in said[0] for name in broken)
