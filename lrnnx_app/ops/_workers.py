@@ -38,7 +38,7 @@ class Progress:
 
     def __init__(self, what: str) -> None:
         self.what = what  # such as "CPU kernels of linear_scan"
-        self._started = 0.0
+        self._started = self._last = 0.0  # times of the start, and of the last file made
         self._all = self._made = self._found = 0
         self._shown = ""
         self._lock = threading.Lock()
@@ -53,13 +53,19 @@ class Progress:
         """A file is made, or `found` where an earlier start had left it."""
         with self._lock:
             self._found += found
-            self._made += not found
+            if not found:
+                self._made += 1
+                self._last = time.monotonic()
 
     def line(self) -> str:
         """Files done of all, and about how many seconds are left."""
-        took, done = time.monotonic() - self._started, self._made + self._found
-        about = f", about {took / self._made * (self._all - done):.0f} s left" if self._made else ""
-        return f"lrnnx: building {self.what}: {done} of {self._all} files{about}"
+        with self._lock:
+            done, about = self._made + self._found, ""
+            if self._made:
+                pace = (self._last - self._started) / self._made
+                left = self._last + pace * (self._all - done) - time.monotonic()
+                about = f", about {max(left, 0):.0f} s left"
+            return f"lrnnx: building {self.what}: {done} of {self._all} files{about}"
 
     def show(self) -> None:
         if self._all and sys.stderr.isatty():
