@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lrnnx_app.runs.run import Run as RunFolder
 ENDING = ".onnx"
 OPSET = 20
 INT8_TOLERANCE = 0.1
+TABLE = 1 << 22  # bytes of a constant, such as a table of a transform, that is computed once for all
 LEAST = 1024  # smaller matrices are not stored in 8 bits
 
 
@@ -80,7 +82,7 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
         )
     assert exported is not None
     for step in (
-        optimizer.fold_constants,
+        partial(optimizer.fold_constants, input_size_limit=TABLE, output_size_limit=TABLE),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
