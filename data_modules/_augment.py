@@ -14,6 +14,7 @@ from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import RecipeError
 
 EARLY = 0.05  # s, of the echoes that a voice keeps
+LONGEST = 0.8  # s, in which a room's echoes fall by 60 dB
 SPEEDS = 100  # a speed is a multiple of 1/SPEEDS, for which the resampler's filter is short
 
 
@@ -161,8 +162,9 @@ def shelved(waves: Tensor, shelves: Tensor, rate: int) -> Tensor:
 
 
 def room(rate: int, rng: np.random.Generator) -> Tensor:
-    """A random impulse response (T,): the direct sound, then noise that falls by 60 dB in 0.1 to 0.8 s."""
-    seconds, ratio = rng.uniform(0.1, 0.8), 10 ** (rng.uniform(-5, 10) / 20)  # direct to reverberant sound
+    """A random impulse response (T,): the direct sound, then noise that falls by 60 dB in 0.1 s or more."""
+    seconds = rng.uniform(0.1, LONGEST)
+    ratio = 10 ** (rng.uniform(-5, 10) / 20)  # of the direct to the reverberant sound
     t = np.arange(1, round(seconds * rate)) / rate
     tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > rng.uniform(0.001, 0.008))
     tail = np.convolve(tail, (0.25, 0.5, 0.25), "same")  # walls take high frequencies first

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
-from data_modules._augment import Augment, Recording, echoed, recorded, shelved
+from data_modules._augment import LONGEST, Augment, Recording, echoed, recorded, shelved
 from data_modules._splits import own
 from lrnnx_app.data.audio_io import Clips, excerpt, find_audio
 from lrnnx_app.errors import DataError
@@ -133,14 +133,16 @@ class Mixtures:
         drawn = [self._drawn(row % len(self.speech), rng) for row, rng in zip(rows, rngs, strict=True)]
         shelves = [one.shelves for one in drawn if one.shelves is not None]
         in_room = [i for i, one in enumerate(drawn) if one.room is not None]
-        rooms = [one.room for one in drawn if one.room is not None]
+        # of one length, since a GPU prepares transforms for each length that it meets, in milliseconds
+        longest = round(LONGEST * self.config.sample_rate)
+        rooms = [pad(one.room, (0, longest - len(one.room))) for one in drawn if one.room is not None]
         return Parts(
             voice=torch.stack([one.voice for one in drawn]),
             noise=torch.stack([one.noise for one in drawn]),
             coloured={i: one.beta for i, one in enumerate(drawn) if one.beta is not None},
             shelves=torch.tensor(shelves).transpose(0, 1) if shelves else None,
             in_room=in_room,
-            rooms=pad_sequence(rooms, batch_first=True) if rooms else None,
+            rooms=torch.stack(rooms) if rooms else None,
             kinds=[one.kind for one in drawn],
             snr=[one.snr for one in drawn],
             recordings=[one.recording for one in drawn],
@@ -205,7 +207,7 @@ def part(clip: Tensor, frames: int, rng: np.random.Generator) -> Tensor:
         start = int(rng.integers(0, spare + 1))
         return clip[start : start + frames]
     before = int(rng.integers(0, -spare + 1))
-    return torch.nn.functional.pad(clip, (before, -spare - before))
+    return pad(clip, (before, -spare - before))
 
 
 def coloured(white: Tensor, beta: Tensor | float) -> Tensor:
