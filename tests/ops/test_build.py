@@ -219,7 +219,8 @@ def test_an_nvcc_of_another_version_is_not_taken(nvccs: Path) -> None:
     assert _compilers.find_nvcc() == of_pip
 
 
-def test_libraries_of_pip_are_found_by_the_linker(nvccs: Path) -> None:
+def test_libraries_of_pip_are_found_by_the_linker(nvccs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # no compiler is asked for
     nvcc(nvccs / "pip/nvidia/cu13/bin/nvcc", "13.2")
     own = nvccs / "pip/nvidia/cu13/lib"
     assert f"-L{own}" not in _compilers.commands("cuda").libraries
