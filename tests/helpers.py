@@ -218,3 +218,15 @@ def same(run: Path, other: Path) -> None:
             assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
         assert one["lr_schedulers"] == two["lr_schedulers"]
     assert rows(run) == rows(other)
+
+
+def again_without_kernels(file: str, chosen: str = "") -> None:
+    """Run a test file, or those of its tests that pytest's -k chooses, where operators are torch code."""
+    if os.environ.get("LRNNX_BUILD") == "off":
+        return  # this is what the others have tested
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, file]
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, env={**alone, "LRNNX_BUILD": "off"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

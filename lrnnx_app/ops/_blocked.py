@@ -149,13 +149,13 @@ def _adjoint_by_group(
     grad, grad_last, given, states, h0, lengths, reset, reverse, run
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups = given.shape[-1]
-    a = _fold(given.expand(states.shape[0], -1, -1), groups)
+    a = _fold(cast(given, state_dtype(given.dtype)).expand(states.shape[0], -1, -1), groups)  # for exact sums
     grad, grad_last, states = (_fold(x, groups) for x in (grad, grad_last, states))
     h0 = None if h0 is None else _fold(h0, groups)
     lengths, reset = _rows(groups, lengths, reset)
     found = adjoint(grad, grad_last, a, states, h0, lengths, reset, reverse, run)
     grad_a, grad_b, grad_h0 = (_unfold(x, groups) for x in found)
-    return grad_a.sum_to_size(given.shape).contiguous(), grad_b, grad_h0
+    return grad_a.sum_to_size(given.shape).to(given.dtype).contiguous(), grad_b, grad_h0
 
 
 def _affine(a: Tensor, h: Tensor, b: Tensor, out: Tensor) -> Tensor:

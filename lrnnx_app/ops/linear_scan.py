@@ -8,6 +8,9 @@ run it elsewhere. Tests compare it with the definition, `reference`. For values 
 are summed, and the last one is returned, in float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -124,6 +127,19 @@ def wants_gradient(*operands: Tensor | None) -> bool:
     """Whether autograd or a function transform will differentiate results of these operands."""
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     return wanted or transformed()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Records gradients also where torch does not, as in an operator that a dispatch mode calls."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
 
 
 def leaf(x: Tensor) -> Tensor:

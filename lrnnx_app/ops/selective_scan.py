@@ -19,7 +19,7 @@ from lrnnx_app.ops import _extension
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._selective import blocked, reference
 from lrnnx_app.ops._transforms import transformed
-from lrnnx_app.ops.linear_scan import leaf, state_dtype, wants_gradient
+from lrnnx_app.ops.linear_scan import leaf, recording, state_dtype, wants_gradient
 from lrnnx_app.ops.rules import Rule, find
 
 __all__ = ["blocked", "reference", "selective_scan"]
@@ -187,11 +187,11 @@ def _taken(u: Tensor, A: Tensor) -> bool:
 
 
 def _adjoint(grad, grad_last, *arguments):
-    """Gradients by differentiating `blocked`. If autograd is on, they can be differentiated again."""
+    """Gradients by differentiating `blocked`. If autograd records, they can be differentiated again."""
     tensors, rest = list(arguments[:10]), arguments[10:]
-    again, wide = torch.is_grad_enabled(), state_dtype(tensors[0].dtype)
+    again, wide = wants_gradient(grad, grad_last, *tensors), state_dtype(tensors[0].dtype)
     tensors[9] = torch.zeros_like(grad_last) if tensors[9] is None else tensors[9]
-    with torch.enable_grad():
+    with recording():
         leaves = [None if x is None else leaf(x) for x in tensors]
         run: Any = blocked
         outputs = run(*leaves, *rest)
@@ -204,7 +204,7 @@ def _adjoint(grad, grad_last, *arguments):
         )
     each = iter(found)
     grads = [grad.new_empty(0, dtype=wide) if x is None else next(each) for x in tensors]
-    return tuple(g if i in _NARROW else g.to(wide) for i, g in enumerate(grads))
+    return tuple((g if i in _NARROW else g.to(wide)).contiguous() for i, g in enumerate(grads))
 
 
 _NARROW = (0, 1, 3, 4, 6)  # gradients in the dtype of their argument

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lrnnx_app.ops import _extension
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
-from lrnnx_app.ops.linear_scan import leaf, state_dtype
+from lrnnx_app.ops.linear_scan import leaf, recording, state_dtype, wants_gradient
 from lrnnx_app.spec import unpadded
 
 WIDEST = 4  # largest W of the kernels in csrc/
@@ -154,17 +154,17 @@ _library.define(
 
 
 def _adjoint(grad, grad_last, x, weight, bias, state, lengths, reset, silu):
-    """Gradients by differentiating `blocked`. If autograd is on, they can be differentiated again."""
-    dtype, again = state_dtype(x.dtype), torch.is_grad_enabled()
+    """Gradients by differentiating `blocked`. If autograd records, they can be differentiated again."""
+    dtype, again = state_dtype(x.dtype), wants_gradient(grad, grad_last, x, weight, bias, state)
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     state = x.new_zeros(grad_last.shape, dtype=dtype) if state is None else state
-    with torch.enable_grad():
+    with recording():
         leaves = x, weight, bias, state = [leaf(z) for z in (x, weight, bias, state)]
         outputs = blocked(x, weight, bias, state, lengths, reset, silu)
         grads = torch.autograd.grad(
             outputs, leaves, (grad.to(x.dtype), grad_last), create_graph=again, materialize_grads=True
         )
-    dx, d_weight, d_bias, d_state = grads
+    dx, d_weight, d_bias, d_state = (z.contiguous() for z in grads)  # as a kernel gives them
     return dx, d_weight, d_bias.to(dtype), d_state.to(dtype)
 
 

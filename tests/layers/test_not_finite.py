@@ -4,16 +4,13 @@ Over all layers, with kernels and, in a process of its own, with the torch code 
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.ops.linear_scan import linear_scan
-from tests.helpers import TOLERANCE, relative
+from tests.helpers import TOLERANCE, again_without_kernels, relative
 from tests.layers.test_layers import D_MODEL, TIMED, TIMED_PLAIN, _name
 
 BATCH, TIME, START = 2, 21, 9
@@ -120,11 +117,4 @@ def test_scan_of_any_place(device, place, even, reverse):
 
 
 def test_without_kernels():
-    if os.environ.get("LRNNX_BUILD") == "off":
-        return  # this is what the others have tested
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    done = subprocess.run(
-        command, env={**alone, "LRNNX_BUILD": "off"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+    again_without_kernels(__file__)

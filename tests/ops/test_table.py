@@ -14,7 +14,7 @@ from lrnnx_app.ops._examples import Draw, Operands, Sizes
 from lrnnx_app.ops._table import OPERATORS, TOLERANCE, Operator, Variant
 from lrnnx_app.ops._timed import OF_STEPS, TIMED
 from lrnnx_app.ops.linear_scan import state_dtype
-from tests.helpers import needs_kernels
+from tests.helpers import again_without_kernels, needs_kernels
 
 each = pytest.mark.parametrize("name", OPERATORS)
 SMALL, TINY = Sizes(3, 7, 4), Sizes(2, 4, 2)
@@ -264,3 +264,7 @@ def made_by(op: Any, args: Any) -> list[Tensor]:
     if returned is not None:
         return outputs_of(returned)
     return [x for x in tree_leaves(args) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def test_without_kernels():
+    again_without_kernels(__file__, "cpu and (opcheck or definition)")
