@@ -12,9 +12,7 @@ import hashlib
 import platform
 import re
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ from lrnnx_app.disk import atomic
 from lrnnx_app.disk.cache import made, root
 from lrnnx_app.errors import CacheError
 from lrnnx_app.ops._compilers import BuildError, Commands, commands
-from lrnnx_app.ops._workers import CommandError, Progress, Workers
+from lrnnx_app.ops._ninja import Edge, Progress, run
 
 SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}
 INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
@@ -45,75 +43,88 @@ def build(device: str, names: Sequence[str], target: str = "") -> dict[str, Path
 
     All files that are to be compiled are compiled side by side. For `target` see `_compilers.commands`.
     """
-    found: dict[str, Path | BuildError] = {}
     try:
         use = commands(device, target)
     except BuildError as error:
         return dict.fromkeys(names, error)
     of, where = f" of {names[0]}" if len(names) == 1 else "", f" for {target}" if target else ""
+    found: dict[str, Path | BuildError] = {}
     progress = Progress(f"{device.upper()} kernels{of}{where}")
-    with Workers() as workers:
-
-        def one(name: str) -> None:
-            try:
-                found[name] = _library(device, name, use, workers, progress)
-            except BuildError as error:
-                found[name] = error
-            except (CacheError, OSError) as error:
-                found[name] = BuildError(str(error))
-
-        workers.watch([threading.Thread(target=one, args=[name], daemon=True) for name in names], progress)
+    try:
+        # in one order, so that two processes do not wait for each other
+        _made([_Library(device, name, use) for name in sorted(names)], [], found, progress)
+    except BaseException:
+        progress.finish("stopped, and goes on from here at the next start,")
+        raise
     failed = any(isinstance(each, BuildError) for each in found.values())
     progress.finish("failed" if failed else "done")
     return found
 
 
-def _library(device: str, name: str, use: Commands, workers: Workers, progress: Progress) -> Path:
-    """The library of this name. Raises BuildError, CacheError, or OSError if the cache cannot be written."""
-    key = f"kernels/{device}-{name}-{_key(device, name, use)}"
-    kept, report = root() / f"{key}.parts", root() / f"{key}.log"
+class _Library:
+    """A library to be built."""
 
-    def compiled(source: Path) -> Path:
-        found = True
+    def __init__(self, device: str, name: str, use: Commands) -> None:
+        self.name, self.use, self.sources = name, use, sources(device, name)
+        self.key = f"kernels/{device}-{name}-{_key(device, name, use)}"
+        self.kept, self.report = root() / f"{self.key}.parts", root() / f"{self.key}.log"
+        self.part = Path()  # the folder in which it is made
+        self.why = f"the compiler failed, see {self.report}; check it with `lrnnx doctor --build`"
 
-        def make(part: Path) -> None:
-            nonlocal found
-            found = False
-            workers.run([*use.compile, "-c", str(source), "-o", str(part / "o.o")], part / "scratch")
+    @property
+    def path(self) -> Path:
+        return self.part / f"{self.name}.so"
 
-        home = made(root(), f"{key}.parts/{source.stem}", make)
-        progress.done(found)
-        return home / "o.o"
+    def edges(self, progress: Progress) -> Iterator[Edge]:
+        """What is to be made; objects that an ended build has kept are there already."""
+        self.kept.mkdir(0o700, exist_ok=True)
+        objects = [self.kept / f"{source.stem}.o" for source in self.sources]
+        progress.expect(len(objects) + 1)
+        for source, path in zip(self.sources, objects, strict=True):
+            if path.exists() and path.stat().st_size:
+                progress.done(found=True)
+            else:
+                yield path, [source], [*self.use.compile, "-c", str(source), "-o", "{}"]
+        yield self.path, objects, [*self.use.link, *map(str, objects), "-o", "{}", *self.use.libraries]
+
+
+def _made(
+    left: list[_Library], begun: list[_Library], found: dict[str, Path | BuildError], progress: Progress
+) -> None:
+    """Take the libraries `left` from the cache, or begin them; then make all that are begun, in one run.
+
+    Each is begun inside `made` of the one before, so that the locks of all are held.
+    """
+    if not left:
+        if begun:
+            scratch = begun[0].part / "scratch"
+            scratch.mkdir()
+            try:
+                said = run([edge for each in begun for edge in each.edges(progress)], scratch, progress)
+            except OSError as error:
+                for each in begun:
+                    each.why = str(error)
+            else:
+                for each in begun:
+                    if not each.path.exists():
+                        atomic.write(each.report, said)
+            shutil.rmtree(scratch)
+        return
+    first, *rest = left
 
     def make(part: Path) -> None:
-        paths = sources(device, name)
-        progress.expect(len(paths) + 1)
-        parts = [workers.pool.submit(compiled, path) for path in paths]
-        try:
-            objects = [str(path) for path in _results(parts)]
-            workers.run(
-                [*use.link, *objects, "-o", str(part / f"{name}.so"), *use.libraries], part / "scratch"
-            )
-        except CommandError as error:
-            if not workers.ended:
-                atomic.write(report, str(error))
-            raise BuildError(
-                f"the compiler failed, see {report}; check it with `lrnnx doctor --build`"
-            ) from error
-        progress.done()
-        shutil.rmtree(kept)
+        first.part = part
+        _made(rest, [*begun, first], found, progress)
+        if not first.path.exists():
+            raise BuildError(first.why)
+        shutil.rmtree(first.kept)
 
-    return made(root(), key, make) / f"{name}.so"
-
-
-def _results(parts: Sequence[Future[Path]]) -> Iterator[Path]:
-    """Results in order. If one fails, those that have not started are given up."""
     try:
-        for part in parts:
-            yield part.result()
-    finally:
-        for part in parts:
-            part.cancel()
+        found[first.name] = made(root(), first.key, make) / first.path.name
+    except (BuildError, CacheError, OSError) as error:
+        found[first.name] = error if isinstance(error, BuildError) else BuildError(str(error))
+    if first.part == Path():
+        _made(rest, begun, found, progress)
 
 
 def source_root() -> Path:

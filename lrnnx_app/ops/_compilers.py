@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from lrnnx_app.ops._workers import processors
+from lrnnx_app.ops._ninja import processors
 
 OLDEST_TORCH = (2, 10)  # whose stable ABI csrc/ uses
 SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lrnnx_app.console.tables import table
-from lrnnx_app.ops import _compilers, _extension
+from lrnnx_app.ops import _compilers, _extension, _ninja
 from lrnnx_app.ops._compare import worst_errors
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._table import OPERATORS
@@ -128,10 +128,11 @@ def _tools() -> dict[str, str]:
     for name, find in {
         "C++": _compilers.host_compiler,
         "CUDA": _compilers.find_nvcc,
+        "ninja": _ninja.ninja,
     }.items():
         try:
             found[name] = _first_line(find())
-        except _compilers.BuildError as error:
+        except (_compilers.BuildError, FileNotFoundError) as error:
             found[name] = str(error)
     return found
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lrnnx_app.ops import _build, _compilers
+from lrnnx_app.ops._ninja import Progress
 from lrnnx_app.ops._table import OPERATORS
-from lrnnx_app.ops._workers import Progress
 
 # Notes the files that it has compiled. One whose name begins with "slow" takes a minute.
 FAKE = """#!/bin/sh
@@ -58,7 +58,7 @@ class Bench:
     def wait_for(self, *names: str) -> None:
         """Wait until these are compiled and kept."""
         deadline = time.monotonic() + 60
-        while not all([*self.cache.glob(f"kernels/*.parts/{name}/seal.json")] for name in names):
+        while not all([*self.cache.glob(f"kernels/*.parts/{name}.o")] for name in names):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -106,7 +106,7 @@ def test_a_kept_file_that_was_cut_is_compiled_again(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     bench.compiled()
-    os.truncate(next(bench.cache.rglob("*.parts/one/o.o")), 0)
+    os.truncate(next(bench.cache.rglob("*.parts/one.o")), 0)
     bench.hurry()
     assert bench.finish() == ""
     assert bench.compiled() == ["link", "one.cpp", "slow.cpp"]
