@@ -82,11 +82,13 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
         )
     assert exported is not None
     for step in (
+        common.InlinePass(),  # older exporters leave calls of functions
         partial(optimizer.fold_constants, input_size_limit=TABLE, output_size_limit=TABLE),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
     ):
         step(exported.model)
     model = ir.to_proto(exported.model)
