@@ -24,9 +24,13 @@ inline ScalarType state_dtype(ScalarType dtype) {
   return dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
 
-inline Tensor dense(const Tensor& x, ScalarType dtype) {
-  return torch::stable::contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
+inline Tensor as(const Tensor& x, ScalarType dtype) {
+  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
 }
+
+inline Optional as(const Optional& x, ScalarType dtype) { return x ? Optional(as(*x, dtype)) : std::nullopt; }
+
+inline Tensor dense(const Tensor& x, ScalarType dtype) { return torch::stable::contiguous(as(x, dtype)); }
 
 inline Optional dense(const Optional& x, ScalarType dtype) {
   return x ? Optional(dense(*x, dtype)) : std::nullopt;

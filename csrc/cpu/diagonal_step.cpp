@@ -157,9 +157,6 @@ void spread(const Step& p, int64_t rule) {
   by_rule(rule, [&](auto kind) { spread<S, P, decltype(kind)::value>(p); });
 }
 
-Tensor as(const Tensor& x, ScalarType dtype) { return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype); }
-Optional as(const Optional& x, ScalarType dtype) { return x ? Optional(as(*x, dtype)) : std::nullopt; }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> diagonal_step(

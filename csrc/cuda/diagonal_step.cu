@@ -167,9 +167,6 @@ Operand operand(const Tensor& x, Axes axes = kAll) {
   return r;
 }
 
-Tensor as(const Tensor& x, ScalarType dtype) { return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype); }
-Optional as(const Optional& x, ScalarType dtype) { return x ? Optional(as(*x, dtype)) : std::nullopt; }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> diagonal_step(

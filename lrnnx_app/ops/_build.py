@@ -38,6 +38,11 @@ def sources(device: str, name: str) -> list[Path]:
     return [place / f"{name}{suffix}", *sorted((place / "instances" / name).glob(f"*{suffix}"))]
 
 
+def by_rule(device: str, name: str) -> bool:
+    """Whether a library holds a kernel for each rule of discretization."""
+    return any(path.name == "by_rule.h" for path in _with_included(sources(device, name)))
+
+
 def build(device: str, names: Sequence[str], target: str = "") -> dict[str, Path | BuildError]:
     """Libraries of a device, each from the cache or built now; or the error why there is none.
 

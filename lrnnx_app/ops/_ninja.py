@@ -21,7 +21,7 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-STATUS = re.compile(r"\[(\d+)/\d+\] ")  # edges done of all
+STATUS = re.compile(r"\[\d+/\d+\] ")  # edges done of all
 Edge = tuple[Path, Sequence[Path], Sequence[str]]  # a file, its parts, and a command: `{}` is the file there
 BLINK = 0.2  # seconds between two looks at how far a build is
 
