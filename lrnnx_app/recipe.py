@@ -48,6 +48,9 @@ class TrainerConfig:
     nodes: int = 1  # machines that train together
     strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.train.strategies
     graph: bool = False  # on one GPU, replay the model's passes as CUDA graphs: for small steps of one shape
+    compile: bool = (
+        False  # fuse the work of each block by torch.compile, which takes a minute or two at the start
+    )
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:

@@ -28,10 +28,10 @@ from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import artifacts, processes, progress, trainers
 from lrnnx_app.train import resume as resumption
 from lrnnx_app.train.checkpoints import Checkpoints
-from lrnnx_app.train.cuda_graph import GraphReplay
 from lrnnx_app.train.learner import learner
 from lrnnx_app.train.loaders import Loaders
 from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
+from lrnnx_app.train.passes import Passes
 from lrnnx_app.train.rates import Rates
 from lrnnx_app.train.strategies import WHOLE
 from lrnnx_app.train.summary import summary
@@ -113,7 +113,7 @@ class _Observers:
         self.peers = processes.PeerWatch(folder)
         self.callbacks: list[Callback] = [
             LambdaCallback(setup=self.peers.watch),
-            GraphReplay(task.model, settings),
+            Passes(task.model, settings),
             trainers.BatchSeed(recipe.seed),
             Rates(),
             self.nonfinite,

@@ -1,0 +1,104 @@
+"""Training passes that cost less: blocks compiled by torch.compile, and passes replayed as CUDA graphs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lrnnx_app.ops.capture import CaptureError, capture_passes
+from lrnnx_app.recipe import TrainerConfig
+from lrnnx_app.train.progress import say
+
+NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Passes(Callback):
+    """While training, runs a model as `trainer.compile` and `trainer.graph` ask for.
+
+    No graph is used on a CPU, on several GPUs, or if gradients of several batches are added up, since each
+    replay overwrites them.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
+        self.model, self.settings = model, settings
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+        graph = self.settings.graph and alone and trainer.strategy.root_device.type == "cuda"
+        if graph or self.settings.compile:
+            narrow = NARROW.get(self.settings.precision)
+            self.model.forward = of_one_shape(self.model, self.settings.compile, graph, narrow)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        vars(self.model).pop("forward", None)  # restores the method of the class
+        for block in blocks(self.model):
+            block._compiled_call_impl = None
+
+
+class Outputs(nn.Module):
+    """A model that returns y without its state.
+
+    Only the forward pass runs under autocast to `dtype`, as it does without a graph. A backward pass under
+    autocast would round numbers that the forward pass kept in float32.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[..., Any], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.model, self.run, self.dtype = model, run, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cuda", self.dtype, enabled=self.dtype is not None, cache_enabled=False):
+            return self.run(x)[0]
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a model repeats, so that one compiled form serves them all."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            yield from module
+
+
+def of_one_shape(
+    model: nn.Module, compiled: bool, graph: bool, dtype: torch.dtype | None
+) -> Callable[..., Any]:
+    """The forward method of `model`, fast for inputs of the shape that training gives it first.
+
+    These have no padding, elapsed times, packed sequences or state. Others run as they are written, since
+    compiling for each new shape would take longer. A replayed graph returns None for the state. If a capture
+    fails, one line says so and training goes on.
+
+    Args:
+        compiled: whether to compile the model's blocks.
+        graph: whether to capture the passes for that shape as CUDA graphs.
+        dtype: of autocast; None for no autocast.
+    """
+    run = others = model.forward
+    if compiled:
+        others = torch.compiler.set_stance("force_eager")(run)
+        for block in blocks(model):
+            block.compile(dynamic=False)
+    shape: torch.Size | None = None
+    replay: Callable[[Tensor], Tensor] | None = None
+
+    def forward(x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
+        nonlocal shape, replay
+        plain = state is None and all(option is None for option in options.values())
+        if not (plain and model.training and torch.is_grad_enabled() and shape in (None, x.shape)):
+            return others(x, state, **options)
+        if shape is None:
+            shape = x.shape  # one is enough
+            replay = _captured(Outputs(model, run, dtype), x) if graph else None
+        return run(x) if replay is None else (replay(x), None)
+
+    return forward
+
+
+def _captured(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    try:
+        with torch.autocast("cuda", enabled=False):  # the module has its own
+            return capture_passes(module, x)
+    except CaptureError as error:
+        say(f"training without a CUDA graph: {error}")
+        return None
