@@ -9,9 +9,9 @@ from lrnnx_app.runs.run import load
 from lrnnx_app.streaming.session import StreamingSession
 
 LEAST = {
-    "denoise": 4.0,
-    "denoise_small": 2.5,
-}  # dB that the embedded test clips gain at 5 dB; measured 4.9 and 3.6
+    "denoise": 5.0,
+    "denoise_small": 3.5,
+}  # dB that the embedded test clips gain at 5 dB; measured 5.9, 4.4
 
 
 def test_they_are_small() -> None:
@@ -27,7 +27,7 @@ def test_a_denoiser_helps_and_does_no_harm(name: str, monkeypatch: pytest.Monkey
     (row, _), *_ = denoisers.rows([next(_peers.ours(name))], clips)
     assert row["SI-SNR"] > LEAST[name]
     assert row["levels ± dB"] < 0.1
-    assert row["clean SI-SNR"] > 20
+    assert row["clean SI-SNR"] > 30  # of voices like those of the training
     assert abs(row["clean level dB"]) < 1
     assert row["silence dB"] == denoisers.QUIETEST
     assert abs(row["offset dB"]) < 1
