@@ -15,6 +15,12 @@ from lrnnx_app.machine import chosen_device
 app = typer.Typer(no_args_is_help=True, help="Time parts of the package on this machine.")
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write rows here.")]
+RecordFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Put rows into this record, in place of those it has.")
+]
+AgainstFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Exit with 1 if a time is 5 % longer than in this record.")
+]
 PlotFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot here.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=options.MOST_THREADS, help="Of a CPU.")]
 MOST = 2**20  # of streams, of hops in a chunk, of devices
@@ -23,19 +29,20 @@ MOST = 2**20  # of streams, of hops in a chunk, of devices
 @app.command("ops")
 def ops_command(
     json_file: JsonFile = None,
+    record: RecordFile = None,
+    against: AgainstFile = None,
     plot: PlotFile = None,
     device: Device = None,
 ) -> None:
     """Time the operators alone, as shares of the copy bandwidth."""
     from lrnnx_app.bench import ops, report
 
-    check_targets(json_file, plot)
+    ending = _Ending(json_file, record, against, plot)
     rows = ops.rows(chosen_device(device, tuple(ops.TIMED)))
     say(*tables.table(rows).splitlines())
-    if json_file is not None:
-        report.write_json(rows, json_file)
     if plot is not None:
         report.write_plot(rows, plot)
+    ending.take(rows)
 
 
 @app.command("layers")
@@ -43,16 +50,17 @@ def layers_command(
     names: Annotated[list[str] | None, typer.Argument(help="Layers to time; all if none is named.")] = None,
     d_state: Annotated[int | None, typer.Option(min=1, help="States, for the layers that have them.")] = None,
     json_file: JsonFile = None,
+    record: RecordFile = None,
+    against: AgainstFile = None,
     device: Device = None,
 ) -> None:
     """Time layers, forward and forward plus backward."""
-    from lrnnx_app.bench import layers, report
+    from lrnnx_app.bench import layers
 
-    check_targets(json_file)
+    ending = _Ending(json_file, record, against)
     rows = layers.rows(chosen_device(device), names or None, d_state=d_state)
     say(*tables.table(rows).splitlines())
-    if json_file is not None:
-        report.write_json(rows, json_file)
+    ending.take(rows)
 
 
 @app.command("scaling")
@@ -87,6 +95,34 @@ def scaling_command(
         report.write_json(rows, json_file)
 
 
+class _Ending:
+    """What becomes of rows; files that do not fit are refused before anything is timed."""
+
+    def __init__(
+        self, json_file: Path | None, record: Path | None, against: Path | None, plot: Path | None = None
+    ) -> None:
+        from lrnnx_app.bench import records
+
+        check_targets(json_file, record, plot)
+        self.json_file, self.record, self.against = json_file, record, against
+        self.before = None if against is None else records.read(against)
+        if record is not None and record.exists():
+            records.read(record)
+
+    def take(self, rows: tables.Rows) -> None:
+        from lrnnx_app.bench import records, report
+
+        if self.json_file is not None:
+            report.write_json(rows, self.json_file)
+        if self.record is not None:
+            records.keep(rows, self.record)
+        if self.before is not None:
+            slow, count = records.slower(rows, self.before)
+            say(*tables.table(slow).splitlines() if slow else ())
+            say(f"{count - len(slow)} of {count} times are at most 5 % longer than in {self.against}")
+            raise typer.Exit(1 if slow or not count else 0)
+
+
 def check_targets(*paths: Path | None) -> None:
     """Refuse, before anything is timed, a file whose folder does not exist."""
     for path in paths:
@@ -109,6 +145,8 @@ def streaming_command(
     largest: Annotated[bool, typer.Option("--largest", help="Search the most voices that keep up.")] = False,
     steps: Annotated[bool, typer.Option("--steps", help="Time single steps of every layer too.")] = False,
     json_file: JsonFile = None,
+    record: RecordFile = None,
+    against: AgainstFile = None,
     plot: PlotFile = None,
     device: Device = None,
     cpu_threads: Threads = 1,
@@ -118,7 +156,7 @@ def streaming_command(
     from lrnnx_app.runs.run import audio_model
     from lrnnx_app.streaming.threads import threads
 
-    check_targets(json_file, plot)
+    ending = _Ending(json_file, record, against, plot)
     model, device = audio_model(run), chosen_device(device)
     with threads(cpu_threads):
         rows = streaming.rows(model, device, _numbers("--voices", voices), _numbers("--hops", hops), seconds)
@@ -131,10 +169,9 @@ def streaming_command(
             more_tables.append(streaming.matmul_rows(device))
         for more in more_tables:
             say(*tables.table(more).splitlines())
-        if json_file is not None:
-            report.write_json(sum(more_tables, rows), json_file)
         if plot is not None:
             streaming.write_plot(rows, plot)
+        ending.take(sum(more_tables, rows))
 
 
 @app.command("soak")

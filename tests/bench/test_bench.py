@@ -1,13 +1,14 @@
 """Benchmarks on sizes small enough for a test: rows, table, JSON and plot."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from lrnnx_app.bench import layers, ops, report, scaling, soak, streaming
+from lrnnx_app.bench import layers, ops, records, report, scaling, soak, streaming
 from lrnnx_app.console import tables
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._timed import TIMED, Timed
@@ -39,6 +40,35 @@ def test_rows_and_reports(tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     report.write_plot(rows, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_slower_than_a_record_is_told(tmp_path, monkeypatch, lrnnx):
+    times = {"lru": 1.0, "s5": 2.0}
+
+    def rows(*_, **__):
+        return [{"layer": name, "forward ms": ms, "peak MiB": ms} for name, ms in times.items()]
+
+    monkeypatch.setattr(layers, "rows", rows)
+    record = tmp_path / "record.json"
+    lrnnx("bench", "layers", "--record", record).done()
+    times["lru"] = 1.04
+    lrnnx("bench", "layers", "--against", record).done()
+    times["s5"] = 2.2
+    told = lrnnx("bench", "layers", "--against", record)
+    assert told.code == 1
+    assert re.search(r"s5 +forward ms +2 +2.2 +1.1\n1 of 2 times are at most 5 % longer", told.out)
+    del times["lru"]
+    lrnnx("bench", "layers", "--record", record).done()
+    assert [row["forward ms"] for row in records.read(record)] == [1.0, 2.2]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"rows": [1], "device": "x"}', '{"rows": [], "device": "x"}'])
+@pytest.mark.parametrize("option", ["--against", "--record"])
+def test_a_file_that_is_no_record_of_this_machine_is_refused_before_timing(option, content, tmp_path, lrnnx):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    lrnnx("bench", "ops", option, path).refuses("record.json: ")
+    assert path.read_text() == content
 
 
 def test_layers():
@@ -85,6 +115,7 @@ def test_scaling_compares_the_losses_of_two_processes_with_those_of_one(
 
 SOAKED = """
 import json
+import re
 import subprocess
 import sys
 from lrnnx_app.bench import soak
