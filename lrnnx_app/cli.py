@@ -18,6 +18,7 @@ from lrnnx_app.console.options import Device, Json, Overrides, Plugins, RunFolde
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.cli import app as data
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
+from lrnnx_app.serve.cli import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
+app.command()(serve)
 HALF_LINE = 450  # letters of an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 tracebacks = ContextVar("tracebacks", default=False)  # whether an error shows its own

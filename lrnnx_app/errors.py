@@ -93,3 +93,8 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     return line if len(line) < MOST_WORDS else f"{line[: MOST_WORDS // 2]}…{line[-MOST_WORDS // 2 :]}"
+
+
+def needs(extra: str, error: ImportError) -> UserError:
+    """The error for a missing optional package."""
+    return UserError(f"{error.name} is not installed: pip install 'lrnnx-app[{extra}]'")

@@ -53,6 +53,9 @@ ARROWS: dict[str, set[str]] = {
         *("console", "data", "disk", "errors", "machine", "models", "plots", "runs"),
         *("spec", "streaming", "tasks"),
     },
+    "serve": {
+        *("console", "errors", "machine", "models", "registry", "runs", "streaming", "tasks"),
+    },
     "export": {"disk", "errors", "layers", "models", "ops", "plugins", "recipe", "runs", "spec", "streaming"},
     "reports": {
         *("console", "data", "disk", "errors", "layers", "machine", "models", "ops", "plots", "recipe"),
@@ -86,6 +89,7 @@ ARROWS: dict[str, set[str]] = {
             "recipe",
             "reports",
             "runs",
+            "serve",
             "spec",
         ),
         "train",

@@ -22,7 +22,7 @@ import typer
 from omegaconf import OmegaConf
 
 from lrnnx_app import cli, recipe
-from lrnnx_app.bench import denoisers, layers, ops, scaling, soak, streaming
+from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.data import prepare
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.registry import shipped
@@ -30,6 +30,7 @@ from lrnnx_app.reports import doctor, listing
 from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs.folder import CHECKPOINTS, LAST, RECIPE, write_summary
 from lrnnx_app.runs.run import build
+from lrnnx_app.serve import start
 from lrnnx_app.train import fit, grid
 from tests.helpers import DENOISE, DOCS, ROOT, blocks
 
@@ -132,6 +133,8 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (streaming, "rows", lambda *_: [row]),
         (streaming, "largest", lambda *_: 1),
         (streaming, "step_rows", lambda *_: [row]),
+        (serving, "row", lambda *_: row),
+        (start, "serve", lambda runs, options: None),
         (soak, "rows", lambda *_: [row]),
         (soak, "verdict", lambda rows: (True, "well")),
     ):

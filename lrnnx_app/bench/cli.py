@@ -206,6 +206,33 @@ def soak_command(
     raise typer.Exit(0 if ok else 1)
 
 
+@app.command("serve")
+def serve_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder of sound, or a shipped name.")],
+    voices: Annotated[str, typer.Option(help="Streams side by side, such as 8,16,32.")] = "8",
+    seconds: Annotated[float, typer.Option(callback=options.positive, help="For each row.")] = 10.0,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_SLOTS, help="Of a session; all voices by default.")
+    ] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Search the most voices in time.")] = False,
+    json_file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Load `lrnnx serve` from another process: round trips over voices; it has one core on a CPU."""
+    from lrnnx_app.bench import report, serving
+
+    check_targets(json_file)
+    device, counts = chosen_device(device), _numbers("--voices", voices)
+    found = (serving.row(run, count, seconds, device, slots) for count in counts)
+    rows = []
+    for row in serving.search(run, seconds, device) if largest else found:
+        rows.append(row)
+        say(tables.line(row), aside=True)
+    say(*tables.table(rows).splitlines(), report.place())
+    if json_file is not None:
+        report.write_json(rows, json_file)
+
+
 @app.command("denoisers")
 def denoisers_command(
     folder: Annotated[

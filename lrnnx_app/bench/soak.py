@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrnnx_app.bench.report import place
 from lrnnx_app.models._base import Model
-from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.session import StreamingSession, live_chunk
 
 SEGMENTS = 60
 REFERENCE_HOPS = 64  # hops in a chunk of the float64 stream, so that layers use other code for it
@@ -31,7 +31,7 @@ def rows(model: Model, device: str, seconds: float) -> Iterator[dict[str, Any]]:
     model = model.to(device)
     rate, hop = model.spec.sample_rate, max(model.hop, 1)
     reference = StreamingSession(copy.deepcopy(model).double(), chunk=REFERENCE_HOPS * hop)
-    session = StreamingSession(model, chunk=hop if hop > 1 else round(0.016 * rate))
+    session = StreamingSession(model, chunk=live_chunk(model))
     session.warm_up()
     unit = max(reference.chunk, session.chunk)
     length = max(1, round(seconds * rate / SEGMENTS / unit)) * unit

@@ -21,7 +21,7 @@ from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.capture import CaptureError, capture
 from lrnnx_app.ops.row_linear import row_linear
 from lrnnx_app.registry import LAYERS
-from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.session import StreamingSession, live_chunk
 
 VOICES = {"cuda": (1, 16, 256, 1024, 4096), "cpu": (1, 4, 16)}
 MODES = {"cuda": (("cuda graph", True), ("cuda", False)), "cpu": (("cpu", False),)}
@@ -40,7 +40,7 @@ def rows(
 
     Args:
         voices: numbers of streams side by side; VOICES if empty.
-        hops: sizes of chunks in hops; for a model without hop, in units of 16 ms.
+        hops: sizes of chunks in hops; for a model without hop, in chunks of 16 ms.
         seconds: most seconds for each row.
 
     Raises:
@@ -49,7 +49,7 @@ def rows(
     model = model.to(device)
     found = []
     for count in voices or VOICES[device]:
-        for chunk in (hop * _unit(model) for hop in hops):
+        for chunk in (hop * live_chunk(model) for hop in hops):
             if device == "cuda":
                 check_graph(model, count, chunk)
             for mode, graph in MODES[device]:
@@ -58,10 +58,6 @@ def rows(
                     _row(model, mode, count, chunk, times) | ({"note": reason} if graph and reason else {})
                 )
     return found
-
-
-def _unit(model: Model) -> int:
-    return model.hop if model.hop > 1 else round(0.016 * model.spec.sample_rate)
 
 
 def _row(model: Model, mode: str, voices: int, chunk: int, times: np.ndarray) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def check_graph(model: Model, voices: int, chunk: int) -> None:
 def largest(model: Model, device: str, seconds: float = 1.0) -> int:
     """The most voices, to within an eighth, for which 99 % of hops take less time than a hop lasts."""
     model = model.to(device)
-    chunk = _unit(model)
+    chunk = live_chunk(model)
 
     def in_time(voices: int) -> bool:
         try:

@@ -56,8 +56,3 @@ def refuse(options: Options) -> None:
     """
     if options != Options():
         raise UserError("--chunk, --timed and --int8 are of formats that run; expected torch or onnx")
-
-
-def needs(extra: str, error: ImportError) -> UserError:
-    """The error for a missing optional package."""
-    return UserError(f"{error.name} is not installed: pip install 'lrnnx-app[{extra}]'")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.disk.overrides import dotlist
-from lrnnx_app.errors import StreamError
+from lrnnx_app.errors import StreamError, needs
 from lrnnx_app.export._chunk import CHUNKS
-from lrnnx_app.export._output import Options, accept, needs, refuse, whole
+from lrnnx_app.export._output import Options, accept, refuse, whole
 from lrnnx_app.models._base import Model
 from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec

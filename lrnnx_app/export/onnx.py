@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lrnnx_app.errors import RunError
+from lrnnx_app.errors import RunError, needs
 from lrnnx_app.export import _example
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, streamed, traced
-from lrnnx_app.export._output import Options, accept, needs, whole
+from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.runs.run import Run as RunFolder
 
 ENDING = ".onnx"

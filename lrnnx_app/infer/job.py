@@ -17,15 +17,13 @@ from lrnnx_app.machine import chosen_device
 from lrnnx_app.runs.run import Run
 from lrnnx_app.streaming import sources
 from lrnnx_app.streaming.numbers import Flushing
-from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.session import StreamingSession, live_chunk
 from lrnnx_app.streaming.slots import Pace, Timing, stream, whole
 from lrnnx_app.streaming.threads import threads
 from lrnnx_app.streaming.tracks import Track
 from lrnnx_app.tasks._base import Task
 
 PIPE = Path("-")
-CHUNK_SECONDS = 0.016  # chunk for a model without a hop
-CHUNK_STEPS = 64  # chunk for a model without hop and sampling rate
 SLOTS = 16  # files side by side, unless the user gives a number
 
 
@@ -175,7 +173,7 @@ class Job:
         """A session; None if the model cannot stream and whole files are allowed."""
         options, hop = self.options, self.model.hop
         slots = options.slots or min(len(self.inputs), SLOTS)
-        chunk = options.steps or (hop if hop > 1 else round(CHUNK_SECONDS * self.rate) or CHUNK_STEPS)
+        chunk = options.steps or live_chunk(self.model)
         if not self.rate and (options.chunk_ms is not None or options.realtime):
             raise UserError(
                 "--chunk-ms and --realtime: this run's steps have no rate; choose --steps instead"

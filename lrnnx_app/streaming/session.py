@@ -20,6 +20,8 @@ from lrnnx_app.ops.capture import CaptureError, capture
 from lrnnx_app.streaming.health import Health
 from lrnnx_app.streaming.numbers import Flushing, bounded
 
+CHUNK_SECONDS = 0.016  # chunk for a model without a hop
+CHUNK_STEPS = 64  # chunk for a model without hop and sampling rate
 WAITING = "waiting"  # in a saved state, the name of the samples that do not yet fill a hop
 
 
@@ -323,6 +325,11 @@ class StreamingSession:
 
     def _between_hops(self, what: str) -> str:
         return f"samples wait for the end of their hop of {self.hop}: expected whole hops in order to {what}"
+
+
+def live_chunk(model: Model) -> int:
+    """Steps of a live stream's chunk: the model's hop, or some milliseconds for a model without one."""
+    return model.hop if model.hop > 1 else round(CHUNK_SECONDS * model.spec.sample_rate) or CHUNK_STEPS
 
 
 def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

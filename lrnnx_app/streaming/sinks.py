@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 import soundfile
 from torch import Tensor
 
@@ -122,6 +123,13 @@ def encoding(suffix: str, subtype: str | None) -> str:
     return FINEST.get(suffix, usual) if subtype in (*FLOATS, "PCM_32") else usual
 
 
+def pcm(samples: Tensor, dtype: np.dtype) -> bytes:
+    """Samples on the CPU as raw ones, in one of FORMATS."""
+    if dtype.kind == "i":
+        samples = (samples * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1)
+    return samples.numpy().astype(dtype).tobytes()
+
+
 class Pcm:
     """Raw samples in one of FORMATS; each chunk is written at once."""
 
@@ -129,9 +137,7 @@ class Pcm:
         self._stream, self._dtype = stream, FORMATS[form]
 
     def write(self, samples: Tensor) -> None:
-        if self._dtype.kind == "i":
-            samples = (samples * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1)
-        self._stream.write(samples.numpy().astype(self._dtype).tobytes())
+        self._stream.write(pcm(samples, self._dtype))
         self._stream.flush()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lrnnx_app import cli, export, plots, recipe
-from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, soak, streaming
+from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.console import terminal
 from lrnnx_app.infer import start
 from lrnnx_app.infer import text as sample
@@ -30,6 +30,7 @@ from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
 from lrnnx_app.reports import catalog, doctor, inspection, show
 from lrnnx_app.runs import run
 from lrnnx_app.runs.run import build_data, build_task
+from lrnnx_app.serve import start as serve
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.train import fit, grid
 
@@ -96,6 +97,9 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (denoisers, "rows", lambda *_: []),
         (denoisers, "write_plot", lambda *_: None),
         (_peers, "ours", lambda name: run.Run(name) and []),
+        (serving, "row", lambda *_: row),
+        (serving, "search", lambda *_: [row]),
+        (serve, "serve", lambda runs, options: None),
         (soak, "rows", lambda *_: [row]),
         (soak, "verdict", lambda rows: (True, "well")),
         (soak, "write_plot", lambda *_: None),
