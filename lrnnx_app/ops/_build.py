@@ -12,6 +12,7 @@ import hashlib
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from lrnnx_app.ops._compilers import BuildError, Commands, commands
 from lrnnx_app.ops._ninja import Edge, Progress, run
 
 SUFFIXES = {"cpu": ".cpp", "cuda": ".cu"}
+KEPT = (
+    7 * 24 * 3600
+)  # seconds for which the objects of an ended build are kept, if no build goes on with them
 INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 
@@ -123,6 +127,9 @@ def _made(
         if not first.path.exists():
             raise BuildError(first.why)
         shutil.rmtree(first.kept)
+        for other in first.kept.parent.glob("*.parts"):
+            if time.time() - other.stat().st_mtime > KEPT:
+                shutil.rmtree(other, ignore_errors=True)
 
     try:
         found[first.name] = made(root(), first.key, make) / first.path.name

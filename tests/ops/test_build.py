@@ -112,6 +112,20 @@ def test_a_kept_file_that_was_cut_is_compiled_again(bench: Bench) -> None:
     assert bench.compiled() == ["link", "one.cpp", "slow.cpp"]
 
 
+def test_what_no_build_goes_on_with_is_removed_after_a_week(bench: Bench) -> None:
+    old, young = (bench.cache / f"kernels/cpu-{name}-0.parts" for name in ("old", "young"))
+    for folder, age in ((old, 8), (young, 6)):
+        folder.mkdir(0o700, parents=True)
+        (folder / "one.o").touch()
+        os.utime(folder, (0, time.time() - age * 24 * 3600))
+    for folder in (bench.cache, bench.cache / "kernels"):
+        folder.chmod(0o700)
+    bench.hurry()
+    assert bench.finish() == ""
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_a_change_makes_only_libraries_again_that_include_it(bench: Bench, monkeypatch) -> None:
     monkeypatch.setattr(_build, "source_root", lambda: bench.place / "csrc")
     monkeypatch.setenv("CXX", str(bench.place / "cxx"))
