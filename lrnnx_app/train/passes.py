@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.ops.capture import CaptureError, capture_passes
 from lrnnx_app.recipe import TrainerConfig
 from lrnnx_app.train.progress import say
@@ -73,6 +75,8 @@ def of_one_shape(
         compiled: whether to compile the model's blocks.
         graph: whether to capture the passes for that shape as CUDA graphs.
         dtype: of autocast; None for no autocast.
+
+    The method raises RecipeError if the blocks cannot be compiled.
     """
     run = others = model.forward
     if compiled:
@@ -90,7 +94,13 @@ def of_one_shape(
         if shape is None:
             shape = x.shape  # one is enough
             replay = _captured(Outputs(model, run, dtype), x) if graph else None
-        return run(x) if replay is None else (replay(x), None)
+        if replay is not None:
+            return replay(x), None
+        try:
+            return run(x)
+        except BackendCompilerFailed as error:
+            why = str(error).strip().partition("\n")[0]
+            raise RecipeError(f"trainer.compile: torch.compile failed here; leave it out ({why})") from error
 
     return forward
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 
+from lrnnx_app.errors import RecipeError
 from lrnnx_app.ops import capture
 from lrnnx_app.recipe import find, load, read_yaml, typed
 from lrnnx_app.registry import LAYERS, shipped
@@ -187,3 +188,15 @@ def test_only_the_shape_of_training_is_compiled(compiled_for):
     model.eval()
     run(torch.ones(2, 3, 1, requires_grad=True) * 1)
     assert {shape[1] for shape in compiled_for} == {3}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
+    def backend(*_):
+        raise OSError("no compiler\nat all")
+
+    compile_block = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda x, **o: compile_block(x, backend=backend, **o))
+    run = passes.of_one_shape(Stack(), compiled=True, graph=False, dtype=None)
+    with pytest.raises(RecipeError, match=r"trainer\.compile: .*no compiler\)$"):
+        run(torch.ones(2, 3, 1))
