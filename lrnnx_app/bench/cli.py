@@ -229,6 +229,9 @@ def serve_command(
         rows.append(row)
         say(tables.line(row), aside=True)
     say(*tables.table(rows).splitlines(), report.place())
+    if largest:
+        most = max((row["voices"] for row in rows if serving.good(row)), default=0)
+        say(f"voices in time: {most}; of the session alone: {serving.alone(run, device, seconds)}")
     if json_file is not None:
         report.write_json(rows, json_file)
 

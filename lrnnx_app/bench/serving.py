@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from lrnnx_app.bench import streaming
 from lrnnx_app.errors import LrnnxError, needs
+from lrnnx_app.runs.run import load
+from lrnnx_app.streaming.session import StreamingSession
+from lrnnx_app.streaming.threads import threads
 
 try:
     import aiohttp
@@ -23,42 +28,60 @@ except ImportError as missing:
 
 GOAL = 0.040  # seconds of a round trip that 99 % shall stay within
 LATE = 0.100  # seconds after which an answer counts as late
+PUSHES = 100  # of the session alone
 SETTLE = 1.0  # seconds after the last connect that are not measured
 CLOCK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @contextmanager
-def server(run: str, voices: int, slots: int | None, device: str) -> Iterator[tuple[str, int]]:
-    """The address and the process of `lrnnx serve`, on one core if it computes on the CPU."""
-    words = ["serve", run, "--port", "0", "--streams", str(voices), "--slots", str(slots or voices)]
+def server(run: str, voices: int, slots: int, device: str) -> Iterator[tuple[str, int]]:
+    """The address and the process of `lrnnx serve`.
+
+    Raises:
+        LrnnxError: it does not start.
+    """
+    words = ["serve", run, "--port", "0", "--streams", str(voices), "--slots", str(slots)]
     command = [sys.executable, "-m", "lrnnx_app.cli", *words, "--device", device, "--drain", "0"]
-    cores = _cores()
-    if len(cores) > 1:
-        os.sched_setaffinity(0, cores[:1] if device == "cpu" else cores[:-1])  # the child inherits it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    if len(cores) > 1:
-        os.sched_setaffinity(0, cores[1:] if device == "cpu" else cores[-1:])
+    with _on(_shares(device)[0]):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if "/stream/" not in line:
-            raise LrnnxError(f"{run}: the server did not start")
+            raise LrnnxError(f"{run}: the server did not start; `lrnnx serve {run}` says why")
         yield line.split()[0].replace("ws", "http", 1), process.pid
     finally:
         process.terminate()
         process.wait()
-        if len(cores) > 1:
-            os.sched_setaffinity(0, cores)
 
 
-def _cores() -> list[int]:
-    """The cores of this process; none where the system does not tell."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+def _shares(device: str) -> tuple[list[int], list[int]]:
+    """The cores of the server, which is one if it computes on a CPU, and those of the load."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    at = 1 if device == "cpu" else len(cores) - 1
+    return (cores[:at], cores[at:]) if len(cores) > 1 else (cores, cores)
+
+
+@contextmanager
+def _on(cores: list[int]) -> Iterator[None]:
+    """While entered, this thread and what it starts have these cores, where the system allows it."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def row(run: str, voices: int, seconds: float, device: str, slots: int | None = None) -> dict[str, Any]:
-    """Round trips of so many voices that send a chunk whenever one would be recorded."""
-    with server(run, voices, slots, device) as (address, process):
+    """Round trips of so many voices that send a chunk whenever one would be recorded.
+
+    Beside the server's share of a core stands that of the session alone, for the same chunks.
+    """
+    with server(run, voices, slots or voices, device) as (address, process), _on(_shares(device)[1]):
         trips, busy = asyncio.run(_load(address, voices, seconds, process))
     p50, p99 = (1000 * float(np.percentile(trips, share)) for share in (50, 99))
     return {
@@ -70,7 +93,26 @@ def row(run: str, voices: int, seconds: float, device: str, slots: int | None = 
         "chunks": len(trips),
         "late": int((trips > LATE).sum()),
         "server's CPU": busy,
+        **({"session's CPU": _session_share(run, voices)} if device == "cpu" else {}),
     }
+
+
+def _session_share(run: str, voices: int) -> float:
+    """The share of a core that a session takes for so many voices."""
+    session = StreamingSession(load(run), voices)
+    session.warm_up()
+    x = 0.1 * torch.randn(voices, session.chunk, session.spec.d_input)
+    with threads(1), _on(_shares("cpu")[0]):
+        started = time.thread_time()
+        for _ in range(PUSHES):
+            session.push(x)
+        return (time.thread_time() - started) * session.spec.sample_rate / session.chunk / PUSHES
+
+
+def alone(run: str, device: str, seconds: float) -> int:
+    """The most voices of the session alone, on the cores that a server has."""
+    with threads(1), _on(_shares(device)[0]):
+        return streaming.largest(load(run), device, seconds)
 
 
 def good(found: dict[str, Any]) -> bool:

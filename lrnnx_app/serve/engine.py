@@ -17,7 +17,7 @@ from lrnnx_app.streaming.session import StreamingSession, live_chunk
 
 STEPS_TICK = 0.01  # seconds between ticks of a model whose steps have no rate
 SPEED = 4  # times its own rate at which a stream may be fed
-FULL = 1 << 15  # bytes that a client may leave unread before its stream waits; below asyncio's own mark
+FULL = 1 << 15  # bytes that a client may leave unread before its stream waits
 
 Answer = tuple[Stream, bytes | str]
 

@@ -52,6 +52,8 @@ class Connection:
         """
         await self._socket.prepare(request)
         self._transport = request.transport
+        if self._transport is not None:  # a stream waits for its client by itself, and no tick for any
+            self._transport.set_write_buffer_limits(high=1 << 30)
         raw = request.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)
