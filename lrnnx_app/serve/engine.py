@@ -164,7 +164,7 @@ class Bank:
             y = self.session.push(x, dt, active=[length > 0 for length in lengths])
         else:  # one way through the model for every tick, whoever is fed how much
             y = self.session.push(x, dt, lengths=lengths)
-        y, now, answers = y.cpu(), time.monotonic(), []
+        y, now, answers = y.float().cpu().numpy(), time.monotonic(), []
         for i, stream, piece in turns:
             stream.given += piece.answered
             answers.append(

@@ -1,7 +1,7 @@
 """What the messages of a stream hold: steps of its input, and the samples or classes of its output."""
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from lrnnx_app.console.terminal import as_json
 from lrnnx_app.errors import UserError, one_of
@@ -46,10 +46,10 @@ class Wire:
         sound = bool(self.spec.sample_rate) and not self.spec.tokens
         forms = ("f32le", *(name for name in FORMATS if name != "f32le")) if sound else (STEPS,)
         self.form, self.gives = one_of("format", form or forms[0], forms), GIVES[task.inference]
-        number = FORMATS[self.form] if sound else np.dtype("<i4" if self.spec.tokens else "<f4")
-        shape = () if self.spec.tokens else (self.spec.d_input,)
-        self.step = np.dtype([("x", number, shape), *([("dt", "<f4")] if timed else [])])
-        self._scale = 1 / FULL_SCALE if sound and number.kind == "i" else None
+        self._number = FORMATS[self.form] if sound else np.dtype("<i4" if self.spec.tokens else "<f4")
+        self._shape, self._timed = () if self.spec.tokens else (self.spec.d_input,), timed
+        self.step = np.dtype([("x", self._number, self._shape), *([("dt", "<f4")] if timed else [])])
+        self._scale = 1 / FULL_SCALE if self._number.kind == "i" and sound else None
 
     def check(self, message: bytes) -> None:
         """Raises:
@@ -58,34 +58,39 @@ class Wire:
         size = self.step.itemsize
         if len(message) % size:
             raise Refused(WRONG, f"{len(message)} bytes: expected a multiple of {size}, the bytes of a step")
-        steps = np.frombuffer(message, self.step)
-        x = steps["x"]
+        x, dt = self._read(message)
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             raise Refused(WRONG, "a number is not finite")
         if self.spec.tokens and len(x) and not 0 <= x.min() <= x.max() < self.spec.d_input:
             raise Refused(WRONG, f"a token is not among 0 to {self.spec.d_input - 1}")
-        if "dt" in (self.step.names or ()) and not (np.isfinite(dt := steps["dt"]) & (dt >= 0)).all():
+        if dt is not None and not (np.isfinite(dt) & (dt >= 0)).all():
             raise Refused(WRONG, "a dt is negative or not finite")
 
     def fill(self, message: bytes, x: np.ndarray, dt: np.ndarray | None) -> int:
         """Write the steps of a message into rows x (T, d_input) or (T,) and dt (T,); returns their number."""
-        steps = np.frombuffer(message, self.step)
+        steps, times = self._read(message)
         count = len(steps)
-        x[:count] = steps["x"]
+        x[:count] = steps
         if self._scale is not None:
             x[:count] *= self._scale
         if dt is not None:
-            dt[:count] = steps["dt"]
+            dt[:count] = times
         return count
 
-    def answer(self, y: Tensor, time: float) -> bytes | str:
-        """The message for outputs y (T, d_output) on the CPU, or (d_output,) of a model that pools."""
+    def answer(self, y: np.ndarray, time: float) -> bytes | str:
+        """The message for outputs y (T, d_output), or (d_output,) of a model that pools."""
         if self.gives == SAMPLES:
-            return pcm(y, FORMATS[self.form] if self.form in FORMATS else np.dtype("<f4"))
-        meaning = self.task.meaning(y if y.ndim == 1 else y[-1])
-        return as_json(
-            {"seconds" if self.spec.sample_rate else "time": round(time, 4), meaning.key: meaning.values}
-        )
+            return pcm(y, self._number)
+        meaning = self.task.meaning(torch.from_numpy(y if y.ndim == 1 else y[-1]))
+        at = {"seconds" if self.spec.sample_rate else "time": round(time, 4)}
+        return as_json(at | {meaning.key: meaning.values})
+
+    def _read(self, message: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        """x (T, d_input) or (T,), and dt (T,)."""
+        if not self._timed:
+            return np.frombuffer(message, self._number).reshape(-1, *self._shape), None
+        steps = np.frombuffer(message, self.step)
+        return steps["x"], steps["dt"]
 
 
 def wire_of(task: Task, timed: bool, form: str) -> Wire:

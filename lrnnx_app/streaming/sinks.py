@@ -123,11 +123,11 @@ def encoding(suffix: str, subtype: str | None) -> str:
     return FINEST.get(suffix, usual) if subtype in (*FLOATS, "PCM_32") else usual
 
 
-def pcm(samples: Tensor, dtype: np.dtype) -> bytes:
-    """Samples on the CPU as raw ones, in one of FORMATS."""
+def pcm(samples: np.ndarray, dtype: np.dtype) -> bytes:
+    """Samples as raw ones, in one of FORMATS."""
     if dtype.kind == "i":
-        samples = (samples * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1)
-    return samples.numpy().astype(dtype).tobytes()
+        samples = (samples * FULL_SCALE).round().clip(-FULL_SCALE, FULL_SCALE - 1)
+    return samples.astype(dtype, copy=False).tobytes()
 
 
 class Pcm:
@@ -137,7 +137,7 @@ class Pcm:
         self._stream, self._dtype = stream, FORMATS[form]
 
     def write(self, samples: Tensor) -> None:
-        self._stream.write(pcm(samples, self._dtype))
+        self._stream.write(pcm(samples.numpy(), self._dtype))
         self._stream.flush()
 
     def close(self) -> None:
