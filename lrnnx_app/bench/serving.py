@@ -17,7 +17,8 @@ import torch
 
 from lrnnx_app.bench import streaming
 from lrnnx_app.errors import LrnnxError, needs
-from lrnnx_app.runs.run import load
+from lrnnx_app.models._base import Model
+from lrnnx_app.runs.run import audio_model
 from lrnnx_app.streaming.session import StreamingSession
 from lrnnx_app.streaming.threads import threads
 
@@ -53,6 +54,8 @@ def server(run: str, voices: int, slots: int, device: str) -> Iterator[tuple[str
     finally:
         process.terminate()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _shares(device: str) -> tuple[list[int], list[int]]:
@@ -80,7 +83,11 @@ def row(run: str, voices: int, seconds: float, device: str, slots: int | None = 
     """Round trips of so many voices that send a chunk whenever one would be recorded.
 
     Beside the server's share of a core stands that of the session alone, for the same chunks.
+
+    Raises:
+        StreamError: the model is not for sound.
     """
+    model = audio_model(Path(run))
     with server(run, voices, slots or voices, device) as (address, process), _on(_shares(device)[1]):
         trips, busy = asyncio.run(_load(address, voices, seconds, process))
     p50, p99 = (1000 * float(np.percentile(trips, share)) for share in (50, 99))
@@ -93,13 +100,13 @@ def row(run: str, voices: int, seconds: float, device: str, slots: int | None = 
         "chunks": len(trips),
         "late": int((trips > LATE).sum()),
         "server's CPU": busy,
-        **({"session's CPU": _session_share(run, voices)} if device == "cpu" else {}),
+        **({"session's CPU": _session_share(model, voices)} if device == "cpu" else {}),
     }
 
 
-def _session_share(run: str, voices: int) -> float:
+def _session_share(model: Model, voices: int) -> float:
     """The share of a core that a session takes for so many voices."""
-    session = StreamingSession(load(run), voices)
+    session = StreamingSession(model, voices)
     session.warm_up()
     x = 0.1 * torch.randn(voices, session.chunk, session.spec.d_input)
     with threads(1), _on(_shares("cpu")[0]):
@@ -112,7 +119,7 @@ def _session_share(run: str, voices: int) -> float:
 def alone(run: str, device: str, seconds: float) -> int:
     """The most voices of the session alone, on the cores that a server has."""
     with threads(1), _on(_shares(device)[0]):
-        return streaming.largest(load(run), device, seconds)
+        return streaming.largest(audio_model(Path(run)), device, seconds)
 
 
 def good(found: dict[str, Any]) -> bool:
@@ -171,7 +178,7 @@ async def _voice(
 
         async def answers() -> None:
             async for message in socket:
-                if message.type is aiohttp.WSMsgType.BINARY:
+                if message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT):
                     trip = time.perf_counter() - sent.popleft()
                     if begin.is_set() and not end.is_set():
                         trips.append(trip)

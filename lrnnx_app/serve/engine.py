@@ -112,7 +112,7 @@ class Engine:
 
 def _fit(stream: Stream, now: float) -> bool:
     """Whether a piece of the stream can be fed and answered now; notes since when its client does not."""
-    if not stream.pieces or stream.line is None:
+    if not stream.pieces or stream.line is None or stream.line.gone:
         return False
     if stream.line.waiting() <= FULL:
         stream.stuck = 0.0

@@ -58,6 +58,11 @@ class Connection:
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._transport is None or self._transport.is_closing()
+
     def waiting(self) -> int:
         """Bytes that the client's system has not taken yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()

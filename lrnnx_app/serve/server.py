@@ -24,9 +24,11 @@ from lrnnx_app.serve.wire import GOES, UNALLOWED, UNFIT, Refused, wire_of
 
 AWAY = 60.0  # seconds that the state of a stream is kept for its return
 SLOW = 5.0  # seconds after which a client that does not read is closed
+LOOK = 0.5  # seconds between looks whether a client that is not read from is there
 POLL = 0.002  # seconds between looks whether all streams have a chunk
 WAITING = 64  # pieces of a stream after which its messages are not read on
 ANY = "*"  # in place of an origin
+BEARER = "bearer."  # before the token, in a protocol that a page offers
 END = "end"  # the text that ends a stream
 DONE = 1000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -142,9 +144,8 @@ class Server:
         if not self.limits.token:
             return
         offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
-        shown = [
-            part.strip().removeprefix("bearer.") for part in offered if part.strip().startswith("bearer.")
-        ]
+        words = [part.strip() for part in offered]
+        shown = [word.removeprefix(BEARER) for word in words if word.startswith(BEARER)]
         kind, _, value = request.headers.get("Authorization", "").partition(" ")
         shown += [value.strip()] if kind.lower() == "bearer" else []
         if not any(hmac.compare_digest(each.encode(), self.limits.token.encode()) for each in shown):
@@ -223,6 +224,10 @@ class Server:
         if stream.pieces:
             wake.set()
         while not line.code:
+            if stream.ended:
+                await self._answered(stream)
+                if not stream.pieces:
+                    raise Refused(DONE, "the stream has ended")
             message = await line.receive()
             if message.type is WSMsgType.BINARY:
                 stream.take(message.data, time.monotonic())
@@ -234,15 +239,14 @@ class Server:
                     raise Refused(UNFIT, f"expected binary messages, or the text {END}")
                 stream.end(time.monotonic(), engine.delay)
                 wake.set()
-                await self._answered(stream)
-                raise Refused(DONE, "the stream has ended")
 
     async def _answered(self, stream: Stream, left: int = 0) -> None:
         """Wait until so many pieces are left, or the connection is closed."""
         line = stream.line
-        while len(stream.pieces) > left and isinstance(line, Connection) and not line.code:
+        while len(stream.pieces) > left and line is not None and line is stream.line and not line.gone:
             stream.moved.clear()
-            await stream.moved.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stream.moved.wait(), LOOK)
 
     # ---- ticks ----
     async def _run(self, engine: Engine) -> None:

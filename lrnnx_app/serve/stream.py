@@ -23,6 +23,11 @@ class Piece(NamedTuple):
 class Line(Protocol):
     """A connection, as a stream sees it."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be sent any more."""
+        ...
+
     def waiting(self) -> int:
         """Bytes that were sent and that the client's system has not taken."""
         ...
@@ -46,6 +51,7 @@ class Stream:
         state: its session's state while it is away; None before its first step.
         taken, given: steps that came, steps that were answered.
         time: seconds, or the sum of dt, that were answered.
+        ended: whether its client has sent the end.
         moved: set when a piece was answered or the stream is refused.
         stuck: since when its client does not read; 0 if it does.
         left: when its client went away.
@@ -59,7 +65,7 @@ class Stream:
         self.state: dict[str, Tensor] | None = None
         self.taken = self.given = 0
         self.time = self.stuck = self.left = 0.0
-        self.moved = asyncio.Event()
+        self.moved, self.ended = asyncio.Event(), False
         self._chunk, self._whole, self._rest = chunk, whole, bytearray()
         self._rate, self._credit, self._last = rate, BURST * rate, 0.0
 
@@ -90,7 +96,7 @@ class Stream:
     def end(self, now: float, delay: int) -> None:
         """Nothing more comes: silence fetches the last `delay` outputs and fills the last chunk."""
         item = self.wire.step.itemsize
-        size = self._chunk * item
+        size, self.ended = self._chunk * item, True
         if self.wire.gives == SAMPLES:
             self._rest += bytes(delay * item)
         for start in range(0, len(self._rest), size):

@@ -15,7 +15,9 @@ import aiohttp
 import numpy as np
 import pytest
 
-from tests.helpers import DOCS, ROOT, blocks
+from lrnnx_app.bench import serving
+from lrnnx_app.errors import StreamError
+from tests.helpers import DOCS, ROOT, blocks, refused
 from tests.serve.conftest import Client
 from tests.serve.test_streams import CHUNK, sound
 
@@ -182,3 +184,27 @@ def test_a_model_that_does_not_stream_is_refused(lrnnx, tmp_path: Path, recipe: 
     checkpoint_file.write(content, tmp_path / "checkpoints" / "best.ckpt")
     (tmp_path / "recipe.yaml").write_text(OmegaConf.to_yaml(config))
     lrnnx("serve", tmp_path, "--port", 0).refuses(said)
+
+
+def test_the_load_measures_round_trips(runs: dict[str, Path]) -> None:
+    """Of all voices, between a server on one core and a load on the others; a model of events has none."""
+    found = serving.row(str(runs["denoiser"]), 2, 1.0, "cpu")
+    assert (found["voices"], found["slots"]) == (2, 2)
+    assert 60 < found["chunks"] <= 2 * 64
+    assert 0 < found["p50 ms"] <= found["p99 ms"] <= found["worst ms"]
+    assert found["session's CPU"] > 0
+    with refused(StreamError, "its steps have no rate"):
+        serving.row(str(runs["events"]), 2, 1.0, "cpu")
+
+
+def test_the_search_doubles_and_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def row(run: str, voices: int, *_: object) -> dict[str, float]:
+        tried.append(voices)
+        return {"voices": voices, "p99 ms": voices, "late": 0}
+
+    monkeypatch.setattr(serving, "row", row)
+    found = [row["voices"] for row in serving.search("run", 1.0, "cpu") if serving.good(row)]
+    assert max(found) == 36
+    assert tried == [8, 16, 32, 64, 48, 40, 36]

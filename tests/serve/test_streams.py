@@ -125,6 +125,28 @@ def test_a_stream_that_was_cut_off_goes_on_where_it_was(serving: Started, runs: 
     assert np.array_equal(asyncio.run(go()), alone(runs["denoiser"], x))
 
 
+def test_a_stream_that_is_cut_off_after_its_end_is_answered_when_it_returns(
+    serving: Started, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go() -> tuple[bytes, int | None]:
+        async with serving() as served:
+            monkeypatch.setattr(served.engine, "tick", list)  # nothing is fed for now
+            async with served.client() as client:
+                await client.socket.send_bytes(sound(1)[0, :100].tobytes())
+                await client.socket.send_str("end")
+                await served.until(lambda: next(served.engine.live()).ended)
+                await client.cut()
+            monkeypatch.undo()
+            await served.until(lambda: bool(served.engine.away))
+            async with served.client(f"?resume={client.hello['resume']}") as client:
+                return b"".join([message.data async for message in client.socket]), client.socket.close_code
+
+    got, code = asyncio.run(go())
+    padded = np.pad(sound(1)[:, :100], ((0, 0), (0, CHUNK - 100)))
+    assert code == 1000
+    assert np.array_equal(np.frombuffer(got, "<f4"), alone(runs["denoiser"], padded)[0, :100])
+
+
 def test_a_client_that_comes_back_before_its_old_connection_ends_takes_over(
     serving: Started, runs: dict[str, Path]
 ) -> None:
