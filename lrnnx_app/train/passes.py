@@ -99,7 +99,7 @@ def of_one_shape(
         try:
             return run(x)
         except BackendCompilerFailed as error:
-            why = str(error).strip().partition("\n")[0]
+            why = str(error.inner_exception).strip().partition("\n")[0]
             raise RecipeError(f"trainer.compile: torch.compile failed here; leave it out ({why})") from error
 
     return forward
