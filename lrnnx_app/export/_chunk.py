@@ -112,13 +112,12 @@ class Chunk(nn.Module):
         )
 
 
-def traced(chunk: Chunk) -> ExportedProgram:
-    """The chunk as an exported program of torch's own operators, for any batch size."""
+def traced(chunk: Chunk, batch: int | None = None) -> ExportedProgram:
+    """The chunk as an exported program of torch's own operators, for one batch size, or any if None."""
     from lrnnx_app.ops._portable import DECOMPOSITIONS
 
-    batch = Dim("batch", min=1)
-    args = tuple(chunk.example(2))
-    shapes = ({0: batch}, tuple({0: batch} for _ in args[1:]))
+    args, free = tuple(chunk.example(batch or 2)), Dim("batch", min=1)
+    shapes = None if batch else ({0: free}, tuple({0: free} for _ in args[1:]))
     with torch.no_grad():
         program = torch.export.export(chunk.eval(), args, dynamic_shapes=shapes, strict=False)
         return program.run_decompositions(DECOMPOSITIONS)

@@ -92,8 +92,24 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
     ):
         step(exported.model)
     model = ir.to_proto(exported.model)
+    _distinct(model.graph, chunk.inputs())
     model.metadata_props.add(key="lrnnx", value=chunk.description())
     return model
+
+
+def _distinct(graph: Any, names: list[str]) -> None:
+    """Give outputs that are an input or a constant a node of their own, and inputs their names again."""
+    from onnx import helper
+
+    made = {name for node in graph.node for name in node.output}
+    for output in (output.name for output in graph.output if output.name not in made):
+        given = dict(zip((value.name for value in graph.input), names, strict=True))
+        source = given.get(output, f"{output}.constant")
+        for value in (*graph.input, *graph.initializer):
+            value.name = source if value.name == output else value.name
+        for node in graph.node:
+            node.input[:] = [source if name == output else name for name in node.input]
+        graph.node.append(helper.make_node("Identity", [source], [output]))
 
 
 def session(path: Path) -> Run:
@@ -127,4 +143,5 @@ def weights_in_8_bits(model: Any) -> None:
             for part, value in (("int8", narrow), ("scale", scale))
         )
         inputs = [f"{name}.int8", f"{name}.scale"]
-        model.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [name], axis=0))
+        user = next(place for place, node in enumerate(model.graph.node) if name in node.input)
+        model.graph.node.insert(user, helper.make_node("DequantizeLinear", inputs, [name], axis=0))

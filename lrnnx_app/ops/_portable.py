@@ -95,6 +95,13 @@ def _irfft(spectrum: Tensor, length: int) -> Tensor:
     return (first.T @ inner.transpose(-2, -3).flatten(-3, -2)).flatten(-2)
 
 
+def _flip(x: Tensor, dims: list[int]) -> Tensor:
+    """By gathering: few other programs take a slice with a negative step."""
+    for dim in dims:
+        x = x.index_select(dim, torch.arange(x.shape[dim] - 1, -1, -1, device=x.device))
+    return x
+
+
 _ops = torch.ops.lrnnx
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ops.linear_scan.default: composed,
@@ -106,4 +113,5 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ops.gru_states.default: _gru_states,
     _ops.selective_scan.default: partial(selective_scan.blocked, whole=True),
     _ops.short_conv.default: short_conv.blocked,
+    torch.ops.aten.flip.default: _flip,
 }
