@@ -39,7 +39,17 @@ GUIDES = [README, ROOT / "csrc" / "README.md", *sorted(DOCS.glob("*.md"))]
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
 TEXT = {guide: guide.read_text("utf-8") for guide in GUIDES}
 LAUNCHED = {"lrnnx", ".venv/bin/lrnnx", "lrnnx_app.cli"}  # before the words of a command
-OTHERS = {"python3", "test", "arecord", "aplay", "tensorboard", "pip", "python"}  # programs of others
+OTHERS = {
+    "python3",
+    "test",
+    "arecord",
+    "aplay",
+    "tensorboard",
+    "pip",
+    "python",
+    "make",
+    "./model",
+}  # programs of others
 SUMMARY = {
     "metrics": {"test/loss": 1.0, "test/accuracy": 0.5, "test/si_snr": 1.0},
     "parameters": 1,
