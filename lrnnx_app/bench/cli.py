@@ -230,8 +230,8 @@ def serve_command(
         say(tables.line(row), aside=True)
     say(*tables.table(rows).splitlines(), report.place())
     if largest:
-        most = max((row["voices"] for row in rows if serving.good(row)), default=0)
-        say(f"voices in time: {most}; of the session alone: {serving.alone(run, device, seconds)}")
+        most, alone = serving.most(rows), serving.alone(run, device, seconds)
+        say(f"voices in time: {most}; of the session alone: {alone}")
     if json_file is not None:
         report.write_json(rows, json_file)
 

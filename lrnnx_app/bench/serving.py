@@ -127,6 +127,11 @@ def good(found: dict[str, Any]) -> bool:
     return found["p99 ms"] < 1000 * GOAL and not found["late"]
 
 
+def most(rows: list[dict[str, Any]]) -> int:
+    """The largest number of voices that is good."""
+    return max((row["voices"] for row in rows if good(row)), default=0)
+
+
 def search(run: str, seconds: float, device: str, start: int = 8) -> Iterator[dict[str, Any]]:
     """A row for each number of voices that is tried; the largest good one is the most, within an eighth."""
     best, voices = 0, start

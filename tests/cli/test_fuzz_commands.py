@@ -99,6 +99,8 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (_peers, "ours", lambda name: run.Run(name) and []),
         (serving, "row", lambda *_: row),
         (serving, "search", lambda *_: [row]),
+        (serving, "most", lambda rows: 1),
+        (serving, "alone", lambda *_: 1),
         (serve, "serve", lambda runs, options: None),
         (soak, "rows", lambda *_: [row]),
         (soak, "verdict", lambda rows: (True, "well")),
