@@ -1,6 +1,7 @@
 """One connection: a WebSocket that tells why it closes and never waits for a client who does not read."""
 
 import asyncio
+import logging
 import socket
 from contextlib import suppress
 
@@ -9,6 +10,7 @@ from aiohttp import WebSocketError, WSMessage, WSMsgType, web
 HEARTBEAT = 20.0  # seconds without a message after which a client is asked whether it is there
 CLOSING = 5.0  # seconds that a client has to answer a close
 PROTOCOL = "lrnnx"
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # a warning would show the token of a page
 UNREAD = 1 << 16  # bytes that the system keeps of what a client does not read
 REASONS = {
     1002: b"not the frames of a WebSocket",

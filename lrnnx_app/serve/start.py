@@ -74,7 +74,8 @@ async def _serve(engines: list[Engine], limits: Limits, options: Options, tls: s
     signals = _signals()
     async with server.listening(options.host, options.port, tls) as port:
         for engine in engines:
-            _introduce(engine, f"{'wss' if tls else 'ws'}://{options.host}:{port}")
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            _introduce(engine, f"{'wss' if tls else 'ws'}://{host}:{port}")
         if not limits.token and options.host not in LOOPBACK:
             say(f"whoever reaches {options.host} may connect; --token-file names who may", aside=True)
         await _first(signals.get(), *server.ticking)

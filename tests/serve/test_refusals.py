@@ -180,12 +180,15 @@ def test_who_may_not_connect_is_told_why(
     "options",
     [
         {"headers": {"Authorization": "Bearer secret"}},
+        {"protocols": ["bearer.secret"]},
         {"protocols": ["lrnnx", "bearer.secret"]},  # as a page does
         {"protocols": ["bearer.secret", "lrnnx"], "origin": "http://localhost:{port}"},
         {"headers": {"Authorization": "bearer secret"}, "origin": "https://friend.example"},
     ],
 )
-def test_who_may_connect(serving: Started, options: dict[str, Any]) -> None:
+def test_who_may_connect_and_no_token_is_logged(
+    serving: Started, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     async def go() -> str | None:
         async with serving(token="secret", origins=["https://friend.example:443"]) as served:
             if "origin" in options:
@@ -194,7 +197,8 @@ def test_who_may_connect(serving: Started, options: dict[str, Any]) -> None:
                 await steady(client, 1)
                 return client.socket.protocol
 
-    assert asyncio.run(go()) == ("lrnnx" if "protocols" in options else None)
+    assert asyncio.run(go()) == ("lrnnx" if "lrnnx" in options.get("protocols", ()) else None)
+    assert [text for text in caplog.messages if "secret" in text] == []
 
 
 def test_beyond_the_most_streams_none_is_taken_until_one_leaves(serving: Started) -> None:
