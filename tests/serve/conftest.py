@@ -73,9 +73,14 @@ def serving(runs: dict[str, Path]) -> Started:
 
     @asynccontextmanager
     async def start(
-        kind: str = "denoiser", streams: int = 8, slots: int = SLOTS, page: Path | None = None, **limits: Any
+        kind: str = "denoiser",
+        streams: int = 8,
+        slots: int = SLOTS,
+        page: Path | None = None,
+        device: str = "cpu",
+        **limits: Any,
     ) -> AsyncIterator[Served]:
-        engine = Engine("model", Run(runs[kind]), "cpu", streams, slots)
+        engine = Engine("model", Run(runs[kind]), device, streams, slots)
         server = Server([engine], Limits(**limits), page)
         async with server.listening("127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
             yield Served(server, port, session)
@@ -83,8 +88,8 @@ def serving(runs: dict[str, Path]) -> Started:
     return start
 
 
-def alone(run: Path, sound: np.ndarray) -> np.ndarray:
+def alone(run: Path, sound: np.ndarray, device: str = "cpu") -> np.ndarray:
     """What a session gives for sound (chunks, chunk) that goes through it undisturbed."""
-    session = StreamingSession(Run(run).task().model, SLOTS)
+    session = StreamingSession(Run(run).task().model.to(device), SLOTS)
     x = torch.from_numpy(sound)[:, None, :, None].expand(-1, SLOTS, -1, -1)
-    return np.stack([session.push(part)[0, :, 0].numpy() for part in x])
+    return np.stack([session.push(part)[0, :, 0].cpu().numpy() for part in x])

@@ -57,7 +57,9 @@ def test_16_bit_samples_are_answered_in_16_bits(serving: Started, runs: dict[str
     assert np.abs(asyncio.run(go()) - expected).max() <= 0.5
 
 
-def test_no_stream_is_disturbed_by_others_that_come_and_go(serving: Started, runs: dict[str, Path]) -> None:
+def test_no_stream_is_disturbed_by_others_that_come_and_go(
+    serving: Started, runs: dict[str, Path], device: str
+) -> None:
     """Others connect, send, leave, vanish, come back and misbehave at random; nothing is left of them."""
     draw, refusals = random.Random(0), set[int]()
 
@@ -88,7 +90,7 @@ def test_no_stream_is_disturbed_by_others_that_come_and_go(serving: Started, run
             return np.stack([await client.exchange(part) for part in sound(60, seed)])
 
     async def go() -> list[np.ndarray]:
-        async with serving(streams=10) as served:
+        async with serving(streams=10, device=device) as served:
             calm = [asyncio.ensure_future(steady(served, seed)) for seed in range(3)]
             await asyncio.sleep(0.1)
             await asyncio.gather(*(other(served, 100 * i) for i in range(9)))
@@ -100,7 +102,7 @@ def test_no_stream_is_disturbed_by_others_that_come_and_go(serving: Started, run
             return got
 
     for seed, got in enumerate(asyncio.run(go())):
-        assert np.array_equal(got, alone(runs["denoiser"], sound(60, seed)))
+        assert np.array_equal(got, alone(runs["denoiser"], sound(60, seed), device))
 
 
 def test_a_stream_that_was_cut_off_goes_on_where_it_was(serving: Started, runs: dict[str, Path]) -> None:
