@@ -61,7 +61,7 @@ def test_sigterm_lets_streams_go_on_answers_all_and_closes_them(runs: dict[str, 
             assert got == 40 * 4 * CHUNK
             return message.data, message.extra
 
-    with process(runs["denoiser"], "--drain", 1) as (server, lines):
+    with process(runs["denoiser"], "--drain", 3) as (server, lines):
         assert asyncio.run(go(address(lines[0]), server)) == (1001, "the server stops")
         assert server.wait(20) == 0
 
@@ -113,18 +113,24 @@ def test_several_runs_are_served_by_their_names_with_tls_and_a_token(
         asyncio.run(go(address(lines[0])))
 
 
-def test_the_client_of_the_guide_denoises_a_file(tmp_path: Path) -> None:
+def test_the_clients_of_the_guide_denoise_a_file_and_a_live_stream(tmp_path: Path) -> None:
     import soundfile
 
-    (content,) = (text for _, name, text in blocks(DOCS / "serve.md") if name == "client.py")
-    assert len([line for line in content.splitlines() if line.strip()]) <= 16
     noisy = (0.1 * np.random.default_rng(0).standard_normal(5000)).astype(np.float32)
     soundfile.write(tmp_path / "noisy.wav", noisy, 16000)
+    pcm = soundfile.read(tmp_path / "noisy.wav", dtype="int16")[0].tobytes()
     with process("denoise_small") as (_, lines):
-        content = content.replace("http://127.0.0.1:8765", address(lines[0]).partition("/stream")[0])
-        content = content.replace("/stream/denoise", "/stream/denoise_small")
-        (tmp_path / "client.py").write_text(content)
-        subprocess.run([sys.executable, "client.py"], cwd=tmp_path, check=True, timeout=60)
+        for _, name, content in blocks(DOCS / "serve.md"):
+            if name:
+                content = content.replace("http://127.0.0.1:8765/stream/denoise", address(lines[0]))
+                (tmp_path / name).write_text(content)
+        ran = {"cwd": tmp_path, "check": True, "timeout": 60}
+        subprocess.run([sys.executable, "client.py"], **ran)  # type: ignore[call-overload]
+        live = [sys.executable, "live.py"]
+        done = subprocess.run(live, input=pcm, capture_output=True, **ran)  # type: ignore[call-overload]
+    whole = soundfile.read(tmp_path / "clean.wav", dtype="int16")[0].tobytes()
+    assert done.stdout[-len(whole) :] == whole
+    assert len(done.stdout) == len(whole) + 2 * 256  # the delay
     infer = [sys.executable, "-m", "lrnnx_app.cli", "infer", "denoise_small", "noisy.wav", "-o", "infer.wav"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(infer, cwd=tmp_path, check=True, env=env, capture_output=True)

@@ -167,7 +167,7 @@ def test_a_client_that_comes_back_before_its_old_connection_ends_takes_over(
 def test_a_stream_is_forgotten_in_time_or_when_it_says_good_bye(
     serving: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "AWAY", 0.2)
+    monkeypatch.setattr(server_module, "AWAY", 1.0)
 
     async def gone(served: Served, client: Client) -> None:
         await served.until(lambda: not served.engine.away and not list(served.engine.live()))
