@@ -12,8 +12,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lrnnx_app.errors import LrnnxError, UserError, needs
 from lrnnx_app.export import onnx
 from lrnnx_app.export._chunk import Chunk, traced
@@ -99,7 +97,7 @@ def program(path: Path, chunk: Chunk, int8: bool) -> Program:
         raise needs("c", error) from error
     model = onnx.to_onnx(chunk, traced(chunk, 1))
     del model.metadata_props[:]
-    _by_rows(model)
+    onnx.by_rows(model)
     if int8:
         onnx.weights_in_8_bits(model)
     name = identifier(path)
@@ -119,32 +117,6 @@ def program(path: Path, chunk: Chunk, int8: bool) -> Program:
         except errors.CompilerError as error:
             raise UserError(f"{path}: there is no C for this model: {str(error).splitlines()[0]}") from error
     return _with_memory(text, path, chunk, _products(model))
-
-
-def _by_rows(model: Any) -> None:
-    """Replace x·Wᵀ + b by x·V + b of a stored V, whose rows are read in order."""
-    from onnx import helper, numpy_helper
-
-    stored = {initial.name: initial for initial in model.graph.initializer}
-    for place, node in enumerate(model.graph.node):
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type != "Gemm" or given.pop("transB", 0) != 1 or node.input[1] not in stored:
-            continue
-        if any(value != 1 for key, value in given.items() if key != "transA") or given.get("transA"):
-            continue
-        x, weight, *bias = node.input
-        if f"{weight}.rows" not in stored:
-            turned = np.ascontiguousarray(numpy_helper.to_array(stored[weight]).T)
-            stored[f"{weight}.rows"] = numpy_helper.from_array(turned, f"{weight}.rows")
-            model.graph.initializer.append(stored[f"{weight}.rows"])
-        (y,) = node.output
-        product = f"{y}.product" if bias else y
-        model.graph.node[place].CopyFrom(helper.make_node("MatMul", [x, f"{weight}.rows"], [product]))
-        if bias:
-            model.graph.node.insert(place + 1, helper.make_node("Add", [product, *bias], [y]))
-    used = {name for node in model.graph.node for name in node.input}
-    for initial in [each for each in model.graph.initializer if each.name not in used]:
-        model.graph.initializer.remove(initial)
 
 
 def _products(model: Any) -> int:
@@ -184,12 +156,22 @@ def _with_memory(text: str, path: Path, chunk: Chunk, products: int) -> Program:
     first, *parts = re.split(r"(?=/\*\n \* Node \d+:\n)", text)
     parts = {re.findall(r"EMX_NODE_FN void (\w+)", part)[0]: part for part in parts}
     kinds, roots, kept = {array.name: array for array in map(_array, arrays)}, {}, []
+    wide: dict[str, str] = {}
     for function, words in calls:
         copies = re.findall(r"OpType: (\w+)", parts[function])[0] in COPIES and len(words) == 2
         if copies and words[1] in kinds:
             roots[words[1]] = roots.get(words[0], words[0])
             del parts[function]
+        elif "const int8_t input0[" in parts[function]:  # a product converts its numbers on its way
+            wide[words[1]] = words[0]
+            del parts[function]
         else:
+            for place, narrow in enumerate(wide.get(word) for word in words):
+                if narrow:
+                    parts[function] = parts[function].replace(
+                        f"const float input{place}[", f"const int8_t input{place}["
+                    )
+                    words[place] = narrow
             kept.append((function, words))
     places, scratch = _places(kinds, roots, [words for _, words in kept])
     used = {word for _, words in kept for word in words}

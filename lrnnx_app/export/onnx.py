@@ -21,6 +21,7 @@ ENDING = ".onnx"
 OPSET = 20
 INT8_TOLERANCE = 0.1
 TABLE = 1 << 22  # bytes of a constant, such as a table of a transform, that is computed once for all
+PARAMETER = "model."  # what the name of a parameter of the chunk begins with
 LEAST = 1024  # smaller matrices are not stored in 8 bits
 
 
@@ -126,22 +127,63 @@ def session(path: Path) -> Run:
     return run
 
 
-def weights_in_8_bits(model: Any) -> None:
-    """Replace matrices by int8 ones with a scale for each row, and convert them back where they are used."""
+def by_rows(model: Any) -> None:
+    """Replace x·Wᵀ + b by x·V + b of a stored V, whose rows are read in order."""
     from onnx import helper, numpy_helper
 
-    for initial in list(model.graph.initializer):
-        weight = numpy_helper.to_array(initial)
-        if weight.ndim != 2 or weight.dtype != np.float32 or weight.size < LEAST:
+    stored = {initial.name: initial for initial in model.graph.initializer}
+    for place, node in enumerate(model.graph.node):
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type != "Gemm" or given.pop("transB", 0) != 1 or node.input[1] not in stored:
             continue
-        scale = np.maximum(np.abs(weight).max(1) / 127, 1e-12).astype(np.float32)
-        narrow = np.rint(weight / scale[:, None]).astype(np.int8)
-        name = initial.name
+        if any(value != 1 for key, value in given.items() if key != "transA") or given.get("transA"):
+            continue
+        x, weight, *bias = node.input
+        if f"{weight}.rows" not in stored:
+            turned = np.ascontiguousarray(numpy_helper.to_array(stored[weight]).T)
+            stored[f"{weight}.rows"] = numpy_helper.from_array(turned, f"{weight}.rows")
+            model.graph.initializer.append(stored[f"{weight}.rows"])
+        (y,) = node.output
+        product = f"{y}.product" if bias else y
+        model.graph.node[place].CopyFrom(helper.make_node("MatMul", [x, f"{weight}.rows"], [product]))
+        if bias:
+            model.graph.node.insert(place + 1, helper.make_node("Add", [product, *bias], [y]))
+    used = {name for node in model.graph.node for name in node.input}
+    for initial in [each for each in model.graph.initializer if each.name not in used]:
         model.graph.initializer.remove(initial)
-        model.graph.initializer.extend(
-            numpy_helper.from_array(value, f"{name}.{part}")
-            for part, value in (("int8", narrow), ("scale", scale))
-        )
-        inputs = [f"{name}.int8", f"{name}.scale"]
-        user = next(place for place, node in enumerate(model.graph.node) if name in node.input)
-        model.graph.node.insert(user, helper.make_node("DequantizeLinear", inputs, [name], axis=0))
+
+
+def weights_in_8_bits(model: Any) -> None:
+    """Replace matrices by int8 ones, after whose products each output has its scale.
+
+    Those are parameters, and what was folded from them, but for the last one, whose errors nothing averages.
+    Tables of transforms stay exact.
+    """
+    from onnx import helper, numpy_helper
+
+    by_rows(model)
+    graph, found = model.graph, {}
+    for initial in graph.initializer:
+        weight = numpy_helper.to_array(initial)
+        matrix = weight.ndim == 2 or (weight.ndim > 2 and initial.name.startswith(PARAMETER))
+        users = [node for node in graph.node if initial.name in node.input]
+        products = all(node.op_type == "MatMul" and node.input[1] == initial.name for node in users)
+        if matrix and products and weight.dtype == np.float32 and weight.size >= LEAST:
+            found[initial.name] = initial, weight
+    order = [node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in found]
+    for name in dict.fromkeys(order[:-1]):
+        if name == order[-1]:
+            continue
+        initial, weight = found[name]
+        scale = np.maximum(np.abs(weight).max(-2, keepdims=True) / 127, 1e-12).astype(np.float32)
+        narrow = np.rint(weight / scale).astype(np.int8)
+        graph.initializer.remove(initial)
+        graph.initializer.append(numpy_helper.from_array(narrow, f"{name}.int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+        for place in reversed([place for place, node in enumerate(graph.node) if name in node.input]):
+            y = graph.node[place].output[0]
+            graph.node[place].output[0] = f"{y}.narrow"
+            graph.node.insert(place + 1, helper.make_node("Mul", [f"{y}.narrow", f"{name}.scale"], [y]))
+        first = next(place for place, node in enumerate(graph.node) if name in node.input)
+        cast = helper.make_node("Cast", [f"{name}.int8"], [name], to=1)
+        graph.node.insert(first, cast)

@@ -178,7 +178,7 @@ def test_the_script_reads_any_wav_or_says_why_not(classes: tuple[str, ...], tmp_
 
 
 def test_weights_in_8_bits_are_small_and_near(tmp_path: Path) -> None:
-    run = FakeRun(backbone("lru", d_model=256, depth=1).eval())
+    run = FakeRun(backbone("lru", d_model=256, depth=6).eval())
     onnx.export(run, tmp_path / "full.onnx", Options(chunk=4))
     lines = onnx.export(run, tmp_path / "int8.onnx", Options(chunk=4, int8=True))
     assert 0 < float(lines[0].rsplit(" ", 1)[1]) <= 0.05
