@@ -31,6 +31,7 @@ ANY = "*"  # in place of an origin
 BEARER = "bearer."  # before the token, in a protocol that a page offers
 END = "end"  # the text that ends a stream
 DONE = 1000
+RESUMED = "resumed by another connection"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -172,7 +173,7 @@ class Server:
         if stream.owner is not None:  # its client comes back before we know that it went
             old, stream.owner, stream.line = stream.line, None, None
             if isinstance(old, Connection):
-                self._spawn(old.close(UNALLOWED, "resumed by another connection"))
+                self._spawn(old.close(UNALLOWED, RESUMED))
         elif not engine.join(stream):
             raise web.HTTPServiceUnavailable(text="all streams are taken; try again later\n")
         engine.away.pop(stream.key, None)
@@ -197,6 +198,8 @@ class Server:
         try:
             await line.open(request)
             await line.send(as_json(stream.hello(engine.about)))
+            if stream.owner is not line:
+                raise Refused(UNALLOWED, RESUMED)
             stream.line = line
             await self._listen(engine, stream, line)
         except Refused as refused:

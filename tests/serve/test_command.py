@@ -153,7 +153,7 @@ def test_what_cannot_be_served_is_one_line(lrnnx, runs: dict[str, Path], tmp_pat
         ((run, "--key", tmp_path / "words"), "expected --certificate with it"),
         ((run, "--origin", "example.org"), "expected a place such as https://example.org"),
         ((run, "--page", tmp_path), "index.html"),
-        ((run, "--host", "256.1.1.1", "--port", 0), "256.1.1.1"),
+        ((run, "--host", "203.0.113.1", "--port", 0), "203.0.113.1"),
         ((run, "--device", "abacus"), "unknown device"),
     ):
         lrnnx("serve", *words).refuses(said)
