@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference
 from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.export.onnx import INT8_TOLERANCE
 from lrnnx_app.runs.run import Run
+from lrnnx_app.streaming.session import live_chunk
 
 ENDING = None
 FILES = Path(__file__).parent / "page"
@@ -36,6 +38,7 @@ int push(void) { return model_push(&stream, x[0], y[0]); }
 """
 FLAGS = ("-std=c99", "-O3", "-ffast-math", "-fno-finite-math-only", "-msimd128", "-s", "-mexec-model=reactor")
 EXPORTS = ("begin", "input", "output", "push")
+SOUND = {"audio": True, "meaning": False}  # by the inference of a task: whether the outputs are sound
 SIZES = ("hop", "delay", "inputs", "rows", "outputs", "pooled")
 
 
@@ -47,10 +50,19 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         RunError: the run has no checkpoint, or `path` cannot be written.
         StreamError: the model cannot stream, or an option does not fit it.
     """
-    model = run.task().model
-    spec = model.spec
-    if spec.tokens or spec.d_input != 1 or not spec.sample_rate or options.timed:
-        raise UserError("a page takes sound of one channel; this model takes something else")
+    task = run.task()
+    model, spec = task.model, task.spec
+    if (
+        spec.tokens
+        or spec.d_input != 1
+        or not spec.sample_rate
+        or options.timed
+        or task.inference not in SOUND
+    ):
+        raise UserError(
+            "a page is for sound of one channel, made better or told apart; this run does something else"
+        )
+    options = replace(options, chunk=options.chunk or live_chunk(model))
     with whole(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
         c.export(run, Path(scratch) / "model.c", options)
         _compile(Path(scratch), part / "model.wasm")
@@ -60,7 +72,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
             "name": run.recipe.name,
             "about": run.recipe.about,
             "rate": spec.sample_rate,
-            "sound": not spec.classes,
+            "sound": SOUND[task.inference],
             "classes": list(spec.classes),
             **{key: sizes[key] for key in SIZES},
         }
@@ -72,7 +84,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         size = sum(file.stat().st_size for file in part.iterdir())
     return [
         f"{path}: a page of {size / 1024:,.0f} KiB; differs from the model by {found:.1g}",
-        f"python -m http.server -b 127.0.0.1 -d {path} shows it at http://127.0.0.1:8000",
+        f"python3 -m http.server -b 127.0.0.1 -d {path} shows it at http://127.0.0.1:8000",
     ]
 
 
@@ -114,7 +126,7 @@ class _Streams:
         self.streams: list[tuple[Any, Any]] = []
         for _ in range(count):
             store = wasmtime.Store(engine)
-            exports = wasmtime.Instance(store, module, []).exports(store)
+            exports: Any = wasmtime.Instance(store, module, []).exports(store)
             exports["begin"](store)
             self.streams.append((store, exports))
 

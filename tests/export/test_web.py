@@ -1,4 +1,4 @@
-"""A page's model gives on the audio thread what the run gives; nothing that a page has comes from elsewhere."""
+"""A page's model gives on the audio thread what the run gives; nothing that it has comes from elsewhere."""
 
 import json
 import re
@@ -80,5 +80,5 @@ def test_nothing_comes_from_elsewhere(page: Path) -> None:
 
 def test_what_takes_no_sound_is_refused(lrnnx, folder: Path, tmp_path: Path) -> None:
     run = trained(folder, "pixels", ["digits_lru", *TINY, "trainer.max_steps=1", "model.bidirectional=false"])
-    lrnnx("export", run, "-o", tmp_path / "page", "--format", "web").refuses("takes sound of one channel")
+    lrnnx("export", run, "-o", tmp_path / "page", "--format", "web").refuses("is for sound of one channel")
     assert not (tmp_path / "page").exists()
