@@ -170,10 +170,15 @@ def test_compiled_blocks_take_the_same_steps(tmp_path, compiled_for):
     assert distance(compiled, usual) <= 1e-9 * distance(usual, still)
 
 
+class Part(torch.nn.Linear):
+    def forward(self, x):  # of its own, since older dynamos leave torch's modules alone
+        return x @ self.weight
+
+
 class Stack(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.parts = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2))
+        self.parts = torch.nn.ModuleList(Part(1, 1) for _ in range(2))
 
     def forward(self, x, state=None):
         return self.parts[1](self.parts[0](x)), state
