@@ -1,6 +1,6 @@
 """Rows kept in a file, and rows compared with those of the same name that were kept before.
 
-A record holds rows of several commands, measured on one machine. `records/` has those of some GPUs.
+A record holds rows of several commands, measured on one kind of machine.
 """
 
 import json

@@ -132,16 +132,19 @@ def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
     whole = chunk.signal(batch, chunk.chunk * CHUNKS, generator)
     if not chunk.spec.tokens:
         whole[0][0, : chunk.chunk] = 0
-    pooled, state, ys = False, chunk.start(batch), []
+    state, ys = chunk.start(batch), []
     for start in range(0, whole[0].shape[1], chunk.chunk):
         y, *state = run([*(z[:, start : start + chunk.chunk].contiguous() for z in whole), *state])
         ys.append(y)
-        pooled = y.ndim == 2
     with torch.no_grad():
         dt = whole[1] if chunk.timed else None
         expected, _ = chunk.model(whole[0], dt=dt)
-    y = ys[-1] if pooled else torch.cat(ys, 1)
-    return float((y - expected).norm() / expected.norm())
+    return float((joined(ys) - expected).norm() / expected.norm())
+
+
+def joined(ys: list[Tensor]) -> Tensor:
+    """The outputs of all chunks; of a pooled model, the last, which is of all samples."""
+    return ys[-1] if ys[-1].ndim == 2 else torch.cat(ys, 1)
 
 
 def streamed(run: Run, description: str, x: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ def streamed(run: Run, description: str, x: Tensor) -> Tensor:
     for part in x.split(about["chunk"], 1):
         y, *state = run([part.contiguous(), *state])
         ys.append(y)
-    return ys[-1] if ys[0].ndim == 2 else torch.cat(ys, 1)
+    return joined(ys)
 
 
 def _brief(leaf: Tensor) -> Any:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from lrnnx_app.errors import RunError, UserError
 from lrnnx_app.export import _c_text, onnx
 from lrnnx_app.export._c_program import identifier, program, size
-from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, joined
 from lrnnx_app.export._chunk import Run as Push
 from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.runs.run import Run
@@ -67,8 +68,25 @@ def outputs(path: Path, x: Tensor) -> Tensor:
     """The outputs of the written C for a signal x (1, T, …), push by push."""
     library = Library(path)
     push = library.streams(1)
-    ys = [push([part])[0] for part in x.split(library.sizes["HOP"], 1)]
-    return ys[-1] if ys[0].ndim == 2 else torch.cat(ys, 1)
+    return joined([push([part])[0] for part in x.split(library.sizes["HOP"], 1)])
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """The constants in the header of the C at `path`, without their prefix, such as HOP."""
+    header = path.with_suffix(".h").read_text(encoding="utf-8")
+    return {k: int(v) for k, v in re.findall(rf"#define {identifier(path).upper()}_(\w+) (\d+)", header)}
+
+
+def compiled(command: Sequence[str], name: str) -> None:
+    """Run a compiler on the C of that name.
+
+    Raises:
+        UserError: the compiler refuses it.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+        raise UserError(f"{command[0]} did not compile {name}: {said}")
 
 
 class Library:
@@ -82,28 +100,15 @@ class Library:
     """
 
     def __init__(self, path: Path, flags: tuple[str, ...] = ("-O1",)) -> None:
-        name = identifier(path)
-        header = path.with_suffix(".h").read_text(encoding="utf-8")
-        self.sizes = {k: int(v) for k, v in re.findall(rf"#define {name.upper()}_(\w+) (\d+)", header)}
-        self.timed = "const float *dt" in header
+        name, self.sizes = identifier(path), sizes(path)
+        self.timed = "const float *dt" in path.with_suffix(".h").read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "library.so"
-            command = [
-                compiler(),
-                "-std=c99",
-                *flags,
-                "-shared",
-                "-fPIC",
-                str(path),
-                "-lm",
-                "-o",
-                str(library),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-                raise UserError(f"{command[0]} did not compile {path.name}: {said}")
-            loaded = ctypes.CDLL(str(library))
+            library = f"{folder}/library.so"
+            compiled(
+                [compiler(), "-std=c99", *flags, "-shared", "-fPIC", str(path), "-lm", "-o", library],
+                path.name,
+            )
+            loaded = ctypes.CDLL(library)
         self._bytes = getattr(loaded, f"{name}_bytes")
         self._bytes.restype = ctypes.c_size_t
         self._init, self._push = getattr(loaded, f"{name}_init"), getattr(loaded, f"{name}_push")

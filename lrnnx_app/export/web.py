@@ -5,9 +5,7 @@ It needs no other library, and nothing leaves it. `page/` holds its files.
 """
 
 import json
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -18,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrnnx_app.errors import LrnnxError, UserError, needs
+from lrnnx_app.errors import UserError, needs
 from lrnnx_app.export import c
-from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference
+from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, joined
 from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.export.onnx import INT8_TOLERANCE
 from lrnnx_app.runs.run import Run
@@ -66,15 +64,14 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     with whole(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
         c.export(run, Path(scratch) / "model.c", options)
         _compile(Path(scratch), part / "model.wasm")
-        header = (Path(scratch) / "model.h").read_text(encoding="utf-8")
-        sizes = {k.lower(): int(v) for k, v in re.findall(r"#define MODEL_(\w+) (\d+)", header)}
+        sizes = c.sizes(Path(scratch) / "model.c")
         facts = {
             "name": run.recipe.name,
             "about": run.recipe.about,
             "rate": spec.sample_rate,
             "sound": SOUND[task.inference],
             "classes": list(spec.classes),
-            **{key: sizes[key] for key in SIZES},
+            **{key: sizes[key.upper()] for key in SIZES},
         }
         (part / "model.json").write_text(json.dumps(facts), encoding="utf-8")
         for file in FILES.iterdir():
@@ -91,8 +88,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
 def outputs(path: Path, x: Tensor) -> Tensor:
     """The outputs of the written page's model for a signal x (1, T, 1), hop by hop."""
     push = _Streams(path, 1)
-    ys = [push([part])[0] for part in x.split(push.facts["hop"], 1)]
-    return ys[-1] if ys[0].ndim == 2 else torch.cat(ys, 1)
+    return joined([push([part])[0] for part in x.split(push.facts["hop"], 1)])
 
 
 def _compile(folder: Path, target: Path) -> None:
@@ -105,11 +101,7 @@ def _compile(folder: Path, target: Path) -> None:
     exports = [f"-Wl,--export={name}" for name in EXPORTS]
     sources = [str(folder / name) for name in ("model.c", "glue.c")]
     zig = [sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi"]
-    command = [*zig, *FLAGS, *exports, *sources, "-lm", "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-        raise LrnnxError(f"zig made no WebAssembly of the model: {said}")
+    c.compiled([*zig, *FLAGS, *exports, *sources, "-lm", "-o", str(target)], "model.c")
 
 
 class _Streams:

@@ -6,17 +6,14 @@ const LOWEST = -100, HIGHEST = -20; // dB from black to white
 
 const facts = await (await fetch("model.json")).json();
 const bytes = await (await fetch("model.wasm")).arrayBuffer();
-Object.assign(facts, {
-  period: Math.max(1, Math.round(PERIOD * facts.rate / facts.hop)),
-  keep: Math.round(KEPT * facts.rate / facts.hop),
-});
+facts.period = Math.max(1, Math.round(PERIOD * facts.rate / facts.hop));
 at("title").textContent = document.title = facts.name;
 at("about").textContent = facts.about;
 at("choice").hidden = at("save").hidden = !facts.sound;
 at("after").parentElement.hidden = !facts.sound;
 at("classes").hidden = facts.sound;
 
-let context, node, source, gains, analysers, longest;
+let context, node, source, gains, analysers, longest, kept = [];
 
 function say(text) { at("state").textContent = text; }
 
@@ -39,6 +36,7 @@ async function start(open) {
       node.connect(analysers[i], i);
     });
     longest = 0;
+    kept = [];
     source = await open(context);
     source.connect(node);
     heard();
@@ -82,9 +80,10 @@ function heard() {
   });
 }
 
-function told({ hops, spent, longest: gap, classes, kept }) {
-  if (kept) return save(kept);
+function told({ hops, spent, longest: gap, parts, classes }) {
+  if (kept.length * facts.hop < KEPT * facts.rate) kept.push(...parts);
   longest = Math.max(longest, gap);
+  if (!context) return; // stopped meanwhile
   const hop = 1000 * facts.hop / facts.rate, late = 1000 * (facts.hop + (facts.sound ? facts.delay : 0)) / facts.rate;
   at("latency").textContent = `${(late + 1000 * (context.baseLatency + (context.outputLatency || 0))).toFixed(0)} ms`;
   at("time").textContent = `${(spent / hops).toFixed(2)} ms`;
@@ -123,7 +122,7 @@ function draw() {
   requestAnimationFrame(draw);
 }
 
-function save(kept) {
+function save() {
   ["before", "after"].forEach((name, i) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(wav(kept.map((pair) => pair[i])));
@@ -149,7 +148,7 @@ function wav(parts) {
 
 at("microphone").onclick = () => start(microphone);
 at("stop").onclick = () => { stop(); say("Stopped."); };
-at("save").onclick = () => node.port.postMessage("kept");
+at("save").onclick = save;
 at("file").onchange = ({ target }) => target.files[0] && start(file(target.files[0]));
 document.querySelectorAll("[name=heard]").forEach((radio) => { radio.onchange = heard; });
 for (const type of ["dragover", "dragleave", "drop"]) {

@@ -24,13 +24,9 @@ class Live extends AudioWorkletProcessor {
     this.late = new Float32Array(delay + hop);
     this.shown = this.late.subarray(0, hop);
     this.hops = this.spent = this.longest = this.last = 0;
-    this.kept = [];
-    this.port.onmessage = ({ data }) => this.told(data);
+    this.new = [];
     this.alive = true;
-  }
-  told(words) {
-    if (words === "stop") this.alive = false;
-    if (words === "kept") this.port.postMessage({ kept: this.kept });
+    this.port.onmessage = () => { this.alive = false; };
   }
   process([[input]], [[before], [after]]) {
     const now = Date.now();
@@ -54,14 +50,15 @@ class Live extends AudioWorkletProcessor {
     this.filled = 0;
     if (sound) {
       this.after.set(y);
-      if (this.kept.length < keep) this.kept.push([x.slice(), y.slice()]);
+      this.new.push([x.slice(), y.slice()]);
     }
     this.late.copyWithin(0, hop);
     this.late.set(x, delay);
     if (this.hops % this.facts.period === 0) {
-      const { hops, spent, longest } = this;
-      this.port.postMessage({ hops, spent, longest, classes: sound ? null : y.slice(-this.facts.outputs) });
+      const { hops, spent, longest, new: parts } = this;
+      this.port.postMessage({ hops, spent, longest, parts, classes: sound ? null : y.slice(-this.facts.outputs) });
       this.longest = 0;
+      this.new = [];
     }
   }
 }
