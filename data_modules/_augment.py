@@ -23,7 +23,8 @@ class AugmentConfig:
     """The largest change of each kind; 0 or "" for none."""
 
     gain: float = 0.0  # dB, either way
-    speed: float = 0.0  # largest relative change of speed, up or down; the pitch changes too
+    speed: float = 0.0  # largest relative change of speed, up or down; the pitch changes too, of noises also
+    bursts: float = 0.0  # share of the noises that come in bursts, as knocks and claps do
     reverb: str = ""  # file with an impulse response
     reverb_share: float = 0.5  # share of the examples with reverberation
     rooms: float = 0.0  # share of the voices that are in a simulated room; the target keeps early echoes
@@ -35,7 +36,7 @@ class AugmentConfig:
     mask_band: float = 0.0  # share of the octaves below half the rate that a notch may take
 
     def __post_init__(self) -> None:
-        whole = ("reverb_share", "rooms", "clip", "telephone")
+        whole = ("reverb_share", "rooms", "clip", "telephone", "bursts")
         for name in (*whole, "speed", "mask_time", "mask_band"):
             if not 0 <= getattr(self, name) <= (1 if name in whole else 0.9):
                 raise RecipeError(f"augment.{name}: expected a share, at least 0, not {getattr(self, name)}")
@@ -57,14 +58,30 @@ class Augment:
 
     def voice(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         """(T,) to (T',), which differs from T by the speed only."""
-        c = self.config
-        if c.speed:
-            from torchaudio.functional import resample  # here, since inference imports this file
-
-            wave = resample(wave, SPEEDS + round(SPEEDS * rng.uniform(-c.speed, c.speed)), SPEEDS)
+        c, wave = self.config, self.faster(wave, rng)
         if self.response is not None and rng.random() < c.reverb_share:
             wave = convolved(wave, self.response)
         return wave
+
+    def faster(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
+        """(T,) at another speed: (T',)."""
+        if not (most := self.config.speed):
+            return wave
+        from torchaudio.functional import resample  # here, since inference imports this file
+
+        return resample(wave, SPEEDS + round(SPEEDS * rng.uniform(-most, most)), SPEEDS)
+
+    def sudden(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
+        """A noise (T,), for a share of them as bursts of it that start at once and die away."""
+        if rng.random() >= self.config.bursts:
+            return wave
+        seconds = len(wave) / self.rate
+        loud = np.zeros(len(wave), np.float32)
+        for _ in range(max(1, round(seconds * rng.uniform(0.3, 5)))):
+            start, decay = int(rng.integers(len(wave))), 10 ** rng.uniform(-2, -0.5) * self.rate
+            after = loud[start : start + int(8 * decay)]
+            after += 10 ** rng.uniform(-1, 0) * np.exp(-np.arange(len(after), dtype=np.float32) / decay)
+        return wave * torch.from_numpy(loud)
 
     def shelf(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
         """Gains in dB of low and high frequencies, and where they begin in Hz, as of another microphone."""

@@ -186,7 +186,9 @@ class Drawn(Mixtures):
         enough = math.ceil(frames * (1 + c.augment.speed))
         clean = part(clean, enough, rng) if len(clean) > enough else clean
         voice = part(self.augment.voice(clean, rng), frames, rng)
-        noise, beta = self._noise(index, frames, rng)
+        noise, beta = self._noise(index, enough, rng)
+        noise = noise if beta is not None else self.augment.faster(noise, rng)
+        noise = self.augment.sudden(part(noise, frames, rng), rng)
         return Part(
             voice,
             noise,

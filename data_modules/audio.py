@@ -21,8 +21,8 @@ from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.spec import DataSpec, Example
 
 LAYOUTS = ("mixtures", "pairs", "speech_commands", "folders", "voices", "continued")
-PAIRED = ("speed", "reverb", "rooms", "colour", "clip", "telephone", "noise")
-UNUSED = {"mixtures": ("gain", "noise"), "pairs": PAIRED}  # kinds of augmentation
+PAIRED = ("speed", "reverb", "rooms", "colour", "clip", "telephone", "noise", "bursts")
+UNUSED = {"mixtures": ("gain", "noise"), "pairs": PAIRED}  # kinds of augmentation; elsewhere bursts
 CLASSES = {len(WORDS): WORDS, len(TWELVE): TWELVE}
 
 
@@ -66,7 +66,7 @@ class Audio(DataModule):
 
         def __post_init__(self) -> None:
             one_of("layout", self.layout, LAYOUTS)
-            for name in UNUSED.get(self.layout, ()):
+            for name in UNUSED.get(self.layout, ("bursts",)):
                 if getattr(self.augment, name) != getattr(AugmentConfig(), name):
                     raise RecipeError(f"augment.{name}: layout {self.layout} does not use it; leave it out")
             shares = (self.music, self.babble, self.coloured)

@@ -135,7 +135,27 @@ def test_refuses(options: dict[str, Any], word: str) -> None:
         Audio.Config(**options)
 
 
-@pytest.mark.parametrize("option", ["rooms", "clip", "telephone", "colour", "gain", "noise"])
+def test_bursts_start_at_once_and_die_away() -> None:
+    augment, wave = Augment(AugmentConfig(bursts=1.0), RATE), torch.ones(RATE)
+    for seed in range(COUNT):
+        loud = augment.sudden(wave, np.random.default_rng(seed))
+        starts = (loud.diff() > 0.05).sum() + (loud[0] > 0)
+        assert loud.min() >= 0 and 1 <= starts <= 5
+        assert (loud.diff() < 1e-6).sum() >= RATE - 6
+
+
+def test_a_share_of_the_noises_comes_in_bursts() -> None:
+    augment, wave = Augment(AugmentConfig(bursts=0.25), RATE), torch.ones(400)
+    changed = [augment.sudden(wave, np.random.default_rng(seed)) is not wave for seed in range(400)]
+    assert 70 <= sum(changed) <= 130
+
+
+def test_noises_change_their_speed_too() -> None:
+    plain, faster = examples(alone=1.0), examples({"speed": 0.3}, alone=1.0)
+    assert all(len(x) == len(y) and not torch.equal(x, y) for (x, _), (y, _) in zip(plain, faster, strict=True))
+
+
+@pytest.mark.parametrize("option", ["rooms", "clip", "telephone", "colour", "bursts", "gain", "noise"])
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_refuses_an_augmentation(option: str, value: float) -> None:
     with pytest.raises(RecipeError, match=option):
@@ -145,6 +165,7 @@ def test_refuses_an_augmentation(option: str, value: float) -> None:
 EVERYTHING = {
     **{"rooms": 0.5, "colour": 6.0, "clip": 0.3, "telephone": 0.3, "mask_time": 0.3, "mask_band": 0.3},
     "speed": 0.1,
+    "bursts": 0.3,
 }
 
 
