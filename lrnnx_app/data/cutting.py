@@ -18,7 +18,7 @@ FRAME = RATE // 50
 LEVEL = -26.0  # of clips while something sounds, dB of full scale
 BELOW = 36.0  # from speech to the noise between its words, at least
 SILENT = -60.0
-NARROW = {"speech": 16000, "noise": 11000, "music": 16000}  # lowest rate of a source
+NARROW = {"speech": 11000, "noise": 11000, "music": 16000}  # lowest rate of a source
 SPEECH = 12.0  # longest clip of speech, in seconds
 OTHER = 30.0
 

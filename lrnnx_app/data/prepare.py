@@ -19,6 +19,7 @@ import soundfile
 
 from lrnnx_app.console.terminal import say
 from lrnnx_app.data import cutting
+from lrnnx_app.data.archives import ARCHIVES
 from lrnnx_app.data.audio_io import SUFFIXES
 from lrnnx_app.disk import atomic
 from lrnnx_app.disk.files import below
@@ -227,7 +228,17 @@ def _pattern(path: str) -> re.Pattern:
 
 
 def _members(file: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Names and contents of a package's files, one after the other."""
+    """Names and contents of a package's files, one after the other; of an archive, those inside."""
+    for name, content in _packed(file):
+        inside = ARCHIVES.get(Path(name).name)
+        if inside is None:
+            yield name, content
+            continue
+        for part, held in inside(content()):
+            yield f"{name}/{part}", lambda held=held: held
+
+
+def _packed(file: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if file.suffix == ".whl":
         with zipfile.ZipFile(file) as wheel:
             for name in wheel.namelist():

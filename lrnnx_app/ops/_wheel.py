@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def build_wheel(
     devices = _devices(config_settings)
     if not devices:
         return plain.build_wheel(wheel_directory)
+    _expect_auditwheel()
     builder = _WithKernels(os.getcwd())
     builder.libraries = {place: path for device in devices for place, path in _built(device)}
     with tempfile.TemporaryDirectory(dir=wheel_directory) as scratch:
@@ -75,6 +77,12 @@ def _devices(settings: Settings) -> list[str]:
             "kernels: wheels hold kernels for Linux only; elsewhere they are built when first used"
         )
     return devices
+
+
+def _expect_auditwheel() -> None:
+    """Before minutes of compiling, since a frontend without isolation does not install it."""
+    if find_spec("auditwheel") is None:
+        raise SystemExit("kernels: auditwheel is missing; pip install 'auditwheel>=6.8'")
 
 
 def _built(device: str) -> Iterator[tuple[str, Path]]:

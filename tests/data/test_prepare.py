@@ -2,6 +2,7 @@
 
 import csv
 import io
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -128,6 +129,32 @@ def test_a_telephone_is_no_speech_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(sound(voice(2), 8000))
     with pytest.raises(DataError, match=r"a\.wav: sampled too slowly"):
         cutting.read(tmp_path / "a.wav", "speech")
+
+
+def queen(files: dict[str, bytes]) -> bytes:
+    table, content = b"", b""
+    start = 15 + 21 * len(files)
+    for name, held in files.items():
+        table += struct.pack(">12sBII", name.encode(), 1, start + len(content), len(held))
+        content += held
+    return b"QTBLCEM10\0\0\0\1" + struct.pack(">H", len(files)) + table + content
+
+
+def test_speech_inside_of_a_games_file_is_found(tmp_path: Path) -> None:
+    files = {"020001P1.SB": sound(voice(3), 11025), "JOE1.SB": sound(voice(4)), "A.PCX": b"a picture"}
+    deb(tmp_path / "game_1-1_all.deb", {"usr/share/game/queen.1c": queen(files)})
+    manifest = {"game": [line("game", "usr/share/game/queen.1c/*.mp3", but="/JOE")]}
+    rows = denoise(tmp_path / "out", manifest, packages=tmp_path)
+    (clip,) = (tmp_path / "out" / "speech").rglob("*.ogg")
+    assert [row["file"] for row in rows] == [str(clip.relative_to(tmp_path / "out"))]
+    assert 5 < soundfile.info(str(clip)).duration < 6  # twice as slow by its head; the last pause is cut
+
+
+@pytest.mark.parametrize("content", [b"RIFF", queen({"A.SB": b""})[:20]], ids=["other", "cut"])
+def test_a_damaged_game_is_named(content: bytes, tmp_path: Path) -> None:
+    deb(tmp_path / "game_1-1_all.deb", {"usr/share/game/queen.1c": content})
+    with pytest.raises(DataError, match=r"game_1-1_all\.deb: not readable as a package \(.*; fetch it again"):
+        denoise(tmp_path / "out", {"game": [line("game", "usr/share/game/queen.1c/*.mp3")]}, tmp_path)
 
 
 def test_own_folders_alone_and_the_set_that_judges(tmp_path: Path, lrnnx) -> None:

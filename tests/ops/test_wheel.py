@@ -99,3 +99,11 @@ def test_other_kernels_are_refused_in_one_line(kernels):
     with pytest.raises(SystemExit, match=f"kernels={kernels}: there are kernels for cpu and cuda") as caught:
         _wheel.build_wheel("", {"kernels": kernels})
     assert "\n" not in str(caught.value)
+
+
+@on_linux
+def test_a_missing_tool_is_told_before_anything_is_built(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(_wheel, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"kernels: auditwheel is missing; pip install"):
+        _wheel.build_wheel(str(tmp_path), {"kernels": "cpu"})
+    assert not made
