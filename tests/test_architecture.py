@@ -56,7 +56,10 @@ ARROWS: dict[str, set[str]] = {
     "serve": {
         *("console", "errors", "machine", "models", "registry", "runs", "streaming", "tasks"),
     },
-    "export": {"disk", "errors", "layers", "models", "ops", "plugins", "recipe", "runs", "spec", "streaming"},
+    "export": {
+        *("data", "disk", "errors", "layers", "models", "ops", "plugins", "recipe", "runs", "spec"),
+        "streaming",
+    },
     "reports": {
         *("console", "data", "disk", "errors", "layers", "machine", "models", "ops", "plots", "recipe"),
         *("registry", "runs", "spec"),

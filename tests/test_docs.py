@@ -49,6 +49,7 @@ OTHERS = {
     "python",
     "make",
     "./model",
+    "env",
 }  # programs of others
 SUMMARY = {
     "metrics": {"test/loss": 1.0, "test/accuracy": 0.5, "test/si_snr": 1.0},

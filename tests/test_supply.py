@@ -68,6 +68,9 @@ def test_the_wheel_holds_licences_recipes_guides_and_sources(tmp_path: Path) -> 
     recipes = {f"lrnnx_app/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     assert recipes <= names
     assert "lrnnx_app/csrc/check.h" in names
+    for folder in ("page", "plugin"):
+        files = [path for path in (ROOT / "lrnnx_app" / "export" / folder).rglob("*") if path.is_file()]
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= names
     assert {f"lrnnx_app/docs/{path.name}" for path in (ROOT / "lrnnx_app" / "docs").glob("*.md")} <= names
 
 

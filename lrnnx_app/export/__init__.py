@@ -1,8 +1,8 @@
 """Export formats: one file for each format, found by its name; plugins may add more.
 
 A format's file has a function `export(run, path, options)`, which writes a model and returns lines about it.
-lrnnx's own formats also have `ENDING`, the ending of their files (None for a folder), and `outputs(path, x)`,
-the outputs of the written model for a signal.
+lrnnx's own formats also have `ENDING`, the ending of what they write (None if any will do), and
+`outputs(path, x)`, the outputs of the written model for a signal.
 """
 
 import importlib

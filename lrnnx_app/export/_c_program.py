@@ -81,7 +81,7 @@ def size(arrays: Sequence[Array]) -> int:
 def identifier(path: Path) -> str:
     """What the names in C begin with."""
     name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
-    return f"m{name}" if name[0].isdigit() else name
+    return f"m{name}" if name[:1].isdigit() else name
 
 
 def program(path: Path, chunk: Chunk, int8: bool) -> Program:

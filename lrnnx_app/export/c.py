@@ -26,6 +26,7 @@ from lrnnx_app.export._output import Options, accept, whole
 from lrnnx_app.runs.run import Run
 
 ENDING = ".c"
+FAST = ("-O3", "-ffast-math", "-fno-finite-math-only")
 
 
 def export(run: Run, path: Path, options: Options) -> list[str]:

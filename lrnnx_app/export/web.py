@@ -34,7 +34,7 @@ float *input(void) { return x[0]; }
 float *output(void) { return y[0]; }
 int push(void) { return model_push(&stream, x[0], y[0]); }
 """
-FLAGS = ("-std=c99", "-O3", "-ffast-math", "-fno-finite-math-only", "-msimd128", "-s", "-mexec-model=reactor")
+FLAGS = ("-std=c99", *c.FAST, "-msimd128", "-s", "-mexec-model=reactor")
 EXPORTS = ("begin", "input", "output", "push")
 SOUND = {"audio": True, "meaning": False}  # by the inference of a task: whether the outputs are sound
 SIZES = ("hop", "delay", "inputs", "rows", "outputs", "pooled")
