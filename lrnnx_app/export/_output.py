@@ -30,7 +30,7 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise RunError(f"{path}: no such folder; make {path.parent} first")
     try:
-        with atomic.whole(path, folder) as part:
+        with atomic.whole(path.absolute(), folder) as part:  # also "." has a name then
             yield part
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -194,19 +194,22 @@ def test_nothing_is_kept_of_what_differs(tmp_path: Path, monkeypatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_replaces_only_an_empty_one(tmp_path: Path) -> None:
+def test_a_folder_replaces_only_an_empty_one(tmp_path: Path, monkeypatch) -> None:
     target = tmp_path / "hub"
     target.mkdir()
     (target / "notes").write_text("mine")
 
-    def replace() -> None:
-        with whole(target) as part:
-            part.mkdir()
+    def replace(path: Path) -> None:
+        with whole(path, folder=True) as part:
             (part / "x").write_text("y")
 
     with pytest.raises(RunError, match="is there already"):
-        replace()
+        replace(target)
     assert [p.name for p in tmp_path.rglob("*")] == ["hub", "notes"]
+    (target / "notes").unlink()
+    monkeypatch.chdir(target)
+    replace(Path("."))
+    assert [p.name for p in tmp_path.rglob("*")] == ["hub", "x"]
 
 
 @pytest.mark.parametrize("mine", ["model.pt2", "model_pt2.py"])
