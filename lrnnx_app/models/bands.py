@@ -86,6 +86,9 @@ class Bands(Model):
     the state. So the output scales with the input at every level. The mask is complex, and is one at the
     start of training. Frames overlap by half, and a hop of output is complete one hop after its input: y[t]
     is the estimate of x[t − delay].
+
+    Outside training a share `kept` of the input is in the output: noise falls by −20·lg(kept) dB at most, and
+    voices unlike those of the training are damaged less.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"d_model": 8, "depth": 1, "hop": 16, "bands": 4}
@@ -99,6 +102,7 @@ class Bands(Model):
         heads: int = 4  # groups of channels, each with its own mixing of bands; a divisor of d_model
         hop: int = 256  # samples between frames of twice as many
         dropout: float = 0.0  # share of channels that training drops
+        kept: float = 0.0  # share of the input that the output keeps, outside training
         layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class Bands(Model):
                 raise RecipeError(
                     "d_model, depth, hop, bands, narrowest and heads: expected positive integers"
                 )
+            if not 0 <= self.kept <= 1:
+                raise RecipeError(f"kept: expected a share, 0 to 1, not {self.kept}")
             if self.bands * self.narrowest > self.hop:
                 raise RecipeError(
                     f"bands: expected at most hop/narrowest = {self.hop // self.narrowest}, not {self.bands}"
@@ -114,6 +120,7 @@ class Bands(Model):
                 raise RecipeError(f"heads: expected a divisor of d_model = {self.d_model}, not {self.heads}")
 
     window: Tensor
+    passes: Tensor  # (2, 1): `kept`, as a planar factor
     heard: Tensor  # (bands, reach): the bins that a band sees; hop stands for none
     made: Tensor  # (hop,): the place of a bin in the bands' masks, each of which is as wide as the widest
 
@@ -123,7 +130,7 @@ class Bands(Model):
             raise RecipeError("model.name: bands takes sound of one channel, and gives the same")
         self.hop = self.delay = config.hop
         self.lookahead = config.hop - 1
-        self.bands = config.bands
+        self.bands, self.kept = config.bands, config.kept
         starts = torch.tensor(edges(config.hop, config.bands, config.narrowest))
         widths = starts.diff()
         widest = int(widths.max())
@@ -145,6 +152,7 @@ class Bands(Model):
             self.mask.bias[..., :widest] = 1
         window = torch.sin(math.pi * (torch.arange(2 * config.hop) + 0.5) / (2 * config.hop))
         self.register_buffer("window", window, False)
+        self.register_buffer("passes", torch.tensor([[config.kept], [0.0]]), False)
 
     def init_state(self, batch: int) -> BandsState:
         layers = each(self._by_band, self.blocks.init_state(batch * self.bands))
@@ -203,7 +211,10 @@ class Bands(Model):
             after.append(each(self._by_band, state))
         masks = self.mask(self.norm(x).transpose(0, 1).flatten(1, 2)).unflatten(1, (batch, frames))
         masks = masks.unflatten(3, (2, -1)).permute(1, 2, 3, 0, 4).flatten(3)
-        return masks.index_select(3, self.made), tuple(after)
+        masks = masks.index_select(3, self.made)
+        if self.kept and not self.training:
+            masks = masks * (1 - self.kept) + self.passes
+        return masks, tuple(after)
 
     def _by_band(self, state: Tensor) -> Tensor:
         """(B·bands, …) as (B, bands, …)."""

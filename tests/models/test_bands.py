@@ -22,6 +22,16 @@ def bands(layer: str = "mingru", dtype: torch.dtype = torch.float64, spread: boo
     return model
 
 
+def test_a_share_of_the_input_is_kept_outside_training():
+    x = torch.randn(1, TIME, 1, dtype=torch.float64)
+    model, mixed = bands(), bands(kept=0.25)
+    through = bands(spread=False)  # whose mask is one
+    with torch.inference_mode():
+        expected = 0.75 * model(x)[0] + 0.25 * through(x)[0]
+        assert relative(mixed(x)[0], expected) < 1e-12
+        assert torch.equal(mixed.train()(x)[0], model(x)[0])
+
+
 @pytest.mark.parametrize("decibels", [-40, -20, 20])
 def test_output_scales_with_input(decibels):
     model, x = bands(), torch.randn(1, TIME, 1, dtype=torch.float64)
@@ -92,6 +102,7 @@ def test_a_mask_acts_on_the_bins_of_its_band_alone():
         ({"bands": 5}, SPEC, "bands"),
         ({"heads": 3}, SPEC, "heads"),
         ({"depth": 0}, SPEC, "depth"),
+        ({"kept": 1.5}, SPEC, "kept"),
         ({}, DataSpec(3, 5), "bands"),
     ],
 )
