@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_what_is_slower_than_a_record_is_told(tmp_path, monkeypatch, lrnnx):
     del times["lru"]
     lrnnx("bench", "layers", "--record", record).done()
     assert [row["forward ms"] for row in records.read(record)] == [1.0, 2.2]
+
+
+@pytest.mark.parametrize(
+    "kept", sorted(Path(records.__file__).with_suffix("").glob("*.json")), ids=lambda path: path.stem
+)
+def test_kept_records_name_each_row_once(kept, monkeypatch):
+    device = json.loads(kept.read_text())["device"]
+    assert kept.stem == device.lower().replace(" ", "-")
+    monkeypatch.setattr(report, "machine", lambda: {"device": device})
+    rows = records.read(kept)
+    assert len({records._name(row) for row in rows}) == len(rows)
+    slow, count = records.slower([{**row, "forward ms": 2 * row["forward ms"]} for row in rows], rows)
+    assert len(slow) == len(rows)
+    assert count > len(rows)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": [1], "device": "x"}', '{"rows": [], "device": "x"}'])
