@@ -71,6 +71,8 @@ class EventStream(DataModule):
         self.layout = layouts.named(config.layout, own, config.split)
         self.sensor = scaled(self.layout.sensor, config.scale)
         self.tokens = not (config.frame_events or config.frame_ms)
+        width, height, polarities = self.layout.sensor
+        self.pixels = (width, height, polarities, config.scale) if self.tokens else None
 
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]  (derived here)

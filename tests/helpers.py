@@ -14,14 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from lrnnx_app import recipe
 from lrnnx_app.errors import RecipeError, UserError
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops import _compilers, _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
+from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
+from lrnnx_app.runs.folder import CHECKPOINTS, LAST, RECIPE
+from lrnnx_app.runs.run import build
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import fit
@@ -131,6 +135,17 @@ def trained(folder: Path, name: str, words: Sequence[str], seconds: float = 300)
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == 0, done.stderr
         assert "Next: lrnnx" in done.stdout
+    return path
+
+
+def untrained(path: Path, source: str, *overrides: str) -> Path:
+    """A run folder of a recipe with the weights at its start."""
+    config = recipe.load(source, overrides)
+    task = build(recipe.typed(config))[1]
+    content: dict[str, Any] = {"state_dict": task.state_dict(), "global_step": 1}
+    task.on_save_checkpoint(content)
+    checkpoint_file.write(content, path / CHECKPOINTS / LAST)
+    (path / RECIPE).write_text(OmegaConf.to_yaml(config))
     return path
 
 

@@ -19,7 +19,6 @@ import pytest
 import soundfile
 import torch
 import typer
-from omegaconf import OmegaConf
 
 from lrnnx_app import cli, recipe
 from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
@@ -27,12 +26,11 @@ from lrnnx_app.data import prepare
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.registry import shipped
 from lrnnx_app.reports import doctor, listing
-from lrnnx_app.runs import checkpoint_file
-from lrnnx_app.runs.folder import CHECKPOINTS, LAST, RECIPE, write_summary
+from lrnnx_app.runs.folder import write_summary
 from lrnnx_app.runs.run import build
 from lrnnx_app.serve import start
 from lrnnx_app.train import fit, grid
-from tests.helpers import DENOISE, DOCS, ROOT, blocks
+from tests.helpers import DENOISE, DOCS, ROOT, blocks, untrained
 
 README = ROOT / "README.md"
 GUIDES = [README, ROOT / "csrc" / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -74,14 +72,8 @@ RUNS = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files and the run folders of which the guides speak; the runs are not trained."""
     folder = tmp_path_factory.mktemp("guides")
-    for name, (source, *overrides) in RUNS.items():
-        config = recipe.load(source, overrides)
-        task = build(recipe.typed(config))[1]
-        content: dict[str, Any] = {"state_dict": task.state_dict(), "global_step": 1}
-        task.on_save_checkpoint(content)
-        checkpoint_file.write(content, folder / name / CHECKPOINTS / LAST)
-        (folder / name / RECIPE).write_text(OmegaConf.to_yaml(config))
-        write_summary(folder / name, SUMMARY)
+    for name, words in RUNS.items():
+        write_summary(untrained(folder / name, *words), SUMMARY)
     rng = np.random.default_rng(0)
     for name in ("clean/a.wav", "clean/b.wav", "clean/c.wav", "noise/a.wav", "noise/b.wav", "noise/c.wav"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -210,6 +210,10 @@ class DataModule:
     Args:
         config: the `data` section of a recipe.
         seed: seed of the run, for the random choices in training examples.
+
+    Attributes:
+        pixels: of data whose steps are events, a sensor's width, height and number of polarities, and how
+            many of its pixels along each axis are one for the model; else None.
     """
 
     @dataclass
@@ -222,6 +226,7 @@ class DataModule:
         split: list[float] = field(default_factory=lambda: list(SHARES))  # shares of own files, by split
 
     spec: DataSpec
+    pixels: tuple[int, int, int, int] | None = None
 
     @classmethod
     def small(cls, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One chunk of a stream as a pure function of tensors, which the formats that hold a program share."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from lrnnx_app.errors import StreamError
 from lrnnx_app.layers._bank import BankLayer
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._constants import frozen, own_memory
+from lrnnx_app.layers._event_pool import EventPool
 from lrnnx_app.models._base import Model
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.streaming.session import named_tensors
@@ -126,10 +128,12 @@ def traced(chunk: Chunk, batch: int | None = None) -> ExportedProgram:
 def difference(chunk: Chunk, run: Run, batch: int = 3) -> float:
     """‖program − model‖ / ‖model‖ on random streams: the program runs chunk by chunk, the model once.
 
-    The first stream begins with a chunk of silence, where numbers like x + 1e-10 count.
+    The first stream begins with a chunk of silence, where numbers like x + 1e-10 count. If events are
+    pooled, the last stage gets some groups.
     """
     generator = torch.Generator().manual_seed(1)
-    whole = chunk.signal(batch, chunk.chunk * CHUNKS, generator)
+    group = math.prod(part.stride for part in chunk.model.modules() if isinstance(part, EventPool))
+    whole = chunk.signal(batch, chunk.chunk * max(CHUNKS, -(-CHUNKS * group // chunk.chunk)), generator)
     if not chunk.spec.tokens:
         whole[0][0, : chunk.chunk] = 0
     state, ys = chunk.start(batch), []

@@ -1,6 +1,6 @@
 """C99 with libm alone: weights, state and a function that pushes one hop, for microcontrollers and plug-ins.
 
-Beside the model lie its header, a main.c that runs it on a wav or on numbers, and a Makefile.
+Beside the model lie its header, a Makefile, and a main.c that does what `lrnnx infer` does with the run.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.errors import RunError, UserError
-from lrnnx_app.export import _c_text, onnx
+from lrnnx_app.export import _c_main, _c_text, onnx
 from lrnnx_app.export._c_program import identifier, program, size
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, joined
 from lrnnx_app.export._chunk import Run as Push
 from lrnnx_app.export._output import Options, accept, whole
-from lrnnx_app.runs.run import Run
+from lrnnx_app.runs.run import Run, build_data
 
 ENDING = ".c"
 FAST = ("-O3", "-ffast-math", "-fno-finite-math-only")
@@ -39,13 +39,15 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     """
     if path.suffix != ENDING or path.stem == "main":
         raise RunError(f"{path}: expected a name ending in {ENDING}, and another than main.c")
-    model = run.task().model
-    chunk = Chunk(model, options.chunk or model.hop, options.timed)
+    task = run.task()
+    model, events = task.model, task.inference == "meaning" and task.spec.tokens
+    pixels = build_data(run.recipe).pixels if events else None
+    chunk = Chunk(model, options.chunk or model.hop, options.timed or run.timed)
     made, name = program(path, chunk, options.int8), identifier(path)
     texts = {
         path: made.text + _c_text.functions(name, chunk, made),
         path.with_suffix(".h"): _c_text.header(name, chunk, made),
-        path.with_name("main.c"): _c_text.main(name, path, chunk),
+        path.with_name("main.c"): _c_main.main(name, path, chunk, task.inference, pixels),
         path.with_name("Makefile"): _c_text.makefile(name, path),
     }
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
         raise needs("onnx", error) from error
     if path.suffix != ENDING:
         raise RunError(f"{path}: expected a name ending in {ENDING}")
-    chunk = Chunk(run.task().model, options.chunk, options.timed)
+    chunk = Chunk(run.task().model, options.chunk, options.timed or run.timed)
     script = _example.beside(path)
     with whole(script) as script_part, whole(path) as part:
         model = to_onnx(chunk, traced(chunk))
@@ -69,7 +69,8 @@ def to_onnx(chunk: Chunk, program: ExportedProgram) -> Any:
     from onnx_ir.passes import common
     from onnxscript import ir, optimizer
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about itself
         exported = torch.onnx.export(

@@ -26,7 +26,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     """
     if path.suffix != ENDING:
         raise RunError(f"{path}: expected a name ending in {ENDING}")
-    chunk = Chunk(run.task().model, options.chunk, options.timed)
+    chunk = Chunk(run.task().model, options.chunk, options.timed or run.timed)
     script = _example.beside(path)
     with whole(script) as script_part, whole(path) as part:
         torch.export.save(traced(chunk), part, extra_files={ABOUT: chunk.description()})

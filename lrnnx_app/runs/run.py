@@ -126,6 +126,11 @@ class Run:
         self.recipe = recipes.typed(self.config)
 
     @property
+    def timed(self) -> bool:
+        """Whether the steps of its data come with their elapsed times dt."""
+        return bool(getattr(self.recipe.data, "timed", False))
+
+    @property
     def best(self) -> Path:
         return self.path / CHECKPOINTS / BEST
 

@@ -49,7 +49,7 @@ class Engine:
             raise RunError(f"{run.path}: the task {kind} gives no samples or classes; it cannot be served")
         model, spec = self.task.model.to(device).eval(), self.task.spec
         self.name, self.delay, self.chunk = name, model.delay, live_chunk(model)
-        self.timed = model.hop == 1 and bool(getattr(run.recipe.data, "timed", False))
+        self.timed = model.hop == 1 and run.timed
         self.whole = model.hop > 1 or GIVES[self.task.inference] == SAMPLES
         self.period = self.chunk / spec.sample_rate if spec.sample_rate else STEPS_TICK
         self.streams, self.away, self.meter = streams, dict[str, Stream](), Meter()

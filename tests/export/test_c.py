@@ -146,11 +146,18 @@ def test_the_program_reads_numbers(tokens: bool, by: str, tmp_path: Path) -> Non
     dt = None if tokens else torch.rand(1, 7)
     rows = x[0][:, None] if dt is None else torch.cat((dt[0][:, None], x[0]), 1)
     given = "\n".join(" ".join(map(str, row)) for row in rows.tolist())
-    done = subprocess.run([built(tmp_path, "3", by)], input=given, capture_output=True, text=True)
-    assert done.stderr == ""
+    program = built(tmp_path, "3", by)
+    done = subprocess.run([program], input=given, capture_output=True, text=True)
+    assert re.fullmatch(r"\d+\.\d\d us a step\n", done.stderr)
     found = torch.from_numpy(np.loadtxt(done.stdout.splitlines(), dtype=np.float32))
     with torch.no_grad():
         assert relative(found, model(x, dt=dt)[0][0]) <= ROUNDING
+    wrong = f"{given}\n5" if tokens else f"-{given}"
+    done = subprocess.run([program], input=wrong, capture_output=True, text=True)
+    where = (
+        "step 7: expected steps below 5" if tokens else "step 0: expected steps as numbers, dt before each"
+    )
+    assert (done.returncode, done.stderr) == (2, f"standard input: {where}\n")
 
 
 def test_a_stream_heals_alone_when_a_number_is_not_finite(tmp_path: Path) -> None:

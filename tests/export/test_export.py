@@ -71,6 +71,12 @@ def test_events_that_wait_for_their_group_are_state(ending: str, tmp_path: Path)
     assert len(script(path).stdout.strip("[ ]\n").split()) == 5, "one output for each class"
 
 
+def test_a_program_that_ignores_its_events_is_found_out() -> None:
+    chunk = Chunk(staged(pools=[4, 3]).float(), 1, timed=True)
+    first, *_ = chunk(*chunk.example(3))
+    assert difference(chunk, lambda inputs: [first, *inputs[2:]]) > TOLERANCE
+
+
 def test_what_cannot_be_a_program_says_why() -> None:
     model = small_model("unet")
     with pytest.raises(StreamError, match="multiple of the model's hop of 32"):
@@ -84,6 +90,8 @@ def test_what_cannot_be_a_program_says_why() -> None:
 
 class FakeRun:
     """What the formats ask of a run."""
+
+    timed, inference = False, ""
 
     def __init__(self, model: Model) -> None:
         self.model = model
