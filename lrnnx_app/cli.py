@@ -227,10 +227,10 @@ def export(
         typer.Option(help=f"{', '.join(formats.own())}; by the name's ending if left out."),
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Samples of a call (c, torch, onnx).")
+        int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Samples of a call; the hop by default.")
     ] = None,
-    timed: Annotated[bool, typer.Option("--timed", help="dt is an input too (c, torch, onnx).")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits (c, onnx).")] = False,
+    timed: Annotated[bool, typer.Option("--timed", help="dt is an input, as where data have it.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Write the best checkpoint's model in a format that others read, and check what was written."""

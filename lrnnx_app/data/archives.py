@@ -17,10 +17,10 @@ def queen(content: bytes) -> Iterator[tuple[str, bytes]]:
     """
     if content[:4] != b"QTBL":
         raise ValueError("these are not the resources of that game")
-    head, entry = struct.Struct(">13xH"), struct.Struct(">12sBII")
-    (count,) = head.unpack_from(content)
-    table = content[head.size : head.size + count * entry.size]
-    if len(table) < count * entry.size:
+    head, entry = 15, struct.Struct(">12sBII")
+    count = int.from_bytes(content[13:head], "big")
+    table = content[head : head + count * entry.size]
+    if len(content) < head or len(table) < count * entry.size:
         raise ValueError("the resources are cut short")
     for padded, _, start, size in entry.iter_unpack(table):
         name = padded.rstrip(b"\0").decode("latin-1")

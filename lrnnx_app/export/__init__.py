@@ -69,9 +69,9 @@ def export_run(
         run: a run folder.
         path: the file or folder to write.
         format: one of `names()`; by the ending of `path` if None.
-        chunk: samples of one call of a program (c, torch, onnx); None is the model's hop.
-        timed: the program also takes elapsed time dt (B, T) (c, torch, onnx).
-        int8: store weights in 8 bits (c, onnx).
+        chunk: samples of one call of a program; None is the model's hop.
+        timed: the program also takes elapsed time dt (B, T), as it does where the data have it.
+        int8: store weights in 8 bits.
 
     Returns:
         Lines that say what was written and how much its outputs differ from the model's.

@@ -85,22 +85,27 @@ static int within(double value, int end) {{
 /* The first line names the columns. Times are rounded to microseconds and count from the first event. */
 static int step(FILE *in, int t) {{
     static const char names[] = "txyp";
-    static int columns[MOST], many;
+    static int columns[MOST], many, begun;
     static double first, before;
     char line[256], *at = line, *end;
     double value[4] = {{0}}, now;
     do
         if (!fgets(line, sizeof line, in))
             return many ? 0 : -1;
+        else if (!strchr(line, '\\n') && !feof(in))
+            return -1; /* longer than any line of numbers */
     while (!line[strspn(line, " \\r\\n")]);
     if (!many) {{
+        int known = 0;
         at += strncmp(at, "\\xef\\xbb\\xbf", 3) ? 0 : 3; /* the mark with which spreadsheets begin */
-        for (at = strtok(at, ",\\r\\n"); at && many < MOST; at = strtok(NULL, ",\\r\\n")) {{
+        for (at = strtok(at, ",\\r\\n"); at; at = strtok(NULL, ",\\r\\n")) {{
             const char *name = at[1] ? NULL : strchr(names, *at);
+            if (many == MOST || (name && known & 1 << (name - names)))
+                return -1;
             columns[many++] = name ? (int)(name - names) : -1;
+            known |= name ? 1 << (name - names) : 0;
         }}
-        first = -1;
-        return step(in, t);
+        return known == 15 ? step(in, t) : -1; /* all four */
     }}
     for (int i = 0; i < many; ++i, at = end + (*end == ',')) {{
         double number = strtod(at, &end);
@@ -111,8 +116,8 @@ static int step(FILE *in, int t) {{
         end += strcspn(end, ",");
     }}
     now = rint(value[0]);
-    if (first < 0)
-        first = before = now;
+    if (!begun)
+        begun = 1, first = before = now;
     if (!(now >= before))
         return -1;
     if (!within(value[1], WIDTH) || !within(value[2], HEIGHT) || !within(value[3], POLARITIES))
@@ -176,6 +181,13 @@ static double drawn(void) {{
     return (double)((z ^ z >> 31) >> 11) / 9007199254740992.0;
 }}
 
+/* Whether a word is a number of at least `least`, and nothing else. */
+static int number(const char *word, double least, double *value) {{
+    char *end;
+    *value = strtod(word, &end);
+    return end != word && !*end && *value >= least && *value < 1e15;
+}}
+
 /* The likeliest byte; above a temperature of 0 one that is drawn. */
 static int chosen(double temperature) {{
     double shares[OUT], sum = 0;
@@ -195,27 +207,27 @@ static int chosen(double temperature) {{
 }}
 
 int main(int count, char **words) {{
-    long length = count > 2 ? strtol(words[2], NULL, 10) : 400;
-    double temperature = count > 3 ? strtod(words[3], NULL) : 0;
-    long pushed = 0;
+    double length = 400, temperature = 0, begin = 0, pushed = 0;
     clock_t began = clock();
-    seed = count > 4 ? strtoul(words[4], NULL, 10) : 0;
-    if (count < 2 || count > 5 || !*words[1] || length < 1 || !(temperature >= 0)) {{
+    if (count < 2 || count > 5 || !*words[1] || (count > 2 && !number(words[2], 1, &length)) ||
+        (count > 3 && !number(words[3], 0, &temperature)) || (count > 4 && !number(words[4], 0, &begin)) ||
+        length != floor(length) || begin != floor(begin)) {{
         fputs("usage: ./{name} PROMPT [BYTES [TEMPERATURE [SEED]]]\\n", stderr);
         return 2;
     }}
+    seed = (uint64_t)begin;
     {name}_init(&stream);
     fputs(words[1], stdout);
     for (const char *at = words[1]; *at; ++at, ++pushed)
         push((unsigned char)*at);
-    for (; length--; ++pushed) {{
+    for (; length > 0; --length, ++pushed) {{
         int byte = chosen(temperature);
         putchar(byte);
         fflush(stdout);
         push(byte);
     }}
     putchar('\\n');
-    fprintf(stderr, "%.0f bytes/s\\n", (double)pushed * CLOCKS_PER_SEC / (double)(clock() - began));
+    fprintf(stderr, "%.0f bytes/s\\n", pushed * CLOCKS_PER_SEC / (double)(clock() - began));
     return 0;
 }}
 """

@@ -55,4 +55,4 @@ def refuse(options: Options) -> None:
         UserError: one of these options is given.
     """
     if options != Options():
-        raise UserError("--chunk, --timed and --int8 are of formats that run; expected c, torch or onnx")
+        raise UserError("--chunk, --timed and --int8 are for programs; this format holds weights alone")

@@ -150,7 +150,9 @@ def test_speech_inside_of_a_games_file_is_found(tmp_path: Path) -> None:
     assert 5 < soundfile.info(str(clip)).duration < 6  # twice as slow by its head; the last pause is cut
 
 
-@pytest.mark.parametrize("content", [b"RIFF", queen({"A.SB": b""})[:20]], ids=["other", "cut"])
+@pytest.mark.parametrize(
+    "content", [b"RIFF", b"QTBL", queen({"A.SB": b""})[:20]], ids=["other", "head", "cut"]
+)
 def test_a_damaged_game_is_named(content: bytes, tmp_path: Path) -> None:
     deb(tmp_path / "game_1-1_all.deb", {"usr/share/game/queen.1c": content})
     with pytest.raises(DataError, match=r"game_1-1_all\.deb: not readable as a package \(.*; fetch it again"):

@@ -26,7 +26,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
         untrained(folder / "run", "events_event_ssm_mini", *SMALL, "model.pools=[4,3]"),
         np.random.default_rng(0),
     )
-    t, x, y, p = 5000 + np.cumsum(rng.exponential(300, 307)), *(rng.integers(0, n, 307) for n in (2, 16, 2))
+    t, x, y, p = -50000 + np.cumsum(rng.exponential(300, 307)), *(rng.integers(0, n, 307) for n in (2, 16, 2))
     np.savetxt(folder / "events.csv", np.stack((p, t, x, y), 1), "%.6g", ",", header="p,t,x,y", comments="")
     (folder / "c").mkdir()
     export.export_run(run, folder / "c" / "model.c")
@@ -51,8 +51,10 @@ def test_the_program_names_the_class_of_events(events: Path, lrnnx, tmp_path: Pa
         lrnnx("infer", events / "run", events / "events.csv", "--json").done().out.splitlines()[0]
     )
     best, share = next(iter(shares["classes"].items()))
-    _, name, probability = done.stdout.splitlines()[-1].split()
+    elapsed, name, probability = done.stdout.splitlines()[-1].split()
     assert (done.returncode, name) == (0, best)
+    times = np.loadtxt(events / "events.csv", delimiter=",", skiprows=1)[:, 1].round()
+    assert float(elapsed) == pytest.approx((times[-1] - times[0]) / 1000, abs=1e-3)
     assert float(probability) == pytest.approx(share, abs=1e-4)
     for text in (
         "",
@@ -60,6 +62,11 @@ def test_the_program_names_the_class_of_events(events: Path, lrnnx, tmp_path: Pa
         "t,x,y,p\n9,0,0,0\n8,0,0,0\n",
         "t,x,y,p\n0,,0,0\n",
         "t,x,y,p\n0,0,0,.5\n",
+        "t,x,y\n0,0,0\n",
+        "t,t,x,y,p\n0,1,0,0,0\n",
+        "x,y,p,t\n0,0,0\n",
+        "t,x,y,p\n" + "0" * 300 + ",0,0,0\n",
+        ",".join("abcdefghijklmnopqtxyp") + "\n" + ",".join("0" * 21) + "\n",
     ):
         (tmp_path / "x.csv").write_text(text)
         done = subprocess.run([program, "x.csv"], cwd=tmp_path, capture_output=True, text=True)
@@ -87,5 +94,16 @@ def test_the_program_continues_a_text(lrnnx, tmp_path: Path) -> None:
     assert told("200") == done.stdout
     assert told("200", "1", "1") == told("200", "1", "1")
     assert told("200", "1", "1") != told("200", "1", "2")
-    wrong = subprocess.run([program, ""], capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stderr) == (2, "usage: ./model PROMPT [BYTES [TEMPERATURE [SEED]]]\n")
+    for words in (
+        ("",),
+        ("a", "2x"),
+        ("a", "1.5"),
+        ("a", "1", "inf"),
+        ("a", "1", "nan"),
+        ("a", "1", "1", "-1"),
+    ):
+        wrong = subprocess.run([program, *words], capture_output=True, text=True)
+        assert (wrong.returncode, wrong.stderr) == (
+            2,
+            "usage: ./model PROMPT [BYTES [TEMPERATURE [SEED]]]\n",
+        ), words
