@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_the_program_names_the_class_of_events(events: Path, lrnnx, tmp_path: Pa
         assert (done.returncode, done.stderr) == (2, f"{said}\n")
 
 
-def test_the_program_continues_a_text(lrnnx, tmp_path: Path) -> None:
+def test_the_program_continues_a_text(tmp_path: Path) -> None:
     run = untrained(tmp_path / "run", "text_rglru_mini", *SMALL)
     export.export_run(run, tmp_path / "model.c")
     program = built(tmp_path, "model", "gcc")
@@ -89,7 +90,7 @@ def test_the_program_continues_a_text(lrnnx, tmp_path: Path) -> None:
 
     (tmp_path / "prompt").write_bytes(PROMPT)
     command = ["infer", str(run), "--prompt", f"@{tmp_path}/prompt", "--length", "200", "--temperature", "0"]
-    done = subprocess.run(["lrnnx", *command], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "lrnnx_app", *command], capture_output=True, check=True)
     assert len(done.stdout) == len(PROMPT) + 201
     assert told("200") == done.stdout
     assert told("200", "1", "1") == told("200", "1", "1")
