@@ -1,6 +1,7 @@
 """`lrnnx serve` as a process: it says where it listens, and SIGTERM ends it in good order."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -137,6 +138,31 @@ def test_the_clients_of_the_guide_denoise_a_file_and_a_live_stream(tmp_path: Pat
     clean, expected = (soundfile.read(tmp_path / name)[0] for name in ("clean.wav", "infer.wav"))
     assert len(clean) == len(expected) == 5000
     assert np.abs(clean - expected).max() < 2 / 2**15
+
+
+def test_the_client_of_the_guide_gets_the_classes_of_events_that_infer_gives(
+    lrnnx, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    t, x, y, p = (
+        50000 + np.cumsum(draw.exponential(300, 150)),
+        *(draw.integers(0, n, 150) for n in (2, 16, 2)),
+    )
+    np.savetxt(tmp_path / "events.csv", np.stack((t, x, y, p), 1), "%d", ",", header="t,x,y,p", comments="")
+    content = next(content for _, name, content in blocks(DOCS / "serve.md") if name == "classes.py")
+    url = "http://127.0.0.1:8765/stream/events_event_ssm_mini"
+    assert url in content
+    with process(runs["events"]) as (_, lines):
+        (tmp_path / "classes.py").write_text(content.replace(url, address(lines[0])))
+        client = [sys.executable, "classes.py", "events.csv"]
+        done = subprocess.run(client, cwd=tmp_path, check=True, timeout=60, capture_output=True, text=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert len(done.stdout.splitlines()) == 3
+    infer = lrnnx("infer", runs["events"], tmp_path / "events.csv", "--running", "--json").done().out
+    expected = json.loads(infer.splitlines()[-1])
+    assert list(last["classes"]) == list(expected["classes"])
+    assert last["classes"] == pytest.approx(expected["classes"], rel=1e-5)
+    assert last["time"] == pytest.approx(expected["time"], abs=1e-3)
 
 
 def test_what_cannot_be_served_is_one_line(lrnnx, runs: dict[str, Path], tmp_path: Path) -> None:
