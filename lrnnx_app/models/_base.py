@@ -1,6 +1,6 @@
 """The base of models: stacks of layers that are called as layers are, with a hop and a look-ahead."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any, ClassVar
 
@@ -69,22 +69,31 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
-class Block(nn.Module):
-    """Pre-norm residual block: norm → layer → GELU → half-GLU (y·σ(W y)) → dropout → add."""
+class Residual(nn.Module):
+    """A pre-norm residual block: what `add` makes of x and layer(norm(x)); each subclass defines `add`.
+
+    Args:
+        norm: of the layer's input, d_model wide.
+        layer_config: the layer's Config, with its name.
+        dropout: share of the channels that training drops.
+    """
 
     def __init__(
-        self, d_model: int, layer_config: Any, dropout: float = 0.0, bidirectional: bool = False
+        self,
+        norm: nn.Module,
+        d_model: int,
+        layer_config: Any,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = norm
         self.layer = build_layer(layer_config.name, d_model, layer_config, bidirectional)
-        self.gate = Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        y = nn.functional.gelu(y)
-        gated = linear(self.gate, y, activation="sigmoid", times=y)
-        return x + self.dropout(gated)
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output from its input x and the layer's output y, (…, d_model) each."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -98,11 +107,24 @@ class Block(nn.Module):
             y, state = self.step(x[:, 0], state, None if rows.dt is None else rows.dt[:, 0])
             return y[:, None], state
         y, state = self.layer(self.norm(x), state, **rows._asdict())
-        return self._add(x, y), state
+        return self.add(x, y), state
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:
         y, state = self.layer.step(self.norm(x), state, dt)
-        return self._add(x, y), state
+        return self.add(x, y), state
+
+
+class Block(Residual):
+    """Pre-norm residual block: norm → layer → GELU → half-GLU (y·σ(W y)) → dropout → add."""
+
+    def __init__(self, d_model: int, layer_config: Any, **options: Any) -> None:
+        super().__init__(nn.LayerNorm(d_model), d_model, layer_config, **options)
+        self.gate = Linear(d_model, d_model)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        y = nn.functional.gelu(y)
+        gated = linear(self.gate, y, activation="sigmoid", times=y)
+        return x + self.dropout(gated)
 
 
 class Blocks(nn.ModuleList):
@@ -111,24 +133,30 @@ class Blocks(nn.ModuleList):
     Args:
         widths: features of each block.
         layer: a layer's Config, or a list of them that the blocks take in turn.
+        kind: makes a block from its width and its layer's Config.
 
     Raises:
         RecipeError: an option does not fit; names its key.
     """
 
     def __init__(
-        self, widths: Iterable[int], layer: Any, dropout: float = 0.0, bidirectional: bool = False
+        self,
+        widths: Iterable[int],
+        layer: Any,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        kind: Callable[..., Residual] = Block,
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
             raise RecipeError(f"model.dropout: expected a share in [0, 1], not {dropout}")
         for width, (key, config) in zip(widths, cycle(layer_nodes(layer)), strict=False):
             try:
-                self.append(Block(width, config, dropout, bidirectional))
+                self.append(kind(width, config, dropout=dropout, bidirectional=bidirectional))
             except RecipeError as error:
                 raise RecipeError(f"{key}.{error}") from error
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Residual]:
         return super().__iter__()  # type: ignore[return-value]  (only blocks are appended)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
@@ -138,6 +166,22 @@ class Blocks(nn.ModuleList):
             StreamError: a layer runs in both directions.
         """
         return tuple(block.layer.init_state(batch) for block in self)
+
+    def run(self, x: Tensor, states: Sequence[Any] | None, rows: Rows) -> tuple[Tensor, tuple[Any, ...]]:
+        """All blocks, one after another, on x (B, T, d_model) of one width."""
+        after = []
+        for block, state in zip(self, (None,) * len(self) if states is None else states, strict=True):
+            x, state = block(x, state, rows)
+            after.append(state)
+        return x, tuple(after)
+
+    def step(self, x: Tensor, states: Sequence[Any], dt: Tensor | None) -> tuple[Tensor, tuple[Any, ...]]:
+        """All blocks on one step x (B, d_model)."""
+        after = []
+        for block, state in zip(self, states, strict=True):
+            x, state = block.step(x, state, dt)
+            after.append(state)
+        return x, tuple(after)
 
 
 def each(change: Callable[[Tensor], Tensor], state: Any) -> Any:

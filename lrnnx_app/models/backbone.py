@@ -67,26 +67,17 @@ class Backbone(Model):
         With `reset`, a pooled model gives one output for each start, row by row. Do not use the pool in the
         state that it then returns.
         """
-        before = (None,) * len(self.blocks) if state is None else state.layers
-        x = self.encoder(x)
-        after = []
-        for block, layer_state in zip(self.blocks, before, strict=True):
-            x, layer_state = block(x, layer_state, rows)
-            after.append(layer_state)
+        x, after = self.blocks.run(self.encoder(x), None if state is None else state.layers, rows)
         if rows.reset is not None and self.pool != "none":
             packed = pool_packed(self.norm(x), self.pool, rows)
-            return self.head(packed), BackboneState(tuple(after), *self._empty_pool(len(x)))
+            return self.head(packed), BackboneState(after, *self._empty_pool(len(x)))
         pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
-        return self._finish(x, BackboneState(tuple(after), *pool), rows)
+        return self._finish(x, BackboneState(after, *pool), rows)
 
     def step(self, x: Tensor, state: BackboneState, dt: Tensor | None = None) -> tuple[Tensor, BackboneState]:
         """One sample: x (B, d_input) or (B,) tokens; the output has no time axis."""
-        x = self.encoder(x)
-        after = []
-        for block, layer_state in zip(self.blocks, state.layers, strict=True):
-            x, layer_state = block.step(x, layer_state, dt)
-            after.append(layer_state)
-        y, state = self._finish(x[:, None], state._replace(layers=tuple(after)), EVEN)
+        x, after = self.blocks.step(self.encoder(x), state.layers, dt)
+        y, state = self._finish(x[:, None], state._replace(layers=after), EVEN)
         return y[:, 0] if self.pool == "none" else y, state
 
     def _finish(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, BackboneState]:
