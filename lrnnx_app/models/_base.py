@@ -54,19 +54,36 @@ class Model(nn.Module):
         dt: Tensor | None = None,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        read: bool = True,
     ) -> tuple[Tensor, Any]:
         """Run a sequence from a state; arguments as of `lrnnx_app.layers._base.Layer.forward`.
+
+        Without `read` it gives `features`, for a loss that takes the readout in parts.
 
         Raises:
             ValueError: `reset` packs several sequences into a row, and the model takes one.
         """
         if reset is not None and not self.packs:
             raise ValueError(f"{type(self).__name__} takes one sequence a row: leave out reset")
-        return self.run(x, state, Rows(dt, lengths, reset))
+        return (self.run if read else self.features)(x, state, Rows(dt, lengths, reset))
 
     def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
-        """The forward pass; each subclass defines it."""
+        """The forward pass; each subclass defines it, or `features` and `readout`."""
+        features, state = self.features(x, state, rows)
+        return self.readout(features), state
+
+    def features(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
+        """What the output is read from, (…, d), and the state."""
         raise NotImplementedError
+
+    def readout(self, features: Tensor) -> Tensor:
+        """The output (…, d_output) from features (…, d), each row by itself."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> bool:
+        """Whether the model is one of `features` and `readout`."""
+        return type(self).run is Model.run
 
 
 class Residual(nn.Module):

@@ -61,33 +61,37 @@ class Backbone(Model):
     def _empty_pool(self, batch: int) -> tuple[Tensor, Tensor]:
         return self._zeros(batch, self.d_model), self._zeros(batch)
 
-    def run(self, x: Tensor, state: BackboneState | None, rows: Rows) -> tuple[Tensor, BackboneState]:
-        """x (B, T, d_input), or (B, T) tokens; see the class for the output.
+    def features(self, x: Tensor, state: BackboneState | None, rows: Rows) -> tuple[Tensor, BackboneState]:
+        """x (B, T, d_input), or (B, T) tokens → (B, d_model), or (B, T, d_model) without a pool.
 
-        With `reset`, a pooled model gives one output for each start, row by row. Do not use the pool in the
+        With `reset`, a pooled model gives one row for each start, row by row. Do not use the pool in the
         state that it then returns.
         """
         x, after = self.blocks.run(self.encoder(x), None if state is None else state.layers, rows)
         if rows.reset is not None and self.pool != "none":
             packed = pool_packed(self.norm(x), self.pool, rows)
-            return self.head(packed), BackboneState(after, *self._empty_pool(len(x)))
+            return packed, BackboneState(after, *self._empty_pool(len(x)))
         pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
         return self._finish(x, BackboneState(after, *pool), rows)
+
+    def readout(self, features: Tensor) -> Tensor:
+        return self.head(features)
 
     def step(self, x: Tensor, state: BackboneState, dt: Tensor | None = None) -> tuple[Tensor, BackboneState]:
         """One sample: x (B, d_input) or (B,) tokens; the output has no time axis."""
         x, after = self.blocks.step(self.encoder(x), state.layers, dt)
-        y, state = self._finish(x[:, None], state._replace(layers=after), EVEN)
+        x, state = self._finish(x[:, None], state._replace(layers=after), EVEN)
+        y = self.readout(x)
         return y[:, 0] if self.pool == "none" else y, state
 
     def _finish(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, BackboneState]:
-        """Norm, pool and head on the last block's output (B, T, d)."""
+        """Norm and pool on the last block's output (B, T, d)."""
         x = self.norm(x)
         if self.pool == "none":
-            return self.head(x), state
+            return x, state
         pooled, steps = self._pool(x, state, rows)
         mean = pooled / steps.clamp_min(1)[:, None] if self.pool == "mean" else pooled
-        return self.head(mean.to(x.dtype)), state._replace(pooled=pooled, steps=steps)
+        return mean.to(x.dtype), state._replace(pooled=pooled, steps=steps)
 
     def _pool(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, Tensor]:
         """The pool's sum (or last step) and count after x (B, T, d)."""

@@ -103,10 +103,6 @@ class Language(Model):
     def init_state(self, batch: int) -> tuple[Any, ...]:
         return self.blocks.init_state(batch)
 
-    def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, tuple[Any, ...]]:
-        features, state = self.features(x, state, rows)
-        return self.readout(features), state
-
     def features(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, tuple[Any, ...]]:
         """What the head reads (B, T, d_model)."""
         x, state = self.blocks.run(self._embedded(x), state, rows)

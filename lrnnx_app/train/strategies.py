@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrnnx_app.errors import RecipeError
-from lrnnx_app.models._base import Block
+from lrnnx_app.models._base import Residual
 
 if TYPE_CHECKING:
     from lrnnx_app.recipe import TrainerConfig
@@ -80,7 +80,7 @@ class FullyShard(ModelParallelStrategy):
         if isinstance(model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
-        for module in (*(m for m in model.modules() if isinstance(m, Block)), model):
+        for module in (*(m for m in model.modules() if isinstance(m, Residual)), model):
             fully_shard(module, mesh=mesh)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:

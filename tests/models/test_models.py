@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from lrnnx_app.errors import RecipeError, StreamError
-from lrnnx_app.models._base import each
+from lrnnx_app.models._base import Model, each
 from lrnnx_app.models.backbone import Backbone
 from lrnnx_app.models.unet import UNet
-from lrnnx_app.registry import LAYERS
+from lrnnx_app.registry import LAYERS, MODELS
 from lrnnx_app.spec import DataSpec
 from lrnnx_app.streaming.session import StreamingSession
-from tests.helpers import HYBRID, TOLERANCE, each_form, relative, small, small_model
+from tests.helpers import FORMS, HYBRID, TOLERANCE, each_form, relative, small, small_model
 
+SPLIT = [(name, form) for name, form in FORMS if MODELS[name].run is Model.run]
 each_layer = pytest.mark.parametrize("layer", [*LAYERS, HYBRID])
 
 
@@ -106,3 +107,15 @@ def test_a_layer_option_that_does_not_fit_is_named_with_its_key():
         Backbone(DataSpec(1, 2), Backbone.Config(layer=config))
     with pytest.raises(RecipeError, match=r"model\.layer\[1\]\.rule.*zoh"):
         Backbone(DataSpec(1, 2), Backbone.Config(layer=[small("lru"), config]))
+
+
+@pytest.mark.parametrize(("name", "form"), SPLIT, ids=str)
+def test_a_model_that_splits_reads_its_output_from_its_features(name, form):
+    model = small_model(name, **form).double()
+    assert model.splits
+    x = signal(model, 2, 12)
+    features, state = model(x, read=False)
+    y, after = model(x)
+    assert features.shape != y.shape
+    assert torch.equal(model.readout(features), y)
+    assert all(map(torch.equal, state.layers[0], after.layers[0]))
