@@ -60,7 +60,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
             shutil.copyfile(Path(folder) / target.name, part)
     kind = "int8 weights; " if options.int8 else ""
     return [
-        f"{path}: C99, {chunk.chunk} samples a push; {kind}differs from the model by {found:.1g}",
+        f"{path}: C99, a hop of {chunk.chunk} a push; {kind}differs from the model by {found:.1g}",
         f"{made.products:,} multiply-adds a push; bytes: {size(made.weights):,} of constants, "
         f"{2 * size(made.states):,} of state, {size(made.scratch):,} of scratch",
         f"make -C {path.parent} builds {name}, which runs it",
