@@ -1,4 +1,4 @@
-"""Sliding-window multi-query attention, the companion of recurrences in Griffin (arXiv 2402.19427)."""
+"""Sliding-window attention of few keys, the companion of recurrences in Griffin (arXiv 2402.19427)."""
 
 import math
 from contextlib import nullcontext
@@ -22,8 +22,8 @@ from lrnnx_app.spec import Rows
 
 
 class WindowState(NamedTuple):
-    """The window before a step, oldest first: keys and values (B, window − 1, d_head), keys not yet rotated,
-    and valid (B, window − 1, 1), 1 where there is one."""
+    """The window before a step, oldest first: keys and values (B, window − 1, kv_heads·d_head), keys not yet
+    rotated, and valid (B, window − 1, 1), 1 where there is one."""
 
     k: Tensor
     v: Tensor
@@ -31,27 +31,34 @@ class WindowState(NamedTuple):
 
 
 class LocalAttention(Layer):
-    """Each step attends to the last `window` steps, itself included, by `heads` queries and one key.
+    """Each step attends to the last `window` steps, itself included, by `heads` queries and `kv_heads` keys.
 
     Rotary positions (arXiv 2104.09864) count from the start of the window in hand: only differences matter,
-    so that a stream may run for ever. There is no notion of elapsed time: `dt` must be None.
+    so that a stream may run for ever. There is no notion of elapsed time: `dt` must be None. On a CPU, second
+    derivatives need torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the forward pass.
     """
 
     uses_dt = False
     paper = "De et al. 2024, arXiv 2402.19427"
     varying = True
     cost = "D² + window·D"
-    examples = ({"window": 4, "heads": 2},)
+    examples = ({"window": 4, "heads": 2}, {"window": 3, "heads": 2, "kv_heads": 2, "rotary": 0.5})
 
     @dataclass
     class Config:
         window: int = 256  # steps that a step attends to, itself included
         heads: int = 4  # heads of queries, a divisor of d_model; d_model / heads even
+        kv_heads: int = 1  # heads of keys and values, a divisor of heads; each serves as many queries
+        rotary: float = 1.0  # share of a head's channels that positions rotate
         base: float = 10000.0  # of the rotary frequencies
 
         def __post_init__(self) -> None:
             if self.window < 1:
                 raise RecipeError(f"window: expected at least 1, not {self.window}")
+            if self.kv_heads < 1 or self.heads % self.kv_heads:
+                raise RecipeError(f"kv_heads: {self.kv_heads} does not divide heads = {self.heads}")
+            if not 0 <= self.rotary <= 1:
+                raise RecipeError(f"rotary: expected a share in [0, 1], not {self.rotary}")
 
     def __init__(self, d_model: int, config: Config) -> None:
         super().__init__(d_model)
@@ -61,13 +68,14 @@ class LocalAttention(Layer):
             )
         self.config = config
         self.d_head = d_model // config.heads
+        self.rotated = 2 * int(self.d_head * config.rotary / 2)  # channels of a head
         self.q_proj = Linear(d_model, d_model, bias=False)
-        self.kv_proj = Linear(d_model, 2 * self.d_head, bias=False)
+        self.kv_proj = Linear(d_model, 2 * config.kv_heads * self.d_head, bias=False)
         self.out_proj = Linear(d_model, d_model)
 
     def init_state(self, batch: int) -> WindowState:
         past = self.config.window - 1
-        k, v = self._zeros(batch, past, self.d_head), self._zeros(batch, past, self.d_head)
+        k, v = (self._zeros(batch, past, self.config.kv_heads * self.d_head) for _ in range(2))
         return WindowState(k, v, self._zeros(batch, past, 1))
 
     def run(self, x: Tensor, state: WindowState | None, rows: Rows) -> tuple[Tensor, WindowState]:
@@ -108,13 +116,15 @@ class LocalAttention(Layer):
         return seen if document is None else seen & (document[:, -queries:, None] == document[:, None])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q (B, Q, heads, d_head); k, v (B, Q and up to window − 1 before, d_head); returns q's shape."""
-        cos, sin = self._turns(k.shape[1], k.dtype, k.device)
-        here = slice(k.shape[1] - q.shape[1], None)
+        """q (B, Q, heads, d_head); k, v (B, Q and window − 1 before, kv_heads·d_head); returns q's shape."""
+        kv_heads, served = self.config.kv_heads, self.config.heads // self.config.kv_heads
+        k, v = (z.unflatten(-1, (kv_heads, self.d_head)).transpose(1, 2) for z in (k, v))
+        cos, sin = self._turns(k.shape[2], k.dtype, k.device)
+        here = slice(k.shape[2] - q.shape[1], None)
         q_rotated = cast(rotated(cast(q.transpose(1, 2), k.dtype), cos[here], sin[here]), q.dtype)
         k_rotated = cast(rotated(k, cos, sin), q.dtype)
-        heads = self.config.heads
-        shared = (z[:, None].expand(-1, heads, -1, -1) for z in (k_rotated, cast(v, q.dtype)))
+        values = cast(v, q.dtype)
+        shared = (z[:, :, None].expand(-1, -1, served, -1, -1).flatten(1, 2) for z in (k_rotated, values))
         plain = sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
         with plain:
             y = F.scaled_dot_product_attention(q_rotated, *shared, attn_mask=mask[:, None])
@@ -122,9 +132,10 @@ class LocalAttention(Layer):
 
     @constant_of
     def _turns(self, count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of position·base^(−2i/d_head) for each of `count` positions and each pair i."""
+        """Cosine and sine of position·base^(−2i/rotated) for each of `count` positions and each pair i."""
         positions = torch.arange(count, device=device, dtype=dtype)
-        powers = torch.arange(self.d_head // 2, device=device, dtype=dtype) / (self.d_head // 2)
+        pairs = self.rotated // 2
+        powers = torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1)
         angle = positions[:, None] * self.config.base**-powers
         return torch.cos(angle), torch.sin(angle)
 
@@ -156,25 +167,28 @@ def without_lost(x: Tensor, state: WindowState) -> tuple[Tensor, WindowState, Te
 
 
 def rotated(z: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The pairs (i, i + d_head/2) of z (…, S, d_head) turned by angles (S, d_head/2)."""
-    first, second = z.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+    """The pairs (i, i + n) of z (…, S, d_head) turned by angles (S, n); the channels from 2n on stay."""
+    n = cos.shape[-1]
+    first, second, rest = z.split((n, n, z.shape[-1] - 2 * n), -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), -1)
 
 
 def definition(layer: LocalAttention, x: Tensor, dt: Tensor | None = None) -> Tensor:
     """softmax over the window of ⟨R^t q[t], R^s k[s]⟩/√d times v[s], with all pairs (t, s) at once.
 
-    The rotation R turns pair i by angle_i = base^(−2i/d): section 3.2 of arXiv 2104.09864. As complex numbers
-    ⟨R^t q, R^s k⟩ is Re Σ_i q_i k̄_i exp(i·angle_i·(t − s)).
+    The rotation R turns pair i by angle_i = base^(−2i/n): section 3.2 of arXiv 2104.09864, for the first n
+    channels of a head. As complex numbers ⟨R^t q, R^s k⟩ is Re Σ_i q_i k̄_i exp(i·angle_i·(t − s)) there.
     """
-    d, heads = layer.d_head, layer.config.heads
+    d, heads, n = layer.d_head, layer.config.heads, layer.rotated
     q = affine(layer.q_proj, x).unflatten(-1, (heads, d))
-    k, v = affine(layer.kv_proj, x).split(d, -1)
-    q, k = (torch.complex(*z.chunk(2, -1)) for z in (q, k))
+    k, v = affine(layer.kv_proj, x).unflatten(-1, (2, -1, d)).unbind(2)
+    k, v = (z.repeat_interleave(heads // layer.config.kv_heads, 2) for z in (k, v))
+    scores = torch.einsum("bthi,bshi->bhts", q[..., n:], k[..., n:])
+    q, k = (torch.complex(*z[..., :n].chunk(2, -1)) for z in (q, k))
     age = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-    angle = layer.config.base ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)
+    angle = layer.config.base ** (-torch.arange(n // 2, dtype=torch.float64) * 2 / max(n, 1))
     turned = torch.exp(1j * age[..., None] * angle)
-    scores = torch.einsum("bthi,bsi,tsi->bhts", q, k.conj(), turned).real / math.sqrt(d)
+    scores = (scores + torch.einsum("bthi,bshi,tsi->bhts", q, k.conj(), turned).real) / math.sqrt(d)
     seen = (age >= 0) & (age < layer.config.window)
-    y = torch.where(seen, scores, -math.inf).softmax(-1) @ v[:, None]
+    y = torch.where(seen, scores, -math.inf).softmax(-1) @ v.transpose(1, 2)
     return affine(layer.out_proj, y.transpose(1, 2).flatten(2))
