@@ -14,10 +14,12 @@ from lrnnx_app import __version__, plugins
 from lrnnx_app import export as formats
 from lrnnx_app.bench.cli import app as bench
 from lrnnx_app.console import options, outputs, terminal
-from lrnnx_app.console.options import Device, Json, Overrides, Plugins, RunFolder
+from lrnnx_app.console.options import Json, Overrides, Plugins, RunFolder
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.cli import app as data
+from lrnnx_app.data.cli import preparing
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
+from lrnnx_app.infer.cli import infer
 from lrnnx_app.serve.cli import serve
 
 app = typer.Typer(
@@ -138,84 +140,7 @@ def compare(
     show.comparison(found)
 
 
-@app.command()
-def infer(
-    run: RunFolder,
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT…", help="Files, folders, or - for PCM on stdin.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Result file or folder, or - for stdout.")
-    ] = None,
-    chunk_ms: Annotated[
-        float | None,
-        typer.Option(callback=options.positive, help="Chunk in ms; the model's hop by default."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=options.MOST_STEPS, help="Chunk in steps, instead.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Each file in one go.")] = False,
-    running: Annotated[
-        bool, typer.Option("--running", help="Classes after each chunk, with the time.")
-    ] = False,
-    realtime: Annotated[bool, typer.Option("--realtime", help="Feed audio at its own rate.")] = False,
-    slots: Annotated[
-        int | None, typer.Option(min=1, max=options.MOST_SLOTS, help="Files side by side in one session.")
-    ] = None,
-    rate: Annotated[
-        int | None, typer.Option(min=1, help="Of PCM on stdin, in Hz; the model's by default.")
-    ] = None,
-    channels: Annotated[
-        int, typer.Option(min=1, max=options.MOST_CHANNELS, help="Of PCM on stdin, mixed down to one.")
-    ] = 1,
-    form: Annotated[str, typer.Option("--format", help="Of PCM: s16le or f32le.")] = "s16le",
-    device: Device = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the first minute.")] = None,
-    to_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=options.MOST_THREADS, help="Of a CPU; 1 by default, or all if --offline."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Text, or @FILE, that a model of text continues.")
-    ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Bytes to add to the prompt.")] = 400,
-    temperature: Annotated[
-        float, typer.Option(callback=options.not_negative, help="Of the draws; 0 for the likeliest byte.")
-    ] = 0.8,
-    top: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest bytes; 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=options.MOST_SEED, help="Of the draws.")] = 0,
-    plugin: Plugins = None,
-) -> None:
-    """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
-    continue a text."""
-    from lrnnx_app.infer import text
-    from lrnnx_app.infer.job import Options
-    from lrnnx_app.infer.start import infer as start
-    from lrnnx_app.runs.run import Run
-
-    if prompt is not None:
-        how = text.Sampling(length, temperature, top, seed)
-        return text.continue_text(Run(run), text.prompt_bytes(prompt), how)
-    if not inputs:
-        raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
-    chosen = Options(
-        output,
-        chunk_ms,
-        steps,
-        offline,
-        running,
-        realtime,
-        slots,
-        rate,
-        channels,
-        form,
-        device,
-        plot,
-        to_json,
-        threads,
-    )
-    raise typer.Exit(start(Run(run), inputs, chosen))
+app.command()(infer)
 
 
 @app.command()
@@ -286,6 +211,18 @@ def data_show(
     if to_json:
         return print(as_json({split: asdict(content) for split, content in found.items()}))
     show.data(opened, found)
+
+
+@preparing.command("recipe")
+def prepare_recipe(name: options.DataName, overrides: Overrides = None, plugin: Plugins = None) -> None:
+    """Make what a recipe's data need, such as tokens, and keep it in the cache.
+
+    What is done already is kept: the same command goes on where it was stopped.
+    """
+    from lrnnx_app.reports import inspection
+
+    for split, examples in inspection.prepared(name, overrides or ()):
+        say(f"{split}: {examples:,} examples")
 
 
 @app.command()

@@ -113,6 +113,7 @@ class Batch(NamedTuple):
         names: names of the examples.
         reset: (B, T) true where an example starts, in rows with several examples. A y of classes then has one
             for each example.
+        bytes: (B,) bytes of text in the y of tokens that are more than a byte; None for other data.
     """
 
     x: Tensor
@@ -121,6 +122,7 @@ class Batch(NamedTuple):
     dt: Tensor | None = None
     names: tuple[str, ...] = ()
     reset: Tensor | None = None
+    bytes: Tensor | None = None
 
     @property
     def rows(self) -> Rows:

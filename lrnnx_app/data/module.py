@@ -262,6 +262,15 @@ class DataModule:
         """
         raise DataError(f"{path}: this run's data module reads no single files")
 
+    @property
+    def token_bytes(self) -> np.ndarray | None:
+        """(d_input,) bytes of text of each token; None of other data, and if every token is a byte."""
+        return None
+
+    def kept(self) -> dict[str, str]:
+        """Name -> content of each file that a run keeps of the data; called when all data are open."""
+        return {}
+
     def loader(self, split: str, finish: bool = True) -> DataLoader:
         """Batches of a split; only training is shuffled and depends on the seed.
 
@@ -275,7 +284,7 @@ class DataModule:
         lengths = getattr(source, "lengths", None) if self.config.bucket else None
         if train and self.config.bucket and lengths is None:
             raise RecipeError("data.bucket: these examples' lengths are not known beforehand; expected false")
-        packed = train and self.config.pack
+        packed = train and self.config.pack and not getattr(source, "packs", False)
         sampler = AddressSampler(len(source), seed, train, lengths, size)
         if train:
             sampler.resume(self.position[0], self.position[1] * size)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.data.tokenizer import FILE
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import StreamError, needs
 from lrnnx_app.export._chunk import CHUNKS
@@ -107,6 +108,8 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     made.model.load_state_dict(task.model.state_dict())
     with whole(path, folder=True) as part:
         made.save_pretrained(part)
+        if tokenizer := run.tokenizer():
+            (part / FILE).write_text(tokenizer, encoding="utf-8")
         (part / "README.md").write_text(card(run, made, recipe), encoding="utf-8")
         with redirect_stdout(None):  # the hub's library prints that it loads a file
             loaded = HubModel.from_pretrained(str(part)).eval()

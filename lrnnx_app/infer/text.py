@@ -97,10 +97,12 @@ def score_files(run: Run, task: Task, inputs: Sequence[Path], to_json: bool) -> 
         x, y, dt, _ = data.read(path)
         if not task.spec.tokens:
             x, y = x[:-1], x[1:]
-        found = {"file": str(path), "steps": len(x), task.unit: _mean_error(task, x, y, dt)}
-        terminal.say(
-            as_json(found) if to_json else f"{path}: {len(x):,} steps, {found[task.unit]:.4g} {task.unit}"
-        )
+        errors = {task.unit: _mean_error(task, x, y, dt)}
+        if data.token_bytes is not None:
+            errors["bits_per_byte"] = errors[task.unit] * len(y) / int(data.token_bytes[y].sum())
+        shown = ", ".join(f"{error:.4g} {unit}" for unit, error in errors.items())
+        found = {"file": str(path), "steps": len(x), **errors}
+        terminal.say(as_json(found) if to_json else f"{path}: {len(x):,} steps, {shown}")
 
 
 def _mean_error(task: Task, x: Tensor, y: Tensor, dt: Tensor | None) -> float:

@@ -55,6 +55,17 @@ def open_data(name: str, overrides: Sequence[str] = ()) -> DataModule:
     return build_data(recipes.typed(recipes.resolve(content, dotlist(overrides), name)))
 
 
+def prepared(name: str, overrides: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """The name of each split and its number of examples, once what they need is made.
+
+    Raises:
+        DataError: files are missing or unreadable.
+    """
+    data = open_data(name, overrides)
+    for split in SPLITS:
+        yield split, len(data.source(split))
+
+
 def splits(data: DataModule) -> Iterator[tuple[str, Split]]:
     """The name and the statistics of each split.
 

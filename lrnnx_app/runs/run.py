@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from lrnnx_app import recipe as recipes
+from lrnnx_app.data import tokenizer
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.disk.plain_yaml import unsafe
 from lrnnx_app.errors import RecipeError, RunError, StreamError
@@ -124,6 +125,17 @@ class Run:
             content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
         self.config = recipes.resolve(content, dotlist(overrides), source)
         self.recipe = recipes.typed(self.config)
+        if self._written is None:
+            with_tokenizer(self.recipe, path)
+        elif self._written.tokenizer:
+            self.recipe.data.tokenizer = self._written.tokenizer
+
+    def tokenizer(self) -> str:
+        """The content of the tokenizer's file that the run keeps; "" if it keeps none."""
+        path = self.path / tokenizer.FILE
+        if self._written is not None:
+            return self._written.tokenizer
+        return path.read_text("utf-8") if path.is_file() else ""
 
     @property
     def timed(self) -> bool:
@@ -191,6 +203,13 @@ class Run:
                 f"{path}: not a summary that lrnnx wrote ({reason}); restore it, or train the run again"
             ) from error
         return content
+
+
+def with_tokenizer(recipe: recipes.Recipe, folder: Path) -> recipes.Recipe:
+    """The recipe of a run, with the tokenizer that its folder keeps in place of the one of its settings."""
+    if (path := folder / tokenizer.FILE).is_file() and hasattr(recipe.data, "tokenizer"):
+        recipe.data.tokenizer = str(path)
+    return recipe
 
 
 def load_weights(module: "nn.Module", weights: dict[str, Any], path: Path) -> None:

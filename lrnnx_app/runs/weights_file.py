@@ -21,17 +21,21 @@ ENDING = ".safetensors"
 
 
 class Written(NamedTuple):
-    """The content of a file: its recipe as written, the data's description, and the model's weights."""
+    """The content of a file: its recipe as written, the data's description, the model's weights, and the
+    JSON of its tokenizer or ""."""
 
     recipe: Any
     spec: DataSpec
     weights: dict[str, Tensor]
+    tokenizer: str = ""
 
 
-def write(path: Path, model: "Model", recipe: DictConfig) -> None:
-    """Write a model and the recipe that it was trained by."""
+def write(path: Path, model: "Model", recipe: DictConfig, tokenizer: str = "") -> None:
+    """Write a model, the recipe that it was trained by, and the JSON of its tokenizer if it has one."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"recipe": OmegaConf.to_yaml(recipe), "spec": json.dumps(asdict(model.spec))}
+    if tokenizer:
+        metadata["tokenizer"] = tokenizer
     save_file(weights, path, metadata)
 
 
@@ -49,4 +53,4 @@ def read(path: Path) -> Written:
         recipe = recipes.tree(recipes.mapping(metadata["recipe"], str(path)), str(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: not a model that lrnnx exported ({type(error).__name__})") from error
-    return Written(recipe, spec, weights)
+    return Written(recipe, spec, weights, metadata.get("tokenizer", ""))

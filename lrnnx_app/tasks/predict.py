@@ -18,8 +18,9 @@ SHOWN = 400  # steps of a row that are drawn
 class Predict(Task):
     """Loss: bits per token (per byte, for text), or the mean squared error of a signal's next sample.
 
-    Metrics: the loss over all steps; for signals also the loss of predicting that nothing changes. The test
-    also gives the standard error over rows.
+    Metrics: the loss over all steps; for tokens of several bytes also bits per byte, which compare across
+    tokenizers; for signals also the loss of predicting that nothing changes. The test also gives the standard
+    error over rows.
     """
 
     monitor = "valid/loss"
@@ -40,7 +41,7 @@ class Predict(Task):
     def meters(self) -> None:
         from torchmetrics import CatMetric
 
-        self.errors, self.steps, self.unchanged = CatMetric(), CatMetric(), CatMetric()
+        self.errors, self.steps, self.bytes, self.unchanged = (CatMetric() for _ in range(4))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         errors, _ = self.errors_of(batch)
@@ -97,6 +98,8 @@ class Predict(Task):
         errors, output = self.errors_of(batch)
         self.errors.update(errors.sum(1))
         self.steps.update(batch.rows.counts(batch.x).float())
+        if batch.bytes is not None:
+            self.bytes.update(batch.bytes.float())
         if not self.spec.tokens:
             self.unchanged.update(batch.rows.unpadded((batch.x - batch.y).square().mean(-1)).sum(1))
         return errors, output
@@ -105,6 +108,8 @@ class Predict(Task):
         sums, steps = (torch.as_tensor(m.compute()).reshape(-1) for m in (self.errors, self.steps))
         loss = sums.sum() / steps.sum()
         values = {"loss": loss, self.unit: loss}
+        if self.bytes.update_called:
+            values["bits_per_byte"] = sums.sum() / torch.as_tensor(self.bytes.compute()).sum()
         if not self.spec.tokens:
             values["mse_of_no_change"] = torch.as_tensor(self.unchanged.compute()).sum() / steps.sum()
         if split == "test" and len(sums) > 1:  # standard error of a ratio of sums over rows
@@ -112,5 +117,5 @@ class Predict(Task):
             values["loss_stderr"] = residual
         for key, value in values.items():
             self.log(f"{split}/{key}", value, prog_bar=key == "loss")
-        for metric in (self.errors, self.steps, self.unchanged):
+        for metric in (self.errors, self.steps, self.bytes, self.unchanged):
             metric.reset()

@@ -22,7 +22,7 @@ from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE
-from lrnnx_app.runs.run import Run, build, build_data, load_weights
+from lrnnx_app.runs.run import Run, build, build_data, load_weights, with_tokenizer
 from lrnnx_app.spec import SPLITS
 from lrnnx_app.tasks._base import Task
 from lrnnx_app.train import artifacts, processes, progress, trainers
@@ -64,7 +64,7 @@ def train(
         Interrupted: a signal asked to stop; a checkpoint is written.
     """
     with outputs.lasting(), ExitStack() as stack:
-        recipe = typed(config)
+        recipe = typed(config) if resume is None else with_tokenizer(typed(config), resume)
         checkpoint, content = _start(config, out, resume, stack)
         data, task = _opened(recipe)
         if checkpoint is not None:
@@ -74,7 +74,7 @@ def train(
         observers = _Observers(recipe, task, folder)
         trainer = trainers.training(recipe, task, folder, observers.callbacks)
         if _leads():
-            _open(folder, config, content)
+            _open(folder, config, data, content)
         with workers.told(folder), observers.peers:
             _fit(trainer, task, data, checkpoint, observers)
             step = _test(trainer, task, data, folder)
@@ -176,9 +176,11 @@ def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
     return out or Path(os.environ[FOLDER])
 
 
-def _open(folder: Path, config: DictConfig, content: dict[str, Any]) -> None:
-    """Write the recipe, keep the metrics of the resumed run so far, and remove half-written checkpoints."""
-    folders.write_whole(folder / RECIPE, OmegaConf.to_yaml(config))
+def _open(folder: Path, config: DictConfig, data: DataModule, content: dict[str, Any]) -> None:
+    """Write the recipe and what the run keeps of its data, keep the metrics of the resumed run so far, and
+    remove half-written checkpoints."""
+    for name, text in {**data.kept(), RECIPE: OmegaConf.to_yaml(config)}.items():
+        folders.write_whole(folder / name, text)
     metrics.carry(folder, content.get("global_step", 0))
     Checkpoints.clear(folder / CHECKPOINTS)
 

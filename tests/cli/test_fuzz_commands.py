@@ -76,6 +76,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (show, "compared", lambda *_: []),
         (show, "comparison", lambda *_: None),
         (inspection, "splits", lambda _: ()),
+        (inspection, "prepared", lambda name, overrides: inspection.open_data(name, overrides) and ()),
         (inspection, "picture", lambda _: None),
         (plots, "save", lambda *_: None),
         (start, "infer", lambda run, inputs, options: options.check(inputs) or 0),

@@ -172,7 +172,7 @@ def test_own_folders_alone_and_the_set_that_judges(tmp_path: Path, lrnnx) -> Non
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("digits", "out"), "unknown 'digits'"),
+        (("digits", "out"), "digits: unknown recipe"),
         (("denoise", "out"), "no apt-get here"),
         (("denoise", "out", "--packages", "gone"), "no such folder"),
         (("denoise", "out", "--own"), "no clip was written"),
