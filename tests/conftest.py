@@ -1,10 +1,14 @@
 """Fixtures that tests of several folders use."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import CodeType
+from typing import Any, NamedTuple
 
+import jinja2
 import pytest
 import torch
 
@@ -20,6 +24,32 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for w
 # What is said without kernels is tested in test_extension; here it would be in every output.
 if not compiles() and not _inside.library("cpu", "linear_scan")[0]:
     os.environ["LRNNX_BUILD"] = "off"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_walked_again() -> None:
+    """Packages and collected tests, which else each full pass of the garbage collector walks."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _templates_are_compiled_once() -> Iterator[None]:
+    """Those of emx-onnx-cgen, which compiles all 169 anew for each export, half of whose time that is."""
+    compiled, codes = jinja2.Environment.compile, dict[tuple[str, str | None], CodeType]()
+
+    def once(self: jinja2.Environment, source: str, name: str | None = None, *rest: Any) -> Any:
+        if (source, name) not in codes:
+            codes[source, name] = compiled(self, source, name, *rest)
+        return codes[source, name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", once)
+        yield
 
 
 @pytest.fixture(params=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
