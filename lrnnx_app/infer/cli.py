@@ -1,5 +1,6 @@
 """`lrnnx infer`: parses and delegates. Whatever needs torch is imported where it is used."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,24 +51,51 @@ def infer(
     prompt: Annotated[
         str | None, typer.Option(help="Text, or @FILE, that a model of text continues.")
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Bytes to add to the prompt.")] = 400,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Several prompts, one a line, side by side.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Most tokens to add to a prompt.")] = 400,
     temperature: Annotated[
-        float, typer.Option(callback=options.not_negative, help="Of the draws; 0 for the likeliest byte.")
+        float, typer.Option(callback=options.not_negative, help="Of the draws; 0 for the likeliest token.")
     ] = 0.8,
-    top: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest bytes; 0 for all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the fewest tokens of this probability.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End a continuation before this text.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=options.MOST_SEED, help="Of the draws.")] = 0,
+    save_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the model's states after the texts.")
+    ] = None,
+    load_state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on from such states; prompts follow them.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Denoise audio or classify files chunk by chunk, as a live stream would be, and say what it cost; or
     continue a text."""
-    from lrnnx_app.infer import text
+    from lrnnx_app.infer import prompts as texts
     from lrnnx_app.infer.job import Options
+    from lrnnx_app.infer.sampling import Sampling
     from lrnnx_app.infer.start import infer as start
     from lrnnx_app.runs.run import Run
 
-    if prompt is not None:
-        how = text.Sampling(length, temperature, top, seed)
-        return text.continue_text(Run(run), text.prompt_bytes(prompt), how)
+    given = texts.given(prompt, prompts)
+    if given or load_state is not None:
+        stops = tuple(os.fsencode(word) for word in stop or ())
+        how = Sampling(length, temperature, top_k, top_p, stops, seed)
+        return texts.continued(
+            Run(run),
+            given,
+            how,
+            device=device,
+            count=threads,
+            to_json=to_json,
+            save=save_state,
+            before=load_state,
+        )
+    if save_state is not None:
+        raise UserError("--save-state: expected --prompt or --prompts with it")
     if not inputs:
         raise UserError("INPUT: expected a file, a folder or -; or --prompt for a model of text")
     chosen = Options(

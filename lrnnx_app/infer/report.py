@@ -21,6 +21,8 @@ WORDS = {  # in the text of a report, if it holds the key
     "latency_ms": "latency {latency_ms} ms ({algorithmic_ms} algorithmic + {chunk_p99_ms} compute)",
     "chunk_p50_ms": "chunk p50 {chunk_p50_ms} ms, p95 {chunk_p95_ms} ms, p99 {chunk_p99_ms} ms",
     "real_time_factor": "real-time factor {real_time_factor}",
+    "prompt_ms": "prompt {prompt_ms} ms",
+    "tokens_per_second": "{tokens_per_second} tokens/s",
     "threads": "threads {threads}",
     "restarts": "{restarts} restarts of a stream that was not finite",
     "samples_beyond": "{samples_beyond} samples too loud",

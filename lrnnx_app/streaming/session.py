@@ -105,6 +105,7 @@ class StreamingSession:
         *,
         active: Tensor | Sequence[bool] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
+        at_once: bool = False,
     ) -> Tensor:
         """Feed samples to the streams, and return the outputs of all hops that they complete.
 
@@ -113,6 +114,8 @@ class StreamingSession:
             dt: (B, T) elapsed time since the sample before each one.
             active: (B,) bool; false for streams that pause. Ignore their output.
             lengths: (B,) number of samples of x that belong to each stream; 0 pauses it.
+            at_once: whether x goes through the model in one pass, by its parallel form, instead of chunk by
+                chunk; for what is not live, such as a prompt.
 
         Returns:
             y (B, T', d_output), where T' counts whole hops; or (B, d_output) of a model that pools over time.
@@ -132,10 +135,11 @@ class StreamingSession:
             active = lengths > 0 if active is None else active
         self._activate(active)
         self._heal()
+        size = max(self.usual, x.shape[1]) if at_once else self.usual
         parts = [
-            self._run(part, None if dt is None else dt[:, i * self.usual :][:, : self.usual], limit)
-            for i, part in enumerate(x.split(self.usual, 1))
-            for limit in [None if lengths is None else (lengths - i * self.usual).clamp(0, part.shape[1])]
+            self._run(part, None if dt is None else dt[:, i * size :][:, :size], limit)
+            for i, part in enumerate(x.split(size, 1))
+            for limit in [None if lengths is None else (lengths - i * size).clamp(0, part.shape[1])]
             if part.shape[1]
         ]
         if not parts:

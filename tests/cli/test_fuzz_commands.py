@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from lrnnx_app import cli, export, plots, recipe
 from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.console import terminal
-from lrnnx_app.infer import start
+from lrnnx_app.infer import prompts, start
 from lrnnx_app.infer import text as sample
 from lrnnx_app.registry import DATA, LAYERS, MODELS, TASKS
 from lrnnx_app.reports import catalog, doctor, inspection, show
@@ -44,6 +44,7 @@ fuzzing = settings(
 )
 SUMMARY = {"metrics": {"test/loss": 1.0}, "parameters": 1, "seconds": 1.0, "samples_per_second": 1.0}
 SPEC = DataSpec(d_input=3, d_output=2)
+GROUPS = ([], ["bench"], ["data"], ["data", "prepare"])  # which show their help
 SMALL = 10**5  # a size up to which a model is built
 
 
@@ -80,7 +81,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (inspection, "picture", lambda _: None),
         (plots, "save", lambda *_: None),
         (start, "infer", lambda run, inputs, options: options.check(inputs) or 0),
-        (sample, "continue_text", lambda *_: None),
+        (prompts, "continued", lambda *_, **__: None),
         (sample, "score_files", lambda *_: None),
         (export, "find", written),
         (catalog, "rows", lambda: [("a",) * (len(catalog.COLUMNS) + 1)]),
@@ -140,7 +141,7 @@ def ends_well(words: list[str]) -> None:
     errors = [line for line in said.getvalue().split("\n") if line.startswith("error:")]
     line = f"lrnnx {shlex.join(words)}: {said.getvalue()}"
     assert stop.value.code in (0, 2), line
-    assert (stop.value.code == 2) == bool(errors) or not words or words == ["bench"], line
+    assert (stop.value.code == 2) == bool(errors) or words in GROUPS, line
     assert len(errors) <= 1, line
     assert all(len(error) < 2000 and terminal.shown(error) == error for error in errors), line
 

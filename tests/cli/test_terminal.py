@@ -199,7 +199,7 @@ NUMBERS = (
     ("infer RUN a.wav", "--steps", ("0", "9" * 25)),
     ("infer RUN --prompt a", "--length", ("0", "-5")),
     ("infer RUN --prompt a", "--temperature", ("nan", "inf", "-1")),
-    ("infer RUN --prompt a", "--top", ("-1",)),
+    ("infer RUN --prompt a", "--top-k", ("-1",)),
     ("infer RUN --prompt a", "--seed", ("-1", "9" * 25)),
     ("train digits_lru", "--seeds", ("0", "-1")),
     ("export RUN -o a.onnx", "--chunk", ("0", "-1", "9" * 25)),

@@ -1,6 +1,7 @@
 """Text: documents that stay in one split, windows that cover each byte once; bits, and sampling."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from data_modules.text import Text
 from lrnnx_app import recipe as recipes
 from lrnnx_app.cli import app
 from lrnnx_app.errors import DataError, RunError
-from lrnnx_app.infer import text as sample
+from lrnnx_app.infer import generation
+from lrnnx_app.infer.generation import Generation
+from lrnnx_app.infer.sampling import Sampling
+from lrnnx_app.infer.text import _mean_error
 from lrnnx_app.runs.run import Run, build_data, build_task
 from lrnnx_app.spec import SPLITS, Batch
 from lrnnx_app.train import fit
@@ -120,16 +124,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def follow(run: Path, prompt: bytes, how: Sampling) -> bytes:
+    made = Generation(Run(run), [prompt], how)
+    parts = [part for (part,) in made.parts()]
+    assert b"".join(parts) == made.texts[0].text
+    return made.texts[0].text
+
+
 def test_a_trained_run_goes_on_as_its_text_does(run: Path) -> None:
-    how = sample.Sampling(length=12, temperature=0)
-    assert bytes(sample.continued(Run(run), b"abcdefghabc", how)) == b"defghabcdefg"
-    warm = sample.Sampling(length=30, temperature=2.0, seed=1)
-    one, again = (bytes(sample.continued(Run(run), b"a", warm)) for _ in range(2))
+    greedy = Sampling(length=12, temperature=0)
+    assert follow(run, b"abcdefghabc", greedy) == b"defghabcdefg"
+    warm = Sampling(length=30, temperature=2.0, seed=1)
+    one, again = (follow(run, b"a", warm) for _ in range(2))
     assert one == again
-    other = sample.Sampling(length=30, temperature=2.0, seed=2)
-    assert bytes(sample.continued(Run(run), b"a", other)) != one
-    top = sample.Sampling(length=12, temperature=5.0, top=1)
-    assert bytes(sample.continued(Run(run), b"abcdefghabc", top)) == b"defghabcdefg"
+    assert follow(run, b"a", replace(warm, seed=2)) != one
+    for narrow in (replace(warm, length=12, top_k=1), replace(warm, length=12, top_p=1e-9)):
+        assert follow(run, b"abcdefghabc", narrow) == b"defghabcdefg"
 
 
 def test_infer_prints_the_continuation_and_the_bits_of_a_file(
@@ -152,16 +162,16 @@ def test_long_texts_go_in_pieces_and_give_the_same_numbers(
     content = bytes(np.random.default_rng(0).integers(97, 105, 501, dtype=np.uint8))
     x = torch.tensor(list(content))
     expected = float(task.errors_of(Batch(x[None, :-1], x[None, 1:]))[0].detach().mean())
-    how = sample.Sampling(length=5, temperature=0)
-    following = bytes(sample.continued(Run(run), content, how))
+    how = Sampling(length=5, temperature=0)
+    following = follow(run, content, how)
     sizes = []
-    monkeypatch.setattr(sample, "PIECE", 64)
+    monkeypatch.setattr(generation, "PIECE", 64)
     monkeypatch.setattr(Run, "task", lambda _: task)
     task.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
-    assert bytes(sample.continued(Run(run), content, how)) == following
+    assert follow(run, content, how) == following
     assert max(sizes) == 64
     with torch.inference_mode():
-        found = sample._mean_error(task, x[:-1].byte(), x[1:].byte(), None)
+        found = _mean_error(task, x[:-1].byte(), x[1:].byte(), None)
     assert abs(found - expected) < 1e-5 * expected
     assert max(sizes) == 64
 
@@ -201,4 +211,4 @@ def test_only_text_is_continued(tmp_path: Path) -> None:
     assert summary["metrics"]["test/mse_of_no_change"] > 0
     assert summary["metrics"]["test/mse"] == summary["metrics"]["test/loss"]
     with pytest.raises(RunError, match="no model of text"):
-        sample.continued(Run(folder), b"a", sample.Sampling())
+        Generation(Run(folder), [b"a"], Sampling())

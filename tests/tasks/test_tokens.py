@@ -118,3 +118,15 @@ def test_a_resumed_run_on_tokens_ends_with_the_same_weights(run: Path, place: Pa
     same(half, whole)
     assert (half / tokenizers.FILE).read_text() == (whole / tokenizers.FILE).read_text()
     assert Run(half).config.data.tokenizer == "train:300"
+
+
+def test_a_run_on_tokens_continues_a_text_wherever_it_is(run: Path, tmp_path: Path, lrnnx) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    words = ["--prompt", "one two three four", "--length", 4, "--temperature", 0, "--device", "cpu"]
+    told = lrnnx("infer", moved, *words).done().out
+    assert told.startswith("one two three four five")
+    lrnnx("export", run, "-o", tmp_path / "a.safetensors").done()
+    assert lrnnx("infer", tmp_path / "a.safetensors", *words).done().out == told
+    lrnnx("infer", moved, "--prompt", "\udcff", "--device", "cpu").refuses("--prompt: byte 0 is not UTF-8")
+    (moved / tokenizers.FILE).unlink()
+    lrnnx("infer", moved, *words).refuses("tokenizer.json: missing", "train:300")
