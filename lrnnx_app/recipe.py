@@ -74,7 +74,8 @@ class Recipe:
     about: str = ""  # what the recipe is for
     name: str = ""  # plain name of the recipe, of which its runs' folder is called; by default its file's
     seed: int = 0  # of weights and of what training draws; from 0 to 2³² − 1
-    init_from: str = ""  # a run, exported model or shipped one with whose weights training begins
+    init_from: str = ""  # a run, exported model or shipped one, of whose weights those that fit are taken
+    freeze: list[str] = field(default_factory=list)  # parameters that stay as they are: names, or encoder.*
     task: Any = None  # what is learned, and how its steps are taken
     model: Any = None  # the network
     data: Any = None  # what is learned from

@@ -123,12 +123,12 @@ def summary(task: str, folder: Path, summary: dict[str, Any]) -> None:
     say(f"Next: {TASKS[task].next_words.format(run=folder)}")
 
 
-def dry_run(config: DictConfig, loss: float, rows: Sequence[tuple[str, str, int]]) -> None:
-    """Print a recipe, its modules (name, type, parameters), and the loss of one batch."""
+def dry_run(config: DictConfig, loss: float, rows: Sequence[tuple[str, str, int, int]]) -> None:
+    """Print a recipe, its modules (name, type, parameters, trained ones), and the loss of one batch."""
     say(*listing.yaml(config), "")
-    total = sum(row[2] for row in rows)
+    total = ("total", "", sum(row[2] for row in rows), sum(row[3] for row in rows))
     table(
-        ("module", "type", "parameters"),
-        [(name, kind, f"{count:,}") for name, kind, count in [*rows, ("total", "", total)]],
+        ("module", "type", "parameters", "trained"),
+        [(name, kind, f"{count:,}", f"{moved:,}") for name, kind, count, moved in [*rows, total]],
     )
     say(f"one batch forward and backward: loss {loss:.4g}")

@@ -27,6 +27,7 @@ LAST = "last.ckpt"  # in CHECKPOINTS: the newest one to resume from
 METRICS = "metrics.csv"  # Lightning's logger chooses this name
 EARLIER = "metrics.earlier.csv"  # metrics from before the last resume
 SUMMARY = "summary.json"  # written when a training has finished
+TAKEN = "init_from.json"  # which weights of another model a training began with
 PLOTS = "plots"
 NONFINITE = "trouble.json"  # written when a training ends because numbers were not finite
 COMPARISON, COMPARED = "comparison.json", "comparison.png"  # in a folder that holds several runs

@@ -146,11 +146,12 @@ class Task(Learner):
 
 
 def parameter_groups(model: nn.Module, config: Task.Config) -> list[dict[str, Any]]:
-    """Recurrence (own rate, no decay); matrices (decay); norms and biases (no decay)."""
+    """Recurrence (own rate, no decay); matrices (decay); norms and biases (no decay); no frozen ones."""
     recurrent = {id(p): p for m in model.modules() if isinstance(m, Layer) for p in m.recurrent_parameters()}
-    rest = [p for p in model.parameters() if id(p) not in recurrent]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in recurrent]
+    slow = [p for p in recurrent.values() if p.requires_grad]
     groups = [
-        {"params": list(recurrent.values()), "lr": config.ssm_lr, "weight_decay": 0.0},
+        {"params": slow, "lr": config.ssm_lr, "weight_decay": 0.0},
         {"params": [p for p in rest if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "lr": config.lr, "weight_decay": 0.0},
     ]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
 from lrnnx_app import machine
-from lrnnx_app.console import outputs
+from lrnnx_app.console import outputs, terminal
 from lrnnx_app.console.interrupts import Interrupts
 from lrnnx_app.data import workers
 from lrnnx_app.data.module import DataModule
@@ -21,11 +21,11 @@ from lrnnx_app.recipe import Recipe, load, typed
 from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs import metrics
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
-from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE
+from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE, TAKEN
 from lrnnx_app.runs.run import Run, build, build_data, load_weights, with_tokenizer
 from lrnnx_app.spec import SPLITS
 from lrnnx_app.tasks._base import Task
-from lrnnx_app.train import artifacts, processes, progress, trainers
+from lrnnx_app.train import artifacts, begin, processes, progress, trainers
 from lrnnx_app.train import resume as resumption
 from lrnnx_app.train.checkpoints import Checkpoints
 from lrnnx_app.train.learner import learner
@@ -66,7 +66,7 @@ def train(
     with outputs.lasting(), ExitStack() as stack:
         recipe = typed(config) if resume is None else with_tokenizer(typed(config), resume)
         checkpoint, content = _start(config, out, resume, stack)
-        data, task = _opened(recipe)
+        data, task, taken = _opened(recipe, checkpoint is None)
         if checkpoint is not None:
             load_weights(task, content["state_dict"], checkpoint)
             data.position = content["position"]
@@ -74,7 +74,7 @@ def train(
         observers = _Observers(recipe, task, folder)
         trainer = trainers.training(recipe, task, folder, observers.callbacks)
         if _leads():
-            _open(folder, config, data, content)
+            _open(folder, config, data, content, taken)
         with workers.told(folder), observers.peers:
             _fit(trainer, task, data, checkpoint, observers)
             step = _test(trainer, task, data, folder)
@@ -142,27 +142,31 @@ def _start(
     return None, {}
 
 
-def _built(recipe: Recipe) -> tuple[DataModule, Task]:
+def _built(recipe: Recipe, fresh: bool = True) -> tuple[DataModule, Task, begin.Taken | None]:
     """The data module and the task of a recipe, with random numbers seeded; reads no data.
 
+    If it is `fresh`, and the recipe names another model, also what it took of that one's weights.
+
     Raises:
-        RunError: `init_from` names no model, or one of other shapes.
+        RunError: `init_from` names no model, or one of which nothing fits.
+        RecipeError: `freeze` matches no parameter, or all.
     """
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
     data, task = build(recipe, learner)
-    if recipe.init_from:
-        given = Run(recipe.init_from)
-        load_weights(task.model, given.task().model.state_dict(), given.path)
-    return data, task
+    taken = begin.take(task.model, recipe.init_from) if recipe.init_from and fresh else None
+    begin.freeze(task.model, recipe.freeze)
+    for line in taken.lines() if taken else ():
+        progress.say(line)
+    return data, task, taken
 
 
-def _opened(recipe: Recipe) -> tuple[DataModule, Task]:
+def _opened(recipe: Recipe, fresh: bool) -> tuple[DataModule, Task, begin.Taken | None]:
     """As `_built`, and opens all data, so that an error in the files comes before anything is written."""
-    data, task = _built(recipe)
+    built = _built(recipe, fresh)
     for split in SPLITS:
-        data.source(split)
-    return data, task
+        built[0].source(split)
+    return built
 
 
 def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
@@ -176,10 +180,14 @@ def _folder(name: str, out: Path | None, stack: ExitStack) -> Path:
     return out or Path(os.environ[FOLDER])
 
 
-def _open(folder: Path, config: DictConfig, data: DataModule, content: dict[str, Any]) -> None:
-    """Write the recipe and what the run keeps of its data, keep the metrics of the resumed run so far, and
-    remove half-written checkpoints."""
-    for name, text in {**data.kept(), RECIPE: OmegaConf.to_yaml(config)}.items():
+def _open(
+    folder: Path, config: DictConfig, data: DataModule, content: dict[str, Any], taken: begin.Taken | None
+) -> None:
+    """Write the recipe and what the run keeps of its data and of another model, keep the metrics of the
+    resumed run so far, and remove half-written checkpoints.
+    """
+    found = {TAKEN: terminal.as_json(taken.content(), 2) + "\n"} if taken else {}
+    for name, text in {**data.kept(), **found, RECIPE: OmegaConf.to_yaml(config)}.items():
         folders.write_whole(folder / name, text)
     metrics.carry(folder, content.get("global_step", 0))
     Checkpoints.clear(folder / CHECKPOINTS)
@@ -240,15 +248,15 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     }
 
 
-def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int]]]:
-    """One batch forward and backward; returns its loss and (module, type, parameters) rows."""
+def dry_run(config: DictConfig) -> tuple[float, list[tuple[str, str, int, int]]]:
+    """One batch forward and backward; its loss, and rows (module, type, parameters, trained ones)."""
     recipe = typed(config)
-    data, task = _built(recipe)
+    data, task, _ = _built(recipe)
     trainer = trainers.passing(recipe, [], fast_dev_run=True, enable_progress_bar=False)
     with workers.told():
         trainer.fit(task, Loaders(data))
     rows = [
-        (name, type(module).__name__, sum(p.numel() for p in module.parameters()))
+        (name, type(module).__name__, sum(p.numel() for p in module.parameters()), begin.trained(module))
         for name, module in task.model.named_children()
     ]
     return float(trainer.callback_metrics["train/loss"]), rows

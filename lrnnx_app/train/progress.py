@@ -33,7 +33,7 @@ class Lines(Callback):
         self._said = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count = sum(p.numel() for p in pl_module.parameters())
+        count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         where = f"{trainer.world_size} × {trainer.strategy.root_device}"
         self._say(f"training {count:,} parameters on {where}, {_limit(trainer)}, in {self.folder}")
 

@@ -11,6 +11,7 @@ from lightning import Trainer
 from lrnnx_app import __version__, plugins
 from lrnnx_app.recipe import Recipe
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.train import begin
 from lrnnx_app.train.totals import Totals
 
 RECORDED = ("torch", "torchaudio", "lightning", "torchmetrics")
@@ -28,6 +29,7 @@ def summary(recipe: Recipe, task: Task, trainer: Trainer, skipped: int, totals: 
         },
         **task.details(),
         "parameters": sum(p.numel() for p in task.parameters()),
+        "trained_parameters": begin.trained(task),
         "steps": trainer.global_step,
         "skipped_steps": skipped,
         "seconds": round(totals.seconds, 2),

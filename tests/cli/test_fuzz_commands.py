@@ -70,7 +70,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     row = {"op": "a", "ms": 1.0}
     for module, function, does in (
         (fit, "train", train),
-        (fit, "dry_run", lambda config: (0.5, [("a", "b", 1)])),
+        (fit, "dry_run", lambda config: (0.5, [("a", "b", 1, 1)])),
         (fit, "evaluate", lambda run, split: {"loss": float("nan")}),
         (grid, "run", lambda *_: (Path("grid"), [])),
         (show, "outcome", lambda *_: None),

@@ -202,7 +202,9 @@ def test_training_begins_with_the_weights_of_a_shipped_model(lrnnx, tmp_path: Pa
     trained_on, given = (Run(path).task().model.state_dict() for path in (tmp_path / "run", "denoise_small"))
     for key, weight in given.items():
         assert torch.equal(trained_on[key], weight), key
-    lrnnx("train", "denoise_lru", "init_from=denoise_small", "--dry-run").refuses("another model's weights")
+    lrnnx("train", "denoise_lru", "init_from=denoise_small", "--dry-run").refuses(
+        "no weight of denoise_small fits"
+    )
 
 
 def test_shipped_models_are_listed_and_are_no_runs_to_go_on_with(lrnnx) -> None:

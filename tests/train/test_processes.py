@@ -16,7 +16,7 @@ from lrnnx_app.data.module import Address, AddressSampler
 from lrnnx_app.errors import STOPPED, DataError, RecipeError
 from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
-from lrnnx_app.runs.run import Run
+from lrnnx_app.runs.run import Run, build
 from lrnnx_app.train import fit
 from tests.helpers import DENOISE, children, latest, started, wait_for_progress
 
@@ -36,6 +36,7 @@ BASE = [
 ONE = [*BASE, "data.batch_size=100"]
 TWO = [*BASE, "data.batch_size=50", "trainer.devices=2"]
 LAYERS = ("lru", "s6", "gru")
+FREEZE = "freeze=[encoder.*,blocks.0.*]"
 
 
 def cut(run: Path, to: Path, step: int) -> Path:
@@ -67,6 +68,8 @@ def alone(folder: Path) -> dict[str, Path]:
     for layer in LAYERS:
         runs[layer] = folder / f"alone_{layer}"
         fit.train(recipe.load(f"digits_{layer}", ONE), runs[layer])
+    runs["frozen"] = folder / "alone_frozen"
+    fit.train(recipe.load("digits_gru", [*ONE, FREEZE]), runs["frozen"])
     return runs
 
 
@@ -115,6 +118,13 @@ def pairs(folder: Path, alone: dict[str, Path], survivor: Path) -> dict[str, Pat
     jobs = {layer: (f"digits_{layer}", TWO, folder / f"pair_{layer}") for layer in LAYERS}
     jobs["fsdp"] = ("digits_gru", [*TWO, fsdp], folder / "pair_fsdp")
     jobs["resumed"] = ("digits_gru", [*TWO, fsdp], resumed)
+    jobs["frozen_fsdp"] = ("digits_gru", [*TWO, fsdp, FREEZE], folder / "pair_frozen_fsdp")
+    jobs["frozen_ddp"] = ("digits_gru", [*TWO, FREEZE], folder / "pair_frozen_ddp")
+    jobs["frozen_resumed"] = (
+        "digits_gru",
+        [*TWO, fsdp, FREEZE],
+        cut(alone["frozen"], folder / "frozen_resumed", 3),
+    )
     jobs["denoise"] = ("denoise_lru", [*DENOISE[1:], "trainer.devices=2"], folder / "pair_denoise")
     jobs["survivor"] = ("digits_lru", TWO, survivor)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -145,6 +155,16 @@ def test_weights_spread_over_two_processes_end_as_in_one(
     back = cut(pairs["fsdp"], tmp_path / "fsdp_then_one", 3)
     fit.train(recipe.load("digits_gru", ONE), resume=back)
     assert distance(alone["gru"], back) < ROUNDING
+
+
+def test_frozen_weights_stay_in_two_processes(alone: dict[str, Path], pairs: dict[str, Path]) -> None:
+    for way in ("ddp", "fsdp", "resumed"):
+        assert distance(alone["frozen"], pairs[f"frozen_{way}"]) < ROUNDING
+    moved, stayed = weights(alone["gru"]), weights(pairs["frozen_fsdp"])
+    fresh = build(recipe.typed(recipe.load("digits_gru", ONE)))[1].state_dict()
+    same = {name for name in fresh if torch.equal(stayed[name], fresh[name])}
+    assert same == {name for name in fresh if name.startswith(("model.encoder.", "model.blocks.0."))}
+    assert not any(torch.equal(moved[name], fresh[name]) for name in same)
 
 
 @pytest.mark.parametrize("name", ["lru", "fsdp", "denoise"])  # of 300 rows, or 23 in batches of 2
