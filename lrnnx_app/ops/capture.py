@@ -43,7 +43,7 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda
 def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that returns module(x), by one graph for the forward and one for the backward pass.
 
-    It takes tensors of the shape, dtype and device of x. Parameters get gradients, x does not.
+    It takes tensors of the shape, dtype and device of x. Parameters that it uses get gradients, x does not.
 
     Raises:
         CaptureError: as of `capture`.
@@ -59,7 +59,7 @@ def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA")
         _tried(both)
-        replay: Any = torch.cuda.make_graphed_callables(module, (x.clone(),))
+        replay: Any = torch.cuda.make_graphed_callables(module, (x.clone(),), allow_unused_input=True)
     return replay
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
+from lrnnx_app.tasks._cross_entropy import AT_ONCE, cross_entropy
 
 EXAMPLES = 3  # test rows kept for pictures
 SHOWN = 400  # steps of a row that are drawn
@@ -44,8 +45,8 @@ class Predict(Task):
         self.errors, self.steps, self.bytes, self.unchanged = (CatMetric() for _ in range(4))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        errors, _ = self.errors_of(batch)
-        loss = errors.sum() / batch.rows.counts(batch.x).sum()
+        total, _, _ = self.errors_of(batch)
+        loss = total / batch.rows.counts(batch.x).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         return loss
 
@@ -58,7 +59,8 @@ class Predict(Task):
             end = None if batch.lengths is None else int(batch.lengths[row])
             part = slice(0, min(SHOWN, end or SHOWN))
             name = batch.names[row] if batch.names else str(row)
-            y, error, guess = (t[row, part].float().cpu() for t in (batch.y, errors, output))
+            shown = (batch.y, errors, errors if output is None else output)
+            y, error, guess = (t[row, part].float().cpu() for t in shown)
             self.examples.append((name, y, error, guess))
 
     def on_test_epoch_start(self) -> None:
@@ -80,10 +82,30 @@ class Predict(Task):
             else:
                 yield title, plots.prediction(y, output)
 
-    def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Bits or squared error of each step (B, T), zero in padding; and the model's output."""
+    def errors_of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sum of the errors; bits or squared error of each step (B, T), zero in padding; and the output.
+
+        The sum alone has gradients. For tokens no output is made as a whole, if the model splits.
+        """
+        if self.spec.tokens and self.model.splits:
+            return *self._bits(batch), None
         output, _ = self.model(batch.x, **batch.rows._asdict())
-        return self.errors_from(output, batch), output.float()
+        errors = self.errors_from(output, batch)
+        return errors.sum(), errors.detach(), output.detach().float()
+
+    def _bits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the bits of a batch of tokens, and those of each step (B, T)."""
+        features, _ = self.model(batch.x, **batch.rows._asdict(), read=False)
+        valid = batch.rows.valid(batch.x)
+        total, nats = cross_entropy(
+            self.model.readout,
+            batch.rows.unpadded(features).flatten(0, 1),
+            batch.y.flatten(),
+            None if valid is None else valid.flatten(),
+            tuple(self.model.parameters()),
+            max(1, AT_ONCE // self.spec.d_output),
+        )
+        return total / math.log(2), nats.unflatten(0, batch.x.shape) / math.log(2)
 
     def errors_from(self, output: Tensor, batch: Batch) -> Tensor:
         """The errors of a model's output (B, T, d_output) for the batch: (B, T), zero in padding."""
@@ -94,8 +116,8 @@ class Predict(Task):
             errors = (output - batch.y).square().mean(-1)
         return batch.rows.unpadded(errors)
 
-    def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        errors, output = self.errors_of(batch)
+    def _score(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        _, errors, output = self.errors_of(batch)
         self.errors.update(errors.sum(1))
         self.steps.update(batch.rows.counts(batch.x).float())
         if batch.bytes is not None:

@@ -40,19 +40,21 @@ class Passes(Callback):
 
 
 class Outputs(nn.Module):
-    """A model that returns y without its state.
+    """A model that returns y, or what y is read from, without its state.
 
     Only the forward pass runs under autocast to `dtype`, as it does without a graph. A backward pass under
     autocast would round numbers that the forward pass kept in float32.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[..., Any], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, run: Callable[..., Any], dtype: torch.dtype | None, **how: bool
+    ) -> None:
         super().__init__()
-        self.model, self.run, self.dtype = model, run, dtype
+        self.model, self.run, self.dtype, self.how = model, run, dtype, how
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cuda", self.dtype, enabled=self.dtype is not None, cache_enabled=False):
-            return self.run(x)[0]
+            return self.run(x, **self.how)[0]
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -88,16 +90,17 @@ def of_one_shape(
 
     def forward(x: Tensor, state: Any = None, **options: Any) -> tuple[Tensor, Any]:
         nonlocal shape, replay
+        how = {"read": options.pop("read")} if "read" in options else {}  # the same in every step
         plain = state is None and all(option is None for option in options.values())
         if not (plain and model.training and torch.is_grad_enabled() and shape in (None, x.shape)):
-            return others(x, state, **options)
+            return others(x, state, **options, **how)
         if shape is None:
             shape = x.shape  # one is enough
-            replay = _captured(Outputs(model, run, dtype), x) if graph else None
+            replay = _captured(Outputs(model, run, dtype, **how), x) if graph else None
         if replay is not None:
             return replay(x), None
         try:
-            return run(x)
+            return run(x, **how)
         except BackendCompilerFailed as error:
             why = str(error.inner_exception).strip().partition("\n")[0]
             raise RecipeError(f"trainer.compile: torch.compile failed here; leave it out ({why})") from error

@@ -101,9 +101,12 @@ def test_loss_is_bits_per_byte_without_padding() -> None:
     x, y = torch.randint(256, (2, 9)), torch.randint(256, (2, 9))
     lengths = torch.tensor([9, 4])
     with torch.no_grad():
-        bits, output = task.errors_of(Batch(x, y, lengths))
-        again, _ = task.errors_of(Batch(x[1:, :4], y[1:, :4]))
+        total, bits, _ = task.errors_of(Batch(x, y, lengths))
+        _, again, _ = task.errors_of(Batch(x[1:, :4], y[1:, :4]))
+        output, _ = task.model(x, lengths=lengths)
     assert bits[1, 4:].eq(0).all()
+    assert abs(float(total - bits.sum())) < 1e-4
+    assert torch.allclose(bits, task.errors_from(output, Batch(x, y, lengths)), atol=1e-5)
     expected = -output.log_softmax(-1)[1, 2, y[1, 2]] / math.log(2)
     assert abs(float(bits[1, 2] - expected)) < 1e-5
     assert torch.allclose(bits[1, :4], again[0], atol=1e-5)
@@ -161,7 +164,7 @@ def test_long_texts_go_in_pieces_and_give_the_same_numbers(
     task = Run(run).task()
     content = bytes(np.random.default_rng(0).integers(97, 105, 501, dtype=np.uint8))
     x = torch.tensor(list(content))
-    expected = float(task.errors_of(Batch(x[None, :-1], x[None, 1:]))[0].detach().mean())
+    expected = float(task.errors_of(Batch(x[None, :-1], x[None, 1:]))[1].mean())
     how = Sampling(length=5, temperature=0)
     following = follow(run, content, how)
     sizes = []
