@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from lrnnx_app.errors import RunError
+
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -65,6 +67,24 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         finish(part, path)
     finally:
         discard(part)
+
+
+@contextlib.contextmanager
+def fresh(path: Path, folder: bool = False) -> Iterator[Path]:
+    """As `whole`, for an output of a command.
+
+    Raises:
+        RunError: `path` exists already, or its folder does not exist or cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path}: is there already; remove it first or choose another name")
+    if not path.parent.is_dir():
+        raise RunError(f"{path}: no such folder; make {path.parent} first")
+    try:
+        with whole(path.absolute(), folder) as part:  # also "." has a name then
+            yield part
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write(path: Path, text: str) -> None:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from lrnnx_app.data.resample import ROLLOFF, WIDTH
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import UserError
 from lrnnx_app.export import c
 from lrnnx_app.export._c_program import identifier
 from lrnnx_app.export._chunk import CHUNKS, TOLERANCE, Chunk
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept
 from lrnnx_app.export.onnx import INT8_TOLERANCE
 from lrnnx_app.runs.run import Run
 from lrnnx_app.streaming.numbers import LOUDEST
@@ -117,7 +118,7 @@ def write(run: Run, path: Path, options: Options, interface: Interface) -> list[
         "PLACE": interface.place.format(name=name),
         "PARTS": interface.parts.format(name=name),
     }
-    with whole(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
+    with fresh(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
         c.export(run, Path(scratch) / "model.c", options)
         for file in ("model.c", "model.h"):
             shutil.copyfile(Path(scratch) / file, part / file)

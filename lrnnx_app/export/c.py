@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import RunError, UserError
 from lrnnx_app.export import _c_main, _c_text, onnx
 from lrnnx_app.export._c_program import identifier, program, size
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, joined
 from lrnnx_app.export._chunk import Run as Push
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept
 from lrnnx_app.runs.run import Run, build_data
 
 ENDING = ".c"
@@ -51,7 +52,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         path.with_name("Makefile"): _c_text.makefile(name, path),
     }
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        parts = {target: stack.enter_context(whole(target)) for target in texts}
+        parts = {target: stack.enter_context(fresh(target)) for target in texts}
         for target, text in texts.items():
             (Path(folder) / target.name).write_text(text, encoding="utf-8")
         found = difference(chunk, Library(Path(folder) / path.name).streams(3))

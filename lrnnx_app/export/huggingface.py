@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data.tokenizer import FILE
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import StreamError, needs
 from lrnnx_app.export._chunk import CHUNKS
-from lrnnx_app.export._output import Options, accept, refuse, whole
+from lrnnx_app.export._output import Options, accept, refuse
 from lrnnx_app.models._base import Model
 from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec
@@ -106,7 +107,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     # Through JSON, as it will be read.
     made = HubModel(recipe=recipe, spec=json.loads(json.dumps(asdict(task.spec)))).eval()
     made.model.load_state_dict(task.model.state_dict())
-    with whole(path, folder=True) as part:
+    with fresh(path, folder=True) as part:
         made.save_pretrained(part)
         if tokenizer := run.tokenizer():
             (part / FILE).write_text(tokenizer, encoding="utf-8")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import RunError, needs
 from lrnnx_app.export import _example
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, Run, difference, streamed, traced
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept
 from lrnnx_app.runs.run import Run as RunFolder
 
 ENDING = ".onnx"
@@ -43,7 +44,7 @@ def export(run: RunFolder, path: Path, options: Options) -> list[str]:
         raise RunError(f"{path}: expected a name ending in {ENDING}")
     chunk = Chunk(run.task().model, options.chunk, options.timed or run.timed)
     script = _example.beside(path)
-    with whole(script) as script_part, whole(path) as part:
+    with fresh(script) as script_part, fresh(path) as part:
         model = to_onnx(chunk, traced(chunk))
         if options.int8:
             weights_in_8_bits(model)

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrnnx_app.export._output import Options, accept, refuse, whole
+from lrnnx_app.disk.atomic import fresh
+from lrnnx_app.export._output import Options, accept, refuse
 from lrnnx_app.models._base import Model
 from lrnnx_app.runs.run import Run
 from lrnnx_app.runs.weights_file import ENDING as ENDING
@@ -24,7 +25,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     """
     refuse(options)
     task = run.task()
-    with whole(path) as part:
+    with fresh(path) as part:
         write(part, task.model, run.config, run.tokenizer())
         accept(path, _difference(task.model, load(part), task.spec), 0.0)
     return [f"{path}: read back, its output equals the run's"]

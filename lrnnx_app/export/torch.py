@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import RunError
 from lrnnx_app.export import _example
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, streamed, traced
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept
 from lrnnx_app.runs.run import Run
 
 ENDING = ".pt2"
@@ -28,7 +29,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         raise RunError(f"{path}: expected a name ending in {ENDING}")
     chunk = Chunk(run.task().model, options.chunk, options.timed or run.timed)
     script = _example.beside(path)
-    with whole(script) as script_part, whole(path) as part:
+    with fresh(script) as script_part, fresh(path) as part:
         torch.export.save(traced(chunk), part, extra_files={ABOUT: chunk.description()})
         loaded = _read(part)
         with torch.no_grad():

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import UserError, needs
 from lrnnx_app.export import c
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, joined
-from lrnnx_app.export._output import Options, accept, whole
+from lrnnx_app.export._output import Options, accept
 from lrnnx_app.export.onnx import INT8_TOLERANCE
 from lrnnx_app.runs.run import Run
 from lrnnx_app.streaming.session import live_chunk
@@ -61,7 +62,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
             "a page is for sound of one channel, made better or told apart; this run does something else"
         )
     options = replace(options, chunk=options.chunk or live_chunk(model))
-    with whole(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
+    with fresh(path, folder=True) as part, tempfile.TemporaryDirectory() as scratch:
         c.export(run, Path(scratch) / "model.c", options)
         _compile(Path(scratch), part / "model.wasm")
         sizes = c.sizes(Path(scratch) / "model.c")

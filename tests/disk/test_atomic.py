@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from lrnnx_app import plots
 from lrnnx_app.disk import atomic
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import RunError
-from lrnnx_app.export._output import whole
 from lrnnx_app.runs import checkpoint_file
 from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.streaming.sinks import AudioFile
@@ -26,12 +26,12 @@ def _sound(path: Path) -> None:
 
 
 def _exported(path: Path) -> None:
-    with whole(path) as part:
+    with fresh(path) as part:
         part.write_text("new")
 
 
 def _folder(path: Path) -> None:
-    with whole(path, folder=True) as part:
+    with fresh(path, folder=True) as part:
         (part / "inside").write_text("new")
 
 

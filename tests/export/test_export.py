@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from lrnnx_app import export
+from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import LrnnxError, RunError, StreamError
 from lrnnx_app.export import _chunk, _example, huggingface, onnx
 from lrnnx_app.export import torch as pt2
 from lrnnx_app.export._chunk import TOLERANCE, Chunk, difference, traced
-from lrnnx_app.export._output import Options, whole
+from lrnnx_app.export._output import Options
 from lrnnx_app.export.huggingface import HubModel
 from lrnnx_app.models._base import Model
 from lrnnx_app.models.unet import UNet
@@ -208,7 +209,7 @@ def test_a_folder_replaces_only_an_empty_one(tmp_path: Path, monkeypatch) -> Non
     (target / "notes").write_text("mine")
 
     def replace(path: Path) -> None:
-        with whole(path, folder=True) as part:
+        with fresh(path, folder=True) as part:
             (part / "x").write_text("y")
 
     with pytest.raises(RunError, match="is there already"):
