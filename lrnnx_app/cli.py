@@ -20,6 +20,7 @@ from lrnnx_app.data.cli import app as data
 from lrnnx_app.data.cli import preparing
 from lrnnx_app.errors import STOPPED, Interrupted, UserError
 from lrnnx_app.infer.cli import infer
+from lrnnx_app.published.cli import import_
 from lrnnx_app.serve.cli import serve
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command()(serve)
+app.command("import")(import_)
 HALF_LINE = 450  # letters of an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 tracebacks = ContextVar("tracebacks", default=False)  # whether an error shows its own

@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "data_modules": {"data", "disk", "errors", "spec"},
     "streaming": {"console", "data", "disk", "errors", "layers", "models", "ops", "spec"},
     "runs": {"console", "data", "disk", "errors", "recipe", "registry", "spec"},
+    "published": {"console", "data", "disk", "errors", "models", "recipe", "runs", "spec"},
     "train": {
         *("console", "data", "disk", "errors", "machine", "models", "ops", "plots", "plugins", "recipe"),
         *("runs", "spec", "tasks", ENTRY),
@@ -58,7 +59,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "export": {
         *("data", "disk", "errors", "layers", "models", "ops", "plugins", "recipe", "runs", "spec"),
-        "streaming",
+        *("published", "streaming"),
     },
     "reports": {
         *("console", "data", "disk", "errors", "layers", "machine", "models", "ops", "plots", "recipe"),
@@ -89,6 +90,7 @@ ARROWS: dict[str, set[str]] = {
             "export",
             "infer",
             "plugins",
+            "published",
             "recipe",
             "reports",
             "runs",

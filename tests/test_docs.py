@@ -23,6 +23,7 @@ import typer
 from lrnnx_app import cli, recipe
 from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.data import prepare
+from lrnnx_app.export import export_run
 from lrnnx_app.ops._table import OPERATORS
 from lrnnx_app.registry import shipped
 from lrnnx_app.reports import doctor, listing
@@ -80,6 +81,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(folder / name, 0.1 * rng.standard_normal(40000), 16000)
     for name in ("noisy.wav", "in.wav"):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(3000), 16000)
+    language = ("model.name=language", "model.d_model=4", "model.depth=1", "trainer.accelerator=cpu")
+    export_run(untrained(folder / "own", "text_s6_mini", *language), folder / "mamba-130m", "transformers")
+    (folder / "notes").mkdir()
+    for name in "abc":
+        (folder / "notes" / f"{name}.txt").write_text(name * 200)
     (folder / "series.txt").write_text("1\n2\n3\n" * 4)
     (folder / "sound.pcm").write_bytes(bytes(3200))
     (folder / "events.csv").write_text(

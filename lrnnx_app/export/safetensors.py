@@ -26,7 +26,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     refuse(options)
     task = run.task()
     with fresh(path) as part:
-        write(part, task.model, run.config, run.tokenizer())
+        write(part, task.model.state_dict(), task.spec, run.config, run.tokenizer())
         accept(path, _difference(task.model, load(part), task.spec), 0.0)
     return [f"{path}: read back, its output equals the run's"]
 

@@ -57,7 +57,7 @@ class LocalAttention(Layer):
                 raise RecipeError(f"window: expected at least 1, not {self.window}")
             if self.kv_heads < 1 or self.heads % self.kv_heads:
                 raise RecipeError(f"kv_heads: {self.kv_heads} does not divide heads = {self.heads}")
-            if not 0 <= self.rotary <= 1:
+            if self.rotary < 0 or self.rotary > 1:  # check_numbers refuses NaN
                 raise RecipeError(f"rotary: expected a share in [0, 1], not {self.rotary}")
 
     def __init__(self, d_model: int, config: Config) -> None:

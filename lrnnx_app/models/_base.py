@@ -95,6 +95,8 @@ class Residual(nn.Module):
         dropout: share of the channels that training drops.
     """
 
+    layer: Any
+
     def __init__(
         self,
         norm: nn.Module,

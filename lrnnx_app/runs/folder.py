@@ -24,6 +24,7 @@ RECIPE = "recipe.yaml"  # resolved; `infer`, `export` and `evaluate` need only t
 CHECKPOINTS = "checkpoints"
 BEST = "best.ckpt"  # in CHECKPOINTS: the best one by the validation's metric
 LAST = "last.ckpt"  # in CHECKPOINTS: the newest one to resume from
+WEIGHTS = "model.safetensors"  # in place of CHECKPOINTS, of an imported model
 METRICS = "metrics.csv"  # Lightning's logger chooses this name
 EARLIER = "metrics.earlier.csv"  # metrics from before the last resume
 SUMMARY = "summary.json"  # written when a training has finished

@@ -16,7 +16,7 @@ from lrnnx_app.errors import RecipeError, RunError, StreamError
 from lrnnx_app.registry import DATA, MODELS, TASKS, trained
 from lrnnx_app.runs import weights_file
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
-from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY
+from lrnnx_app.runs.folder import BEST, CHECKPOINTS, LAST, RECIPE, SUMMARY, WEIGHTS
 from lrnnx_app.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ class Run:
     """A trained model: its `recipe` as dataclasses, checkpoints, summary and task.
 
     Args:
-        path: a run folder, such as runs/denoise_lru/<time>; or a file that `lrnnx export` wrote as
-            safetensors; or the name of a model that lrnnx ships. The last two have no checkpoints.
+        path: a run folder, such as runs/denoise_lru/<time>, also of an imported model; or a file that
+            `lrnnx export` wrote as safetensors; or the name of a model that lrnnx ships. All but the first
+            have no checkpoints.
         overrides: settings `key.sub=value`, which replace those of the run's recipe.
 
     Raises:
@@ -123,6 +124,8 @@ class Run:
         else:
             source = str(path / RECIPE)
             content = recipes.tree(recipes.read_yaml(path / RECIPE), source)
+            if (path / WEIGHTS).is_file():
+                self._written = weights_file.read(path / WEIGHTS)
         self.config = recipes.resolve(content, dotlist(overrides), source)
         self.recipe = recipes.typed(self.config)
         if self._written is None:

@@ -1,9 +1,10 @@
 """A trained model in one file: safetensors, with its recipe and the description of its data in the header."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
@@ -13,9 +14,6 @@ from torch import Tensor
 from lrnnx_app import recipe as recipes
 from lrnnx_app.errors import RunError
 from lrnnx_app.spec import DataSpec
-
-if TYPE_CHECKING:
-    from lrnnx_app.models._base import Model
 
 ENDING = ".safetensors"
 
@@ -30,10 +28,12 @@ class Written(NamedTuple):
     tokenizer: str = ""
 
 
-def write(path: Path, model: "Model", recipe: DictConfig, tokenizer: str = "") -> None:
-    """Write a model, the recipe that it was trained by, and the JSON of its tokenizer if it has one."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    metadata = {"recipe": OmegaConf.to_yaml(recipe), "spec": json.dumps(asdict(model.spec))}
+def write(
+    path: Path, weights: Mapping[str, Tensor], spec: DataSpec, recipe: DictConfig, tokenizer: str = ""
+) -> None:
+    """Write a model's weights, its spec and recipe, and the JSON of its tokenizer if it has one."""
+    weights = {name: value.contiguous() for name, value in weights.items()}
+    metadata = {"recipe": OmegaConf.to_yaml(recipe), "spec": json.dumps(asdict(spec))}
     if tokenizer:
         metadata["tokenizer"] = tokenizer
     save_file(weights, path, metadata)

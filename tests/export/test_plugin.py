@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = build(recipe.typed(config))[1].model
     nn.init.normal_(model.mask.weight)
-    weights_file.write(path, model, config)
+    weights_file.write(path, model.state_dict(), model.spec, config)
     return path
 
 
