@@ -146,7 +146,8 @@ def main(name: str, path: Path, chunk: Chunk, inference: str, pixels: tuple[int,
     shared = {"name": name, "NAME": name.upper(), "header": path.with_suffix(".h").name}
     if spec.sample_rate and not spec.tokens and not chunk.timed:
         return _sound(chunk, shared)
-    if inference == "errors" and spec.tokens and chunk.chunk == 1 and not chunk.timed:
+    bytes_alone = spec.tokens and spec.d_output == 256
+    if inference == "errors" and bytes_alone and chunk.chunk == 1 and not chunk.timed:
         return _c_steps.TEXT.format(**shared)
     return _c_steps.main(chunk, shared, pixels)
 

@@ -106,6 +106,21 @@ def test_a_prompt_begins_as_the_tokenizer_says_and_a_document_ends(content: str)
         opened(content, "</s>")
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "start", "pieces"])
+def test_prompts_and_texts_are_those_of_transformers(kind: str, content: str) -> None:
+    from tokenizers import Tokenizer as Read
+    from transformers import PreTrainedTokenizerFast
+
+    given = {"byte-level": content, "start": with_start(content), "pieces": with_spaces()}[kind]
+    tokenizer, theirs = opened(given), PreTrainedTokenizerFast(tokenizer_object=Read.from_str(given))
+    for text in ("a b", " é€\n\n", "𝄞a a<|endoftext|>b", lines(2)):
+        tokens = theirs(text).input_ids
+        assert tokenizer.prompt(text.encode()).tolist() == tokens
+        decoder = Decoder(tokenizer)
+        shown = b"".join(map(decoder.push, tokens)) + decoder.finish()
+        assert shown.decode() == theirs.decode(tokens, skip_special_tokens=True)
+
+
 def test_tokens_have_the_smallest_type(content: str) -> None:
     assert opened(content).dtype is np.uint16
     assert opened("ids:65536").dtype is np.uint16

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lrnnx_app import export
 from lrnnx_app.runs.run import Run, build_data
@@ -108,3 +109,13 @@ def test_the_program_continues_a_text(tmp_path: Path) -> None:
             2,
             "usage: ./model PROMPT [BYTES [TEMPERATURE [SEED]]]\n",
         ), words
+
+
+def test_the_program_of_tokens_that_are_no_bytes_reads_them_as_steps(tmp_path: Path) -> None:
+    run = untrained(tmp_path / "run", "text_rglru_mini", *SMALL, "data.tokenizer=ids:5")
+    export.export_run(run, tmp_path / "model.c")
+    program = built(tmp_path, "model", "gcc")
+    done = subprocess.run([program], input="4\n1\n", capture_output=True, text=True, check=True)
+    found = [[float(number) for number in line.split()] for line in done.stdout.splitlines()]
+    expected = Run(run).task().model(torch.tensor([[4, 1]]))[0][0]
+    assert relative(torch.tensor(found), expected) <= ROUNDING
