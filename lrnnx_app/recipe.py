@@ -51,6 +51,7 @@ class TrainerConfig:
     compile: bool = (
         False  # fuse the work of each block by torch.compile, which takes a minute or two at the start
     )
+    recompute: bool = False  # run each block again in the backward pass instead of keeping what that needs
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 and self.max_epochs < 1:
@@ -58,6 +59,8 @@ class TrainerConfig:
         for name in (*PERIODS, *COUNTS):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}: expected a positive integer, not {getattr(self, name)}")
+        if self.recompute and self.compile:
+            raise RecipeError("recompute: compile chooses itself what to keep; expected one of them")
         if self.strategy == "deepspeed":
             raise RecipeError(
                 "strategy: deepspeed keeps checkpoints in folders of shards that no other strategy reads; "

@@ -4,15 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._event_pool import POOLS_BY, EventPool, EventPoolState
 from lrnnx_app.layers._linear import Linear
 from lrnnx_app.models._base import Blocks, Model
-from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.spec import DataSpec, Rows
 
@@ -47,7 +44,6 @@ class Staged(Model):
         pool_by: str = "mean"  # mean | time (weighted by dt) | last
         expansion: int = 1  # factor of the width after the first pool
         dropout: float = 0.0  # share of channels that training drops
-        recompute: bool = False  # blocks run again in the backward pass instead of keeping what it needs
         layer: Any = None  # one layer, or a list that the blocks take in turn
 
         def __post_init__(self) -> None:
@@ -57,7 +53,7 @@ class Staged(Model):
 
     def __init__(self, spec: DataSpec, config: Config) -> None:
         super().__init__(spec)
-        self.depth, self.recompute = config.depth, config.recompute
+        self.depth = config.depth
         first, last = config.d_model, config.d_model * config.expansion
         widths = [first, *[last] * len(config.pools)]
         self.d_last = widths[-1]
@@ -89,10 +85,7 @@ class Staged(Model):
                 x, pool, rows = self.pools[stage](x, waiting[stage], rows)
                 x = self.widen[stage](x)
                 pools.append(pool)
-            if self.recompute and torch.is_grad_enabled() and not transformed():
-                x, new = checkpoint(block, x, layer_state, rows, use_reentrant=False)
-            else:
-                x, new = block(x, layer_state, rows)
+            x, new = block(x, layer_state, rows)
             layers.append(new)
         x = self.norm(x)
         kind = state_dtype(next(self.parameters()).dtype)

@@ -1,12 +1,15 @@
-"""Training passes that cost less: blocks compiled by torch.compile, and passes replayed as CUDA graphs."""
+"""Training passes that cost less: compiled, replayed as CUDA graphs, or run twice so that less is kept."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.ops.capture import CaptureError, capture_passes
@@ -17,24 +20,30 @@ NARROW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Passes(Callback):
-    """While training, runs a model as `trainer.compile` and `trainer.graph` ask for.
+    """While training, runs a model as `trainer.compile`, `trainer.graph` and `trainer.recompute` ask for.
 
-    No graph is used on a CPU, on several GPUs, or if gradients of several batches are added up, since each
-    replay overwrites them.
+    No graph is used on a CPU or on several GPUs.
     """
 
     def __init__(self, model: nn.Module, settings: TrainerConfig) -> None:
         self.model, self.settings = model, settings
+        self._hooks: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        alone = trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
-        graph = self.settings.graph and alone and trainer.strategy.root_device.type == "cuda"
+        alone = trainer.world_size == 1 and trainer.strategy.root_device.type == "cuda"
+        graph = self.settings.graph and alone
+        if self.settings.recompute:
+            recompute(self.model, graph)
         if graph or self.settings.compile:
             narrow = NARROW.get(self.settings.precision)
             self.model.forward = of_one_shape(self.model, self.settings.compile, graph, narrow)
+        if graph and trainer.accumulate_grad_batches > 1:
+            self._hooks = own_gradients(self.model)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         vars(self.model).pop("forward", None)  # restores the method of the class
+        for hook in self._hooks:
+            hook.remove()
         for block in blocks(self.model):
             block._compiled_call_impl = None
 
@@ -62,6 +71,30 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             yield from module
+
+
+def recompute(model: nn.Module, graph: bool = False) -> None:
+    """Let each block keep its inputs alone for the backward pass, which then runs the block again.
+
+    Raises:
+        RecipeError: a graph is wanted, and a block draws numbers, which no graph can draw again.
+    """
+    draws = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
+    if draws and graph:
+        raise RecipeError("trainer.recompute: a graph cannot draw again; expected model.dropout or graph off")
+    for block in blocks(model):
+        block._compiled_call_impl = partial(_twice, block._call_impl, draws)
+
+
+def _twice(run: Callable[..., Any], draws: bool, *inputs: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return run(*inputs, **options)
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=draws, **options)
+
+
+def own_gradients(model: nn.Module) -> list[RemovableHandle]:
+    """Let gradients that are added up be no memory of a graph, whose next replay overwrites it."""
+    return [p.register_hook(torch.clone) for p in model.parameters() if p.requires_grad]
 
 
 def of_one_shape(

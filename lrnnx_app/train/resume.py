@@ -18,7 +18,7 @@ from lrnnx_app.runs.folder import CHECKPOINTS, RECIPE
 from lrnnx_app.runs.run import Run
 
 COUNTS = "trainer.*, task.* but task.name, *.dropout, data.workers, data.root and data.noise_root"
-KEYS = ("about", "plugins", "data.workers", "data.root", "data.noise_root", "model.recompute")
+KEYS = ("about", "plugins", "data.workers", "data.root", "data.noise_root")
 GLOBAL = ("data.batch_size", "trainer.devices", "trainer.nodes")
 
 

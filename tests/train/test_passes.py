@@ -5,6 +5,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._pytree import tree_leaves
 
 from lrnnx_app.errors import RecipeError
 from lrnnx_app.ops import capture
@@ -15,6 +16,7 @@ from lrnnx_app.runs.run import build, build_data
 from lrnnx_app.train import fit, passes
 from lrnnx_app.train.learner import learner
 from tests.cli.test_recipes_shipped import layers_of, needs_root
+from tests.helpers import each_form, small_model
 
 OWN_DATA = [name for name in shipped() if not needs_root(name)]
 ITERATING = [  # as often as values ask for, which a graph cannot know
@@ -80,6 +82,19 @@ def test_steps_are_the_same(recipe, precision, tmp_path, replays, capsys):
     start = weights(tmp_path / "start", recipe, *options, *still)
     apart, moved = distance(graph, eager), distance(eager, start)
     assert apart <= (1e-3 if precision == "32-true" else 5e-2) * moved
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", ["digits_lru", "text_rglru_mini", "denoise_quick"])
+@pytest.mark.parametrize("other", ["trainer.accumulate=3", "trainer.recompute=true", "freeze=[blocks.0.*]"])
+def test_steps_of_graphs_are_the_same_with(other, recipe, tmp_path, replays, capsys):
+    options = ["model.dropout=0", other, "trainer.max_epochs=-1"]
+    eager = weights(tmp_path / "eager", recipe, *options, "trainer.graph=false")
+    graph = weights(tmp_path / "graph", recipe, *options, "trainer.graph=true")
+    assert len(replays) >= 8
+    assert "without a CUDA graph" not in capsys.readouterr().err
+    start = weights(tmp_path / "start", recipe, *options, "task.lr=0", "task.ssm_lr=0")
+    assert distance(graph, eager) <= 1e-3 * distance(eager, start)
 
 
 @pytest.mark.parametrize("recipe", one_of_each())
@@ -205,3 +220,72 @@ def test_what_cannot_be_compiled_is_told_in_one_line(monkeypatch):
     run = passes.of_one_shape(Stack(), compiled=True, graph=False, dtype=None)
     with pytest.raises(RecipeError, match=r"trainer\.compile: .*no compiler\)$"):
         run(torch.ones(2, 3, 1))
+
+
+class Replayed(torch.autograd.Function):
+    """w·x, whose gradient by w lies in one memory, as that of a graph does."""
+
+    memory = torch.zeros(1)
+
+    @staticmethod
+    def forward(ctx, w, x):
+        ctx.x = x
+        return w * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Replayed.memory.copy_(gradient * ctx.x).detach(), None
+
+
+def test_gradients_of_several_replays_are_added_up():
+    module = torch.nn.Linear(1, 1, bias=False)
+    hooks = passes.own_gradients(module)
+    for x in (3.0, 5.0, 7.0):
+        Replayed.apply(module.weight[0], x).backward()
+    assert module.weight.grad == 15
+    assert len(hooks) == 1
+
+
+@each_form
+@pytest.mark.parametrize("layer", ["lru", "s6"])
+def test_blocks_that_run_twice_give_the_same_gradients_and_keep_less(name, form, layer):
+    """Bit for bit, with dropout, padding and a state."""
+    model = small_model(name, layer, dropout=0.3, **form).train()
+    x = torch.randn(2, 6 * model.hop, model.spec.d_input)
+    lengths = torch.tensor([6, 4]) * model.hop
+    with torch.no_grad():
+        _, state = model(x)
+
+    def passed():
+        kept = []
+
+        def keep(saved):
+            kept.append(saved.numel())
+            return saved
+
+        model.zero_grad()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            y, after = model(x, state, lengths=lengths)
+        y.square().sum().backward()
+        return sum(kept), [y, *tree_leaves(after)], [p.grad for p in model.parameters()]
+
+    usual, outputs, gradients = passed()
+    passes.recompute(model)
+    less, again, others = passed()
+    assert all(map(torch.equal, outputs, again))
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert less < 0.7 * usual
+
+
+def test_a_training_whose_blocks_run_twice_takes_the_same_steps(tmp_path):
+    options = ["trainer.accelerator=cpu", "data.batch_size=4", "model.dropout=0.1"]
+    usual = weights(tmp_path / "usual", "digits_lru", *options)
+    twice = weights(tmp_path / "twice", "digits_lru", *options, "trainer.recompute=true")
+    assert all(torch.equal(twice[k], v) for k, v in usual.items())
+
+
+def test_what_cannot_run_twice_is_told_in_one_line(lrnnx):
+    lrnnx("train", "digits_lru", "trainer.recompute=true", "trainer.compile=true").refuses("one of them")
+    with pytest.raises(RecipeError, match=r"trainer\.recompute: .*model\.dropout or graph"):
+        passes.recompute(small_model("backbone", dropout=0.1), graph=True)
