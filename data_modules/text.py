@@ -117,7 +117,7 @@ class Text(DataModule):
             start, stop = (at if self._bytes else cut(content, at) for at in (part.start, part.stop))
             return [Document(root.name, root, start, stop)]
         paths = own(root, split, c.split, partial(_files, suffixes=c.suffixes.split()))
-        return [Document(p.relative_to(root).as_posix(), p, 0, len(mapped(p))) for p in paths]
+        return [Document(p.relative_to(root).as_posix(), p, 0, p.stat().st_size) for p in paths]
 
 
 def _embedded(split: str) -> dict[str, bytes]:

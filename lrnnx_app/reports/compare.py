@@ -107,7 +107,7 @@ def _row(label: str, runs: Sequence[Run]) -> Row:
         if key.startswith("test/")
     }
     metrics = {key: (mean(v), stdev(v) if len(v) > 1 else None) for key, v in series.items()}
-    metric = TASKS[runs[0].recipe.task.name].headline()
+    metric = TASKS[runs[0].recipe.task.name].headline(metrics)
     if metric not in metrics:
         raise RunError(f"{runs[0].path / SUMMARY}: no test/{metric} in it; train it again")
     value, spread = metrics[metric]

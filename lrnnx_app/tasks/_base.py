@@ -1,7 +1,7 @@
 """The base of tasks: the model, its optimizer and schedule, and the description kept in a checkpoint."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -87,8 +87,8 @@ class Task(Learner):
         """Make what training and tests measure with, such as metrics of torchmetrics, imported here."""
 
     @classmethod
-    def headline(cls) -> str:
-        """The test metric by which runs are compared."""
+    def headline(cls, metrics: Collection[str]) -> str:
+        """The test metric, of those that runs have, by which they are compared."""
         return cls.score or cls.monitor.removeprefix("valid/")
 
     def configure_model(self) -> None:

@@ -1,7 +1,7 @@
 """Prediction of the next step: a byte, judged in bits, or a signal's sample, judged by squared error."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,13 @@ class Predict(Task):
         super().__init__(config, model_config, spec)
         self.unit = ("bits_per_byte" if spec.d_output == 256 else "bits_per_token") if spec.tokens else "mse"
         self.examples: list[tuple[str, Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def headline(cls, metrics: Collection[str]) -> str:
+        tokens = {"bits_per_token", "bits_per_byte"} <= set(
+            metrics
+        )  # of which one compares with other tokens
+        return "bits_per_byte" if tokens else super().headline(metrics)
 
     def meters(self) -> None:
         from torchmetrics import CatMetric

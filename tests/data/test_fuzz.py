@@ -15,7 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
+import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -26,8 +28,10 @@ from data_modules._events import aedat, atis, gesture, heidelberg, plain
 from data_modules._events.recording import Sensor
 from data_modules.text import Text
 from lrnnx_app import recipe
+from lrnnx_app.data import tokenizer
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import UserError
+from lrnnx_app.infer import generation
 from lrnnx_app.runs.checkpoint_file import verify
 from tests.data.standins import event_stream, image_sequence
 
@@ -91,6 +95,11 @@ def h5_rows(path: Path) -> list[object]:
     return list(heidelberg.read(path, 20))
 
 
+def tokens_of(path: Path) -> object:
+    found = tokenizer.opened(str(path))
+    return found.sizes, found.prompt(b"ab c"), found.document(b"ab c")
+
+
 # name of the file -> (how a good one begins its life, how it is read)
 READERS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     "a.yaml": (lambda: recipe.find("digits_lru").read_bytes(), lambda path: recipe.load(str(path))),
@@ -117,6 +126,9 @@ READERS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     ),
     "a.h5": (spikes, h5_rows),
     "a.txt": (lambda: b"some text", Text(Text.Config()).read),
+    "numbers.txt": (lambda: b"1 2\n3", Text(Text.Config(tokenizer="ids:9")).read),
+    "tokenizer.json": (lambda: tokenizer.trained(["ab ab"], 258).encode(), tokens_of),
+    "state": (lambda: safetensors.torch.save({generation.LAST: torch.zeros(2, 1)}), generation._read),
     "a.ckpt": (lambda: b"PK\x05\x06" + bytes(18), verify),
 }
 BEGINNINGS = ("idx.gz", "a.ckpt")  # of files, and no whole ones

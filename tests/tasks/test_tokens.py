@@ -10,6 +10,7 @@ from data_modules.text import Text
 from lrnnx_app import recipe as recipes
 from lrnnx_app.data import tokenizer as tokenizers
 from lrnnx_app.data.tokenizer import opened
+from lrnnx_app.reports import compare
 from lrnnx_app.runs.folder import CHECKPOINTS
 from lrnnx_app.runs.run import Run, build_data
 from lrnnx_app.train import fit, resume
@@ -75,6 +76,8 @@ def test_bits_per_byte_are_those_of_all_the_text(run: Path, place: Path) -> None
     ratio = metrics["test/bits_per_token"] / metrics["test/bits_per_byte"]
     assert ratio == pytest.approx(size / tokens, rel=1e-5)
     assert metrics["test/bits_per_token"] == metrics["test/loss"]
+    (row,) = compare.rows([Run(run)])
+    assert (row.metric, row.value) == ("bits_per_byte", metrics["test/bits_per_byte"])
 
 
 def test_a_run_holds_its_tokenizer_and_needs_no_cache(run: Path, tmp_path: Path, monkeypatch) -> None:
