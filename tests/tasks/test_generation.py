@@ -56,6 +56,12 @@ def test_several_prompts_go_on_as_each_alone(
     assert texts(Generation(run, PROMPTS, GREEDY)) == alone
 
 
+def test_a_device_gives_the_text_of_the_others_and_a_gpu_by_a_graph(place: Path, device: str) -> None:
+    made = Generation(run_of(place), PROMPTS, GREEDY, device)
+    assert texts(made) == texts(Generation(run_of(place), PROMPTS, GREEDY))
+    assert bool(made.session.graph_reason) == (device == "cpu")
+
+
 def test_draws_of_a_text_do_not_depend_on_the_others(place: Path) -> None:
     run, warm = run_of(place), Sampling(length=20, temperature=1.5, seed=3)
     both = texts(Generation(run, [b"abc", b"abc"], warm))
