@@ -217,7 +217,10 @@ def latest(run: Path) -> int:
 def rows(run: Path) -> list[dict[str, str]]:
     """metrics.csv without what depends on the clock."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+        found = csv.DictReader(file)
+        return [
+            {k: v for k, v in row.items() if not k.endswith(("_second", "_utilization"))} for row in found
+        ]
 
 
 def same(run: Path, other: Path) -> None:

@@ -12,6 +12,11 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lrnnx_app.console import terminal
 
 EVERY = 10.0  # seconds between lines
+RATES = {  # as the bar calls them
+    "samples_per_second": "samples/s",
+    "time_steps_per_second": "tokens/s",
+    "model_flop_utilization": "MFU",
+}
 FORMAT = "{desc} |{bar:10}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"  # the bar shows at 80 columns
 
 
@@ -66,10 +71,11 @@ class Bar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
-        names = [key for key in found if key.startswith("train/")] or list(found)
-        shown = {name.rpartition("/")[2]: found[name] for name in names[:2]}
-        rate = found.get("samples_per_second")
-        return shown if rate is None else {**shown, "samples/s": rate}
+        rates = {word: found[name] for name, word in RATES.items() if name in found}
+        rates.pop("samples/s" if pl_module.spec.tokens else "tokens/s", None)  # type: ignore[union-attr]
+        names = [key for key in found if key.startswith("train/")] or [key for key in found if "/" in key]
+        shown = {name.rpartition("/")[2]: found[name] for name in names[: 3 - len(rates)]}
+        return shown | rates
 
     def _bar(self, text: str, position: int = 0, leave: bool = True) -> Tqdm:
         return Tqdm(

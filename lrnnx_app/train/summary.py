@@ -22,6 +22,7 @@ def summary(recipe: Recipe, task: Task, trainer: Trainer, skipped: int, totals: 
 
     Steps, seconds, speed and memory cover all parts of a run that was resumed.
     """
+    rates = {name: float(rate) for name, rate in totals.rates().items()}
     return {
         "recipe": recipe.name,
         "metrics": {
@@ -33,8 +34,8 @@ def summary(recipe: Recipe, task: Task, trainer: Trainer, skipped: int, totals: 
         "steps": trainer.global_step,
         "skipped_steps": skipped,
         "seconds": round(totals.seconds, 2),
-        "samples_per_second": round(totals.rate, 2),
-        "samples_per_second_per_device": round(totals.rate / trainer.world_size, 2),
+        "samples_per_second_per_device": round(rates["samples_per_second"] / trainer.world_size, 2),
+        **{name: round(rate, 4 if "utilization" in name else 2) for name, rate in rates.items()},
         **totals.memory,
         "devices": trainer.world_size,
         "strategy": recipe.trainer.strategy,

@@ -1,12 +1,14 @@
-"""Samples, time and memory of a whole training, over all parts of a run that was resumed."""
+"""Samples, time, speed and memory of a whole training, over all parts of a run that was resumed."""
 
 import time
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lrnnx_app.machine import peaks
+from lrnnx_app.train import flops
 
 
 class Totals(Callback):
@@ -14,6 +16,7 @@ class Totals(Callback):
 
     Attributes:
         samples: number of training samples, in all processes.
+        time_steps: number of their steps, such as tokens, without padding; all processes count alike.
         training: seconds of training, without validations.
         seconds: all seconds between `start` and `stop`.
         memory: the largest values of `lrnnx_app.machine.peaks`, in MiB.
@@ -21,12 +24,15 @@ class Totals(Callback):
 
     def __init__(self) -> None:
         self.samples = 0
+        self.time_steps: int | Tensor = 0  # on the device where rows have ends, so that nothing waits for it
         self.training = 0.0
         self.seconds = 0.0
         self.memory: dict[str, float] = {}
         self._since = 0.0
         self._batch = 0.0
         self._device = torch.device("cpu")
+        self._peak: float | None = None  # FLOP/s of the device
+        self._flops = 0.0  # of a time step
 
     def start(self) -> None:
         if torch.cuda.is_initialized():
@@ -39,11 +45,14 @@ class Totals(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device
+        known = flops.peak(self._device, str(trainer.precision))
+        self._peak = known and known * trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         self._measure()
         return {
             "samples": self.samples,
+            "time_steps": int(self.time_steps),
             "training": self.training,
             "seconds": self.seconds,
             "memory": dict(self.memory),
@@ -51,12 +60,15 @@ class Totals(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.samples, self.training = state_dict["samples"], state_dict["training"]
+        self.time_steps = state_dict.get("time_steps", 0)  # older checkpoints have none
         self.seconds += state_dict["seconds"]
         self.memory = dict(state_dict["memory"])
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._peak and not self._flops:
+            self._flops = flops.of_step(pl_module.get_submodule("model"), batch)
         self._batch = self._batch or time.perf_counter()
 
     def on_train_batch_end(
@@ -64,17 +76,23 @@ class Totals(Callback):
     ) -> None:
         now = time.perf_counter()
         self.samples += len(batch.x) * trainer.world_size
+        counts = batch.x.shape[:2].numel() if batch.lengths is None else batch.lengths.sum()
+        self.time_steps = self.time_steps + counts * trainer.world_size
         self.training += now - self._batch
         self._batch = now
-        pl_module.log("samples_per_second", self.rate, prog_bar=True, batch_size=len(batch.x))
+        pl_module.log_dict(self.rates(), prog_bar=True, batch_size=len(batch.x))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._batch = 0.0
 
-    @property
-    def rate(self) -> float:
-        """Samples per second of training."""
-        return self.samples / self.training if self.training else 0.0
+    def rates(self) -> dict[str, float | Tensor]:
+        """Samples and time steps for each second of training; and the share of the peak that the model's own
+        operations reach, where the device is known.
+        """
+        seconds = self.training or 1.0
+        steps = self.time_steps / seconds
+        found = {"samples_per_second": self.samples / seconds, "time_steps_per_second": steps}
+        return found | ({"model_flop_utilization": steps * self._flops / self._peak} if self._peak else {})
 
     def _measure(self) -> None:
         """Add the time since the last call, and update the peak memory."""

@@ -36,6 +36,12 @@ BASE = [
 ONE = [*BASE, "data.batch_size=100"]
 TWO = [*BASE, "data.batch_size=50", "trainer.devices=2"]
 LAYERS = ("lru", "s6", "gru")
+TEXT = [
+    *(word for word in BASE if "bidirectional" not in word),
+    "model.name=language",
+    "data.length=16",
+    "data.examples_per_epoch=400",
+]
 FREEZE = "freeze=[encoder.*,blocks.0.*]"
 
 
@@ -70,6 +76,8 @@ def alone(folder: Path) -> dict[str, Path]:
         fit.train(recipe.load(f"digits_{layer}", ONE), runs[layer])
     runs["frozen"] = folder / "alone_frozen"
     fit.train(recipe.load("digits_gru", [*ONE, FREEZE]), runs["frozen"])
+    runs["text"] = folder / "alone_text"
+    fit.train(recipe.load("text_rglru_mini", [*TEXT, "data.batch_size=40"]), runs["text"])
     return runs
 
 
@@ -125,6 +133,10 @@ def pairs(folder: Path, alone: dict[str, Path], survivor: Path) -> dict[str, Pat
         [*TWO, fsdp, FREEZE],
         cut(alone["frozen"], folder / "frozen_resumed", 3),
     )
+    text = [*TEXT, "data.batch_size=20", "trainer.devices=2"]
+    jobs["text_ddp"] = ("text_rglru_mini", text, folder / "pair_text")
+    twice = [*text, fsdp, "trainer.recompute=true"]
+    jobs["text_fsdp"] = ("text_rglru_mini", twice, folder / "pair_text_fsdp")
     jobs["denoise"] = ("denoise_lru", [*DENOISE[1:], "trainer.devices=2"], folder / "pair_denoise")
     jobs["survivor"] = ("digits_lru", TWO, survivor)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -155,6 +167,14 @@ def test_weights_spread_over_two_processes_end_as_in_one(
     back = cut(pairs["fsdp"], tmp_path / "fsdp_then_one", 3)
     fit.train(recipe.load("digits_gru", ONE), resume=back)
     assert distance(alone["gru"], back) < ROUNDING
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_logits_in_parts_have_the_gradients_of_two_processes(
+    way: str, alone: dict[str, Path], pairs: dict[str, Path]
+) -> None:
+    """The head has the weights of the embedding; fsdp also runs its blocks twice."""
+    assert distance(alone["text"], pairs[f"text_{way}"]) < ROUNDING
 
 
 def test_frozen_weights_stay_in_two_processes(alone: dict[str, Path], pairs: dict[str, Path]) -> None:
