@@ -1,6 +1,7 @@
 """README and guides: each command and code block runs, on small runs, and each fact about the code holds.
 
-Trainings of the shipped recipes and benchmarks are resolved and built, not run; all else is really done.
+Trainings of the shipped recipes and benchmarks are resolved and built, not run; programs of the run `RUN` are
+written as test_formats writes them, but for ONNX, whose script a guide runs. All else is really done.
 """
 
 import ast
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import torch
 import typer
 
 from lrnnx_app import cli, recipe
-from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
+from lrnnx_app import export as formats
+from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.data import prepare
 from lrnnx_app.export import export_run
 from lrnnx_app.ops._table import OPERATORS
@@ -122,6 +125,10 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree("noise", out / "noise", dirs_exist_ok=True)
         return []
 
+    def written(name: str) -> Any:
+        export = formats.module(name).export
+        return lambda run, path, options: [] if run.path == Path("RUN") else export(run, path, options)
+
     row = {"op": "a", "ms": 1.0}
     for module, name, does in (
         (fit, "train", prepared),
@@ -134,6 +141,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "rows",
             lambda denoisers, clips: [(row | {"denoiser": one.name}, []) for one in denoisers],
         ),
+        (_peers, "ours", lambda name, ours=_peers.ours: islice(ours(name), 1)),  # without its ONNX
         (denoisers, "by", lambda *_: [row]),
         (denoisers, "write_plot", lambda rows, path: path.touch()),
         (ops, "rows", lambda device: [row]),
@@ -148,6 +156,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (start, "serve", lambda runs, options: None),
         (soak, "rows", lambda *_: [row]),
         (soak, "verdict", lambda rows: (True, "well")),
+        *((formats.module(name), "export", written(name)) for name in ("c", "torch", "lv2", "ladspa", "web")),
     ):
         monkeypatch.setattr(module, name, does)
     return folder

@@ -43,17 +43,18 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
     task = run.task()
     model, events = task.model, task.inference == "meaning" and task.spec.tokens
     pixels = build_data(run.recipe).pixels if events else None
-    chunk = Chunk(model, options.chunk or model.hop, options.timed or run.timed)
-    made, name = program(path, chunk, options.int8), identifier(path)
-    texts = {
-        path: made.text + _c_text.functions(name, chunk, made),
-        path.with_suffix(".h"): _c_text.header(name, chunk, made),
-        path.with_name("main.c"): _c_main.main(name, path, chunk, task.inference, pixels),
-        path.with_name("Makefile"): _c_text.makefile(name, path),
-    }
+    targets = path, path.with_suffix(".h"), path.with_name("main.c"), path.with_name("Makefile")
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        parts = {target: stack.enter_context(fresh(target)) for target in texts}
-        for target, text in texts.items():
+        parts = {target: stack.enter_context(fresh(target)) for target in targets}
+        chunk = Chunk(model, options.chunk or model.hop, options.timed or run.timed)
+        made, name = program(path, chunk, options.int8), identifier(path)
+        texts = (
+            made.text + _c_text.functions(name, chunk, made),
+            _c_text.header(name, chunk, made),
+            _c_main.main(name, path, chunk, task.inference, pixels),
+            _c_text.makefile(name, path),
+        )
+        for target, text in zip(targets, texts, strict=True):
             (Path(folder) / target.name).write_text(text, encoding="utf-8")
         found = difference(chunk, Library(Path(folder) / path.name).streams(3))
         accept(path, found, onnx.INT8_TOLERANCE if options.int8 else TOLERANCE)
