@@ -114,7 +114,8 @@ class Generation:
             prompts = [b""] * len(state[LAST])
         self.how, self.path = how, run.path
         self.texts = [Continuation(tokenizer, how.stop) for _ in prompts]
-        self.session = StreamingSession(task.model.to(device), len(prompts), 1)
+        self._model = task.model.to(device)
+        self.session = StreamingSession(self._model, len(prompts), 1)
         given = [np.zeros(0, np.int64)] * len(prompts)
         if state is not None:
             rows = [0] * len(prompts) if len(state[LAST]) == 1 else list(range(len(state[LAST])))
@@ -167,15 +168,14 @@ class Generation:
         """The logits (B, tokens) after the prompts, which go through the model in long pieces."""
         lengths = torch.tensor([len(tokens) for tokens in self._given])
         x = torch.nn.utils.rnn.pad_sequence(self._given, batch_first=True)
-        size = piece(len(x) * self.session.spec.d_output)
-        rows, found = torch.arange(len(x)), None
+        model = self._model
+        size, found = PIECE if model.splits else piece(len(x) * model.spec.d_output), None
         for start in range(0, x.shape[1], size):
             part = x[:, start : start + size]
             left = (lengths - start).clamp(0, part.shape[1])
             full = bool((left == part.shape[1]).all())
-            y = self.session.push(part, lengths=None if full else left, at_once=True)
-            last = y[rows, (left - 1).clamp_min(0)]
-            found = last if found is None else torch.where((left > 0)[:, None].to(last.device), last, found)
+            y = self.session.push(part, lengths=None if full else left, last=True)
+            found = y if found is None else torch.where((left > 0)[:, None].to(y.device), y, found)
             self._check()
         assert found is not None
         return found

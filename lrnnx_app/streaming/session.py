@@ -17,6 +17,7 @@ from lrnnx_app.models._base import Model, each
 from lrnnx_app.ops._operands import INTEGER
 from lrnnx_app.ops.advance import advance
 from lrnnx_app.ops.capture import CaptureError, capture
+from lrnnx_app.spec import Rows
 from lrnnx_app.streaming.health import Health
 from lrnnx_app.streaming.numbers import Flushing, bounded
 
@@ -105,7 +106,7 @@ class StreamingSession:
         *,
         active: Tensor | Sequence[bool] | None = None,
         lengths: Tensor | Sequence[int] | None = None,
-        at_once: bool = False,
+        last: bool = False,
     ) -> Tensor:
         """Feed samples to the streams, and return the outputs of all hops that they complete.
 
@@ -114,11 +115,12 @@ class StreamingSession:
             dt: (B, T) elapsed time since the sample before each one.
             active: (B,) bool; false for streams that pause. Ignore their output.
             lengths: (B,) number of samples of x that belong to each stream; 0 pauses it.
-            at_once: whether x goes through the model in one pass, by its parallel form, instead of chunk by
-                chunk; for what is not live, such as a prompt.
+            last: x goes through the model in one pass, by its parallel form, and only the output after the
+                last sample of each stream is made; for what is not live, such as a prompt.
 
         Returns:
-            y (B, T', d_output), where T' counts whole hops; or (B, d_output) of a model that pools over time.
+            y (B, T', d_output), where T' counts whole hops; or (B, d_output) of a model that pools over time,
+            and with `last`.
 
         Raises:
             StreamError: a shape or an option does not fit; says which was expected. Lengths on a GPU are
@@ -135,9 +137,9 @@ class StreamingSession:
             active = lengths > 0 if active is None else active
         self._activate(active)
         self._heal()
-        size = max(self.usual, x.shape[1]) if at_once else self.usual
+        size = max(self.usual, x.shape[1]) if last else self.usual
         parts = [
-            self._run(part, None if dt is None else dt[:, i * size :][:, :size], limit)
+            self._run(part, None if dt is None else dt[:, i * size :][:, :size], limit, last)
             for i, part in enumerate(x.split(size, 1))
             for limit in [None if lengths is None else (lengths - i * size).clamp(0, part.shape[1])]
             if part.shape[1]
@@ -233,10 +235,10 @@ class StreamingSession:
             ) from error
         self.load_state(state, streams)
 
-    def _run(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None) -> Tensor:
-        if lengths is not None or x.shape[1] != self.usual:
+    def _run(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None, last: bool) -> Tensor:
+        if last or lengths is not None or x.shape[1] != self.usual:
             dt = None if dt is None else dt.to(self.device, self._real)
-            y = self._run_model(x.to(self._waiting), dt, lengths)
+            y = self._run_model(x.to(self._waiting), dt, lengths, last)
         else:
             usual = self._pass(dt is not None)
             usual.x.copy_(x)
@@ -250,10 +252,18 @@ class StreamingSession:
                 y = usual.y
         return y.clone()  # a graph's result is overwritten by the next replay
 
-    def _run_model(self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+    def _run_model(
+        self, x: Tensor, dt: Tensor | None, lengths: Tensor | None = None, last: bool = False
+    ) -> Tensor:
         """Run the model once; overwrites the states of active streams and returns its outputs."""
+        in_parts = last and self._model.splits
         with torch.inference_mode(), Flushing() if self.device.type == "cpu" else nullcontext():
-            y, state = self._model(bounded(x, self.spec), self._state, dt=dt, lengths=lengths)
+            x = bounded(x, self.spec)
+            y, state = self._model(x, self._state, dt=dt, lengths=lengths, read=not in_parts)
+            if last and y.ndim == 3:
+                ends = Rows(lengths=lengths).counts(y).clamp_min(1) - 1
+                y = y[torch.arange(len(y), device=y.device), ends]
+            y = self._model.readout(y) if in_parts else y
             advance(self._leaves, _tensors(state), self._active)
             return self._health.seen(y, self._active, lengths)
 

@@ -41,10 +41,8 @@ class Predict(Task):
 
     @classmethod
     def headline(cls, metrics: Collection[str]) -> str:
-        tokens = {"bits_per_token", "bits_per_byte"} <= set(
-            metrics
-        )  # of which one compares with other tokens
-        return "bits_per_byte" if tokens else super().headline(metrics)
+        of_tokens = {"bits_per_token", "bits_per_byte"} <= set(metrics)
+        return "bits_per_byte" if of_tokens else super().headline(metrics)  # which other tokens have too
 
     def meters(self) -> None:
         from torchmetrics import CatMetric

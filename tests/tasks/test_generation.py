@@ -16,6 +16,7 @@ from lrnnx_app.infer import generation
 from lrnnx_app.infer.generation import Continuation, Generation
 from lrnnx_app.infer.sampling import Sampler, Sampling, shares
 from lrnnx_app.runs.run import Run
+from lrnnx_app.streaming.session import StreamingSession
 from tests.helpers import untrained
 
 GREEDY = Sampling(length=12, temperature=0)
@@ -239,16 +240,16 @@ def test_mistakes_are_one_line(
     lrnnx("infer", run_of(place).path, *words, "--length", "2", "--device", "cpu").refuses(message)
 
 
-def test_a_pass_at_once_is_the_same_as_step_by_step(place: Path) -> None:
-    from lrnnx_app.streaming.session import StreamingSession
-
-    model = run_of(place, LAYERS[-1]).task().model
-    one, other = (StreamingSession(model, 2, 1) for _ in range(2))
+@pytest.mark.parametrize("model", ["backbone", "language"])
+def test_a_pass_for_the_last_output_is_the_same_as_step_by_step(place: Path, model: str) -> None:
+    built = untrained(place / model, "text_rglru_mini", *SMALL, f"model.name={model}")
+    stack = Run(built).task().model
+    one, other = (StreamingSession(stack, 2, 1) for _ in range(2))
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 30)))
     for lengths in (None, torch.tensor([30, 11])):
-        steps, whole = one.push(x, lengths=lengths), other.push(x, lengths=lengths, at_once=True)
+        steps, last = one.push(x, lengths=lengths), other.push(x, lengths=lengths, last=True)
         for row in range(2):
             end = 30 if lengths is None else int(lengths[row])
-            assert torch.allclose(steps[row, :end], whole[row, :end], atol=1e-5)
+            assert torch.allclose(steps[row, end - 1], last[row], atol=1e-5)
         for name, value in one.state().items():
             assert torch.allclose(value, other.state()[name], atol=1e-5), name
