@@ -286,6 +286,7 @@ def test_random_packed_rows_begin_anywhere(tmp_path: Path) -> None:
     rngs = [np.random.default_rng(i) for i in range(700)]
     batch = source.batch([0] * 700, rngs)
     assert set(batch.x[:, 0].tolist()) == set(range(70))
+    assert batch.reset is None  # of one document
     assert torch.equal(batch.y, batch.x + 1)
 
 
