@@ -37,6 +37,14 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers get neighbours, which share fixtures; one that is done takes half of what another has left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _templates_are_compiled_once() -> Iterator[None]:
     """Those of emx-onnx-cgen, which compiles all 169 anew for each export, half of whose time that is."""
