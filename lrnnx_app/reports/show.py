@@ -113,8 +113,9 @@ def summary(task: str, folder: Path, summary: dict[str, Any]) -> None:
     """Print the result of a training, and the next command for runs of this task."""
     rows = [(key, f"{value:.4g}") for key, value in summary["metrics"].items() if key.startswith("test/")]
     rows += [(f"test/{key}", f"not computed: {why}") for key, why in summary.get("not_computed", {}).items()]
+    count, trained = summary["parameters"], summary.get("trained_parameters", summary["parameters"])
     rows += [
-        ("parameters", f"{summary['parameters']:,}"),
+        ("parameters", f"{count:,}" if trained == count else f"{count:,}, of which {trained:,} were trained"),
         ("training time", f"{summary['seconds']:.0f} s, {summary['samples_per_second']:.1f} samples/s"),
     ]
     if "peak_gpu_mib" in summary:

@@ -74,7 +74,7 @@ class Bar(TQDMProgressBar):
         rates = {word: found[name] for name, word in RATES.items() if name in found}
         rates.pop("samples/s" if pl_module.spec.tokens else "tokens/s", None)  # type: ignore[union-attr]
         names = [key for key in found if key.startswith("train/")] or [key for key in found if "/" in key]
-        shown = {name.rpartition("/")[2]: found[name] for name in names[: 3 - len(rates)]}
+        shown = {name.rpartition("/")[2]: found[name] for name in names[: 3 - max(1, len(rates))]}
         return shown | rates
 
     def _bar(self, text: str, position: int = 0, leave: bool = True) -> Tqdm:

@@ -10,6 +10,7 @@ import torch
 from lrnnx_app import recipe as recipes
 from lrnnx_app.errors import RecipeError, RunError
 from lrnnx_app.registry import LAYERS
+from lrnnx_app.reports import show
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import Run, load
 from lrnnx_app.train import begin, fit
@@ -58,7 +59,9 @@ def test_nothing_that_fits_is_an_error(given: Path) -> None:
         begin.take(torch.nn.Linear(3, 5), str(given))
 
 
-def test_frozen_parameters_stay_and_a_resumed_run_needs_no_source(given: Path, tmp_path: Path) -> None:
+def test_frozen_parameters_stay_and_a_resumed_run_needs_no_source(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*digits(2), "model.depth=2", f"init_from={given}", FROZEN, "task.weight_decay=10"]
     config = recipes.load("digits_lru", words[1:])
     fit.train(config, tmp_path / "whole")
@@ -74,6 +77,8 @@ def test_frozen_parameters_stay_and_a_resumed_run_needs_no_source(given: Path, t
     summary = Run(tmp_path / "whole").summary()
     frozen = sum(own[key].numel() for key in stay)
     assert summary["trained_parameters"] == summary["parameters"] - frozen
+    show.summary("classify", tmp_path / "whole", summary)
+    assert f"of which {summary['trained_parameters']:,} were trained" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layer", LAYERS)
