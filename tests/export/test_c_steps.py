@@ -12,7 +12,7 @@ import torch
 from lrnnx_app import export
 from lrnnx_app.runs.run import Run, build_data
 from lrnnx_app.streaming.session import StreamingSession
-from tests.export.test_c import ROUNDING, built, pushed
+from tests.export.test_c import COMPILERS, ROUNDING, built, pushed
 from tests.helpers import compiles, relative, untrained
 
 pytestmark = pytest.mark.skipif(not compiles(), reason="this machine has no compiler, or none that works")
@@ -47,7 +47,7 @@ def test_the_c_of_events_gives_what_a_session_gives(events: Path) -> None:
 
 
 def test_the_program_names_the_class_of_events(events: Path, lrnnx, tmp_path: Path) -> None:
-    program = built(events / "c", "model", "gcc")
+    program = built(events / "c", "model", COMPILERS[0])
     done = subprocess.run([program, events / "events.csv"], capture_output=True, text=True)
     shares = json.loads(
         lrnnx("infer", events / "run", events / "events.csv", "--json").done().out.splitlines()[0]
@@ -82,7 +82,7 @@ def test_the_program_names_the_class_of_events(events: Path, lrnnx, tmp_path: Pa
 def test_the_program_continues_a_text(tmp_path: Path) -> None:
     run = untrained(tmp_path / "run", "text_rglru_mini", *SMALL)
     export.export_run(run, tmp_path / "model.c")
-    program = built(tmp_path, "model", "gcc")
+    program = built(tmp_path, "model", COMPILERS[0])
 
     def told(*words: str) -> bytes:
         done = subprocess.run([program, PROMPT, *words], capture_output=True, check=True)
@@ -114,7 +114,7 @@ def test_the_program_continues_a_text(tmp_path: Path) -> None:
 def test_the_program_of_tokens_that_are_no_bytes_reads_them_as_steps(tmp_path: Path) -> None:
     run = untrained(tmp_path / "run", "text_rglru_mini", *SMALL, "data.tokenizer=ids:5")
     export.export_run(run, tmp_path / "model.c")
-    program = built(tmp_path, "model", "gcc")
+    program = built(tmp_path, "model", COMPILERS[0])
     done = subprocess.run([program], input="4\n1\n", capture_output=True, text=True, check=True)
     found = [[float(number) for number in line.split()] for line in done.stdout.splitlines()]
     expected = Run(run).task().model(torch.tensor([[4, 1]]))[0][0]
