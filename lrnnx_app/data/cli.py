@@ -30,7 +30,7 @@ class OrRecipe(OrOther):
 
 app = typer.Typer(cls=OrOther, no_args_is_help=True, help="Show what data hold, or prepare some.")
 preparing = typer.Typer(
-    cls=OrRecipe, no_args_is_help=True, help="Prepare a recipe's data ahead, or clips to denoise."
+    cls=OrRecipe, no_args_is_help=True, help="Prepare data ahead: those of a RECIPE, or clips to denoise."
 )
 app.add_typer(preparing, name="prepare")
 
