@@ -27,7 +27,7 @@ SUFFIX = ".yaml"
 PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}")
 MOST_SEED = 2**32 - 1
 PERIODS = ("checkpoint_every", "validate_every", "log_every")  # of the trainer, as COUNTS
-COUNTS = ("keep", "max_skipped", "accumulate", "devices", "nodes")
+COUNTS = ("keep", "max_skipped", "accumulate", "devices", "nodes", "sequence_parallel")
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -46,6 +46,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: int = 1  # devices of each node; each takes data.batch_size examples a step
     nodes: int = 1  # machines that train together
+    sequence_parallel: int = 1  # devices that share each sequence, every one with a part of its time
     strategy: str = "auto"  # auto | ddp | fsdp, see lrnnx_app.train.strategies
     graph: bool = False  # on one GPU, replay the model's passes as CUDA graphs: for small steps of one shape
     compile: bool = (

@@ -47,8 +47,8 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"console", "data", "disk", "errors", "recipe", "registry", "spec"},
     "published": {"console", "data", "disk", "errors", "models", "recipe", "runs", "spec"},
     "train": {
-        *("console", "data", "disk", "errors", "machine", "models", "ops", "plots", "plugins", "recipe"),
-        *("runs", "spec", "tasks", ENTRY),
+        *("console", "data", "disk", "errors", "layers", "machine", "models", "ops", "plots", "plugins"),
+        *("recipe", "registry", "runs", "spec", "tasks", ENTRY),
     },
     "infer": {
         *("console", "data", "disk", "errors", "machine", "models", "plots", "runs"),

@@ -84,19 +84,26 @@ class AddressSampler(Sampler[Address]):
 
     The n-th batches of all ranks together are the n-th batch of a single process with `ranks` times the batch
     size. Shuffled rows at the end that do not fill a batch on every rank are left out, unless there are no
-    others. If `lengths` are given, the rows of the n-th batches have similar lengths.
+    others. If `lengths` are given, the rows of the n-th batches have similar lengths. Each
+    `together` ranks get the same rows.
     """
 
     def __init__(
-        self, size: int, seed: int, shuffle: bool, lengths: np.ndarray | None = None, batch: int = 1
+        self,
+        size: int,
+        seed: int,
+        shuffle: bool,
+        lengths: np.ndarray | None = None,
+        batch: int = 1,
+        together: int = 1,
     ) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
         self.lengths, self.batch = lengths, batch
         self.epoch = 0
         self.start = Address(0, 0)  # after a resume: the epoch, and how many of its rows are done
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if distributed else 0
-        self.ranks = torch.distributed.get_world_size() if distributed else 1
+        self.rank = torch.distributed.get_rank() // together if distributed else 0
+        self.ranks = torch.distributed.get_world_size() // together if distributed else 1
         if size < self.ranks:
             raise DataError(f"{size} examples for {self.ranks} processes; expected one for each at least")
 
@@ -271,11 +278,11 @@ class DataModule:
         """Name -> content of each file that a run keeps of the data; called when all data are open."""
         return {}
 
-    def loader(self, split: str, finish: bool = True) -> DataLoader:
+    def loader(self, split: str, finish: bool = True, together: int = 1) -> DataLoader:
         """Batches of a split; only training is shuffled and depends on the seed.
 
         With `finish=False`, a source that makes whole batches may leave the rest of their work to the device
-        that they are for: call `finished` there.
+        that they are for: call `finished` there. Of each `together` processes all get the same batches.
         """
         source = self.source(split)
         train = split == "train"
@@ -285,7 +292,7 @@ class DataModule:
         if train and self.config.bucket and lengths is None:
             raise RecipeError("data.bucket: these examples' lengths are not known beforehand; expected false")
         packed = train and self.config.pack and not getattr(source, "packs", False)
-        sampler = AddressSampler(len(source), seed, train, lengths, size)
+        sampler = AddressSampler(len(source), seed, train, lengths, size, together)
         if train:
             sampler.resume(self.position[0], self.position[1] * size)
         order: dict[str, Any] = (

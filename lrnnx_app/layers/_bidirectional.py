@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lrnnx_app.errors import StreamError, one_of
+from lrnnx_app.layers import _relay
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._definition import affine, definition_of
 from lrnnx_app.layers._linear import Linear
@@ -39,11 +40,19 @@ class Bidirectional(Layer):
     def run(self, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, None]:
         if state is not None:
             refuse_stream(type(self.ahead).__name__)
-        mirror = rows.mirror(x)
-        there, _ = self.ahead(x, **rows._asdict())
-        back, _ = self.back(_take(x, mirror), **rows.mirrored(mirror)._asdict())
-        back = _take(back, mirror)
+        there, _ = carried(self.ahead, x, None, rows)
+        back = self._backward(x, rows)
         return (there + back if self.join is None else self.join(torch.cat((there, back), -1))), None
+
+    def _backward(self, x: Tensor, rows: Rows) -> Tensor:
+        if (relay := _relay.current()) is None:
+            mirror = rows.mirror(x)
+            back, _ = self.back(_take(x, mirror), **rows.mirrored(mirror)._asdict())
+            return _take(back, mirror)
+        mirrored, options = _take(x, relay.mirror), relay.mirrored._asdict()
+        state = self.back.init_state(len(x))
+        back, _ = relay.run(lambda state: self.back(mirrored, state, **options), state, back=True)
+        return _take(back, relay.mirror)
 
     def init_state(self, batch: int) -> NoReturn:
         """Raises StreamError."""
@@ -60,6 +69,15 @@ class Bidirectional(Layer):
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, join={'sum' if self.join is None else 'concat'}"
+
+
+def carried(layer: Layer, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
+    """What the layer returns; if time is split over processes, with the state of the part before."""
+    if isinstance(layer, Bidirectional):  # whose copies are carried each
+        return layer(x, state, **rows._asdict())
+    return _relay.through(
+        lambda state: layer(x, state, **rows._asdict()), state, lambda: layer.init_state(len(x))
+    )
 
 
 def refuse_stream(name: str) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._bidirectional import carried
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._linear import Linear, hooked, linear
 from lrnnx_app.ops._transforms import free
@@ -125,7 +126,7 @@ class Residual(nn.Module):
         if single and not hooked(self.layer):  # hooks need a call of `forward`
             y, state = self.step(x[:, 0], state, None if rows.dt is None else rows.dt[:, 0])
             return y[:, None], state
-        y, state = self.layer(self.norm(x), state, **rows._asdict())
+        y, state = carried(self.layer, self.norm(x), state, rows)
         return self.add(x, y), state
 
     def step(self, x: Tensor, state: Any, dt: Tensor | None = None) -> tuple[Tensor, Any]:

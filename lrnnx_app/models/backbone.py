@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.errors import RecipeError, one_of
 from lrnnx_app.layers._linear import Linear
+from lrnnx_app.layers._relay import shared, through
 from lrnnx_app.models._base import Blocks, Model
 from lrnnx_app.spec import EVEN, DataSpec, Rows
 
@@ -89,18 +90,23 @@ class Backbone(Model):
         x = self.norm(x)
         if self.pool == "none":
             return x, state
-        pooled, steps = self._pool(x, state, rows)
-        mean = pooled / steps.clamp_min(1)[:, None] if self.pool == "mean" else pooled
-        return mean.to(x.dtype), state._replace(pooled=pooled, steps=steps)
 
-    def _pool(self, x: Tensor, state: BackboneState, rows: Rows) -> tuple[Tensor, Tensor]:
+        def pool(before: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            pooled, steps = self._pool(x, *before, rows)
+            mean = pooled / steps.clamp_min(1)[:, None] if self.pool == "mean" else pooled
+            return mean.to(x.dtype), (pooled, steps)
+
+        y, (pooled, steps) = through(pool, (state.pooled, state.steps))
+        return shared(y), state._replace(pooled=pooled, steps=steps)
+
+    def _pool(self, x: Tensor, pooled: Tensor, steps: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """The pool's sum (or last step) and count after x (B, T, d)."""
         counts = rows.counts(x)
-        steps = state.steps + counts
+        steps = steps + counts
         if self.pool == "mean":
-            return state.pooled + rows.unpadded(x).sum(1, dtype=state.pooled.dtype), steps
-        last = x[torch.arange(x.shape[0], device=x.device), (counts - 1).clamp_min(0)].to(state.pooled.dtype)
-        return torch.where((counts > 0)[:, None], last, state.pooled), steps
+            return pooled + rows.unpadded(x).sum(1, dtype=pooled.dtype), steps
+        last = x[torch.arange(x.shape[0], device=x.device), (counts - 1).clamp_min(0)].to(pooled.dtype)
+        return torch.where((counts > 0)[:, None], last, pooled), steps
 
 
 def pool_packed(x: Tensor, pool: str, rows: Rows) -> Tensor:

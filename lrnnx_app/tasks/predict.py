@@ -51,7 +51,7 @@ class Predict(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         total, _, _ = self.errors_of(batch)
-        loss = total / batch.rows.counts(batch.x).sum()
+        loss = total / batch.rows.counts(batch.x).sum().clamp_min(1)  # a part of time may hold none
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
         return loss
 

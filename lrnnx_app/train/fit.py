@@ -33,6 +33,7 @@ from lrnnx_app.train.loaders import Loaders
 from lrnnx_app.train.nonfinite import Finite, SkipNonfinite
 from lrnnx_app.train.passes import Passes
 from lrnnx_app.train.rates import Rates
+from lrnnx_app.train.sequence import Sequences, check
 from lrnnx_app.train.strategies import WHOLE
 from lrnnx_app.train.summary import summary
 from lrnnx_app.train.totals import Totals
@@ -105,7 +106,7 @@ class _Observers:
         settings = recipe.trainer
         self.folder = folder
         self.interrupts = Interrupts()
-        self.totals = Totals()
+        self.totals = Totals(settings.sequence_parallel)
         self.nonfinite = SkipNonfinite(folder, settings.max_skipped, self.interrupts)
         self.saver = Checkpoints(
             folder / CHECKPOINTS, settings.checkpoint_every, settings.keep, self.interrupts
@@ -114,6 +115,7 @@ class _Observers:
         self.callbacks: list[Callback] = [
             LambdaCallback(setup=self.peers.watch),
             Passes(task.model, settings),
+            *([Sequences(settings.sequence_parallel)] if settings.sequence_parallel > 1 else []),
             trainers.BatchSeed(recipe.seed),
             Rates(),
             self.nonfinite,
@@ -151,6 +153,7 @@ def _built(recipe: Recipe, fresh: bool = True) -> tuple[DataModule, Task, begin.
         RunError: `init_from` names no model, or one of which nothing fits.
         RecipeError: `freeze` matches no parameter, or all.
     """
+    check(recipe)
     trainers.quiet()
     seed_everything(recipe.seed, workers=True, verbose=False)
     data, task = build(recipe, learner)
@@ -199,7 +202,8 @@ def _fit(
     """Train up to the recipe's limit of steps or epochs. Raises Interrupted if a signal came meanwhile."""
     with observers.interrupts:
         observers.totals.start()
-        trainer.fit(task, Loaders(data), ckpt_path=checkpoint, weights_only=True)
+        loaders = Loaders(data, observers.totals.together)
+        trainer.fit(task, loaders, ckpt_path=checkpoint, weights_only=True)
         observers.totals.stop()
         observers.saver.finish(trainer, checkpoint)
         if trainer.strategy.reduce_boolean_decision(observers.interrupts.asked, all=False):

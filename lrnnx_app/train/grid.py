@@ -22,6 +22,7 @@ from lrnnx_app.runs import folder as folders
 from lrnnx_app.runs.folder import RECIPE, SUMMARY
 from lrnnx_app.runs.run import check_packing
 from lrnnx_app.train import resume as resumption
+from lrnnx_app.train import sequence
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "'\""
 LONGEST = 60  # letters of a value in the name of a folder
@@ -157,6 +158,7 @@ def run(
     configs = [recipes.load(recipe, cell.overrides) for cell in grid]
     for config in configs:
         check_packing(recipes.typed(config))
+        sequence.check(recipes.typed(config))
     if resume is not None and not resume.is_dir():
         raise RunError(
             f"{resume}: no such folder to resume; expected the parent folder of a grid or of seeds"

@@ -8,16 +8,16 @@ from lrnnx_app.spec import Batch
 
 
 class Loaders(LightningDataModule):
-    """The splits of a data module."""
+    """The splits of a data module. In training, of each `together` processes all get the same batches."""
 
-    def __init__(self, data: DataModule) -> None:
+    def __init__(self, data: DataModule, together: int = 1) -> None:
         super().__init__()
-        self.data = data
+        self.data, self.together = data, together
 
     def train_dataloader(self) -> DataLoader:
         """On a CPU the processes that make batches finish them; a GPU is faster."""
         on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
-        return self.data.loader("train", finish=on_cpu)
+        return self.data.loader("train", on_cpu, self.together)
 
     def on_after_batch_transfer(self, batch: Batch | Unfinished, dataloader_idx: int) -> Batch:
         return finished(batch)

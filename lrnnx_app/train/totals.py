@@ -22,7 +22,8 @@ class Totals(Callback):
         memory: the largest values of `lrnnx_app.machine.peaks`, in MiB.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: int = 1) -> None:
+        self.together = together  # processes that share each sample
         self.samples = 0
         self.time_steps: int | Tensor = 0  # on the device where rows have ends, so that nothing waits for it
         self.training = 0.0
@@ -45,7 +46,8 @@ class Totals(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device
-        known = flops.peak(self._device, str(trainer.precision))
+        # Counted on whole sequences, which one device may have no room for.
+        known = flops.peak(self._device, str(trainer.precision)) if self.together == 1 else None
         self._peak = known and known * trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,9 +77,10 @@ class Totals(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self.samples += len(batch.x) * trainer.world_size
+        batches = trainer.world_size // self.together
+        self.samples += len(batch.x) * batches
         counts = batch.x.shape[:2].numel() if batch.lengths is None else batch.lengths.sum()
-        self.time_steps = self.time_steps + counts * trainer.world_size
+        self.time_steps = self.time_steps + counts * batches
         self.training += now - self._batch
         self._batch = now
         pl_module.log_dict(self.rates(), prog_bar=True, batch_size=len(batch.x))

@@ -1,0 +1,74 @@
+"""Sequences that are split in time over processes: losses and gradients are those of one process."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import multiprocessing
+
+from tests.train import sequence
+
+STEPS = ("trainer.max_steps=3", "trainer.log_every=1", "trainer.accelerator=cpu", "trainer.precision=64-true")
+CASES = {
+    "text_hybrid": (
+        *("model.name=language", "model.depth=2", "model.d_model=16", "data.length=37", "data.batch_size=4"),
+        *("data.pack=true", "data.tokenizer=ids:300", "data.root=numbers", "data.examples_per_epoch=40"),
+    ),
+    "digits_s5": ("model.d_model=8", "model.depth=2", "model.bidirectional=true", "model.dropout=0"),
+    "events_event_ssm_mini": (
+        *(
+            "model.name=backbone",
+            "model.pool=last",
+            "model.d_model=8",
+            "model.dropout=0",
+            "data.batch_size=4",
+        ),
+    ),
+}
+
+
+def test_layers_of_every_kind(tmp_path):
+    multiprocessing.spawn(sequence.checked, (str(tmp_path),), sequence.PROCESSES)
+    assert (tmp_path / "found").read_text() == ""
+
+
+def losses(folder: Path, recipe: str, *words: str) -> list[float]:
+    """The loss of each step of a training by the real command."""
+    command = [sys.executable, "-m", "lrnnx_app", "train", recipe, *STEPS, *words, "-o", "run"]
+    folder.mkdir()
+    (folder / "numbers").mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / "numbers" / split).mkdir()
+        for length in (9, 20, 51, 80):
+            text = " ".join(str(length * i % 300) for i in range(length))
+            (folder / "numbers" / split / f"{length}.txt").write_text(text)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = csv.DictReader((folder / "run" / "metrics.csv").read_text().splitlines())
+    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_two_processes_train_as_one(recipe, tmp_path):
+    one = losses(tmp_path / "one", recipe, *CASES[recipe])
+    shared = ("trainer.devices=2", "trainer.sequence_parallel=2")
+    two = losses(tmp_path / "two", recipe, *CASES[recipe], *shared)
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-12 if recipe == "text_hybrid" else 1e-6)  # classify: in float32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    {
+        ("trainer.devices=2", "trainer.sequence_parallel=3"): "expected a divisor of",
+        ("denoise_lru",): "model unet takes sequences whole; expected backbone, language",
+        ("digits_s5", "data.pack=true"): "a pool of packed rows takes them whole",
+        ("trainer.recompute=true",): "expected trainer.recompute and trainer.compile to be off",
+    }.items(),
+)
+def test_what_cannot_be_split_is_refused(words, said, lrnnx):
+    named = [] if "=" not in words[0] else ["text_rglru_mini"]
+    shared = ["trainer.devices=2", "trainer.sequence_parallel=2", "trainer.accelerator=cpu"]
+    lrnnx("train", *(named or words[:1]), *shared, *words[not named :], "--dry-run").refuses(said)
