@@ -8,8 +8,15 @@ import torch
 from lrnnx_app import export
 from lrnnx_app.export._chunk import TOLERANCE
 from lrnnx_app.runs.run import Run
-from tests.helpers import compiles, relative
+from tests.helpers import compiles, relative, untrained
 
+LANGUAGE = (
+    "text_s6_mini",
+    "model.name=language",
+    "model.d_model=8",
+    "model.depth=1",
+    "trainer.accelerator=cpu",
+)
 each_format = pytest.mark.parametrize("name", export.own())
 
 
@@ -27,11 +34,13 @@ def test_what_is_written_runs_as_the_run(name: str, denoiser: Path, lrnnx, tmp_p
     if name in ("c", "ladspa", "lv2") and not compiles():
         pytest.skip("this machine has no compiler")
     entry, path = export.module(name), tmp_path / f"model{export.module(name).ENDING or ''}"
-    words = ("export", denoiser, "-o", path, "--format", name)
+    run = untrained(tmp_path / "run", *LANGUAGE) if name == "transformers" else denoiser
+    words = ("export", run, "-o", path, "--format", name)
     result = lrnnx(*words).done()
     assert str(path) in result.out.replace("\n", "")
-    model = Run(denoiser).task().model.eval()
-    x = torch.randn(1, 4 * model.hop, model.spec.d_input)
+    model = Run(run).task().model.eval()
+    tokens = torch.arange(40)[None] if model.spec.tokens else None
+    x = torch.randn(1, 4 * model.hop, model.spec.d_input) if tokens is None else tokens
     with torch.no_grad():
         assert relative(entry.outputs(path, x), model(x)[0]) <= TOLERANCE
     lrnnx(*words).refuses("is there already")

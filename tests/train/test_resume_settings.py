@@ -171,6 +171,6 @@ def test_totals_add_up() -> None:
     totals.load_state_dict({"samples": 10, "training": 2.0, "seconds": 100.0, "memory": {"peak_mib": 1e9}})
     totals.stop()
     assert 100 < totals.seconds < 160
-    assert totals.rate == 5
+    assert totals.rates() == {"samples_per_second": 5, "time_steps_per_second": 0}
     assert totals.memory["peak_mib"] == 1e9
     assert json.loads(json.dumps(totals.state_dict()))["samples"] == 10

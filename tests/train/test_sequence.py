@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import multiprocessing
 
+from lrnnx_app.train import fit
 from tests.train import sequence
 
 STEPS = ("trainer.max_steps=3", "trainer.log_every=1", "trainer.accelerator=cpu", "trainer.precision=64-true")
@@ -34,27 +35,33 @@ def test_layers_of_every_kind(tmp_path):
     assert (tmp_path / "found").read_text() == ""
 
 
-def losses(folder: Path, recipe: str, *words: str) -> list[float]:
-    """The loss of each step of a training by the real command."""
-    command = [sys.executable, "-m", "lrnnx_app", "train", recipe, *STEPS, *words, "-o", "run"]
-    folder.mkdir()
-    (folder / "numbers").mkdir()
+@pytest.fixture
+def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the trainings run, with documents of several lengths."""
     for split in ("train", "valid", "test"):
-        (folder / "numbers" / split).mkdir()
+        (tmp_path / "numbers" / split).mkdir(parents=True)
         for length in (9, 20, 51, 80):
             text = " ".join(str(length * i % 300) for i in range(length))
-            (folder / "numbers" / split / f"{length}.txt").write_text(text)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = csv.DictReader((folder / "run" / "metrics.csv").read_text().splitlines())
+            (tmp_path / "numbers" / split / f"{length}.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of each step of a training."""
+    rows = csv.DictReader((run / "metrics.csv").read_text().splitlines())
     return [float(row["train/loss"]) for row in rows if row["train/loss"]]
 
 
 @pytest.mark.parametrize("recipe", CASES)
-def test_two_processes_train_as_one(recipe, tmp_path):
-    one = losses(tmp_path / "one", recipe, *CASES[recipe])
-    shared = ("trainer.devices=2", "trainer.sequence_parallel=2")
-    two = losses(tmp_path / "two", recipe, *CASES[recipe], *shared)
+def test_two_processes_train_as_one(recipe, numbers):
+    words = (recipe, *STEPS, *CASES[recipe])
+    fit.train_recipe(*words, out=numbers / "one")
+    shared = ("trainer.devices=2", "trainer.sequence_parallel=2", "-o", "two")
+    command = [sys.executable, "-m", "lrnnx_app", "train", *words, *shared]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(numbers / "one"), losses(numbers / "two")
     assert len(one) == 3
     assert two == pytest.approx(one, rel=1e-12 if recipe == "text_hybrid" else 1e-6)  # classify: in float32
 
