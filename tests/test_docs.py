@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import typer
 
 from lrnnx_app import cli, recipe
 from lrnnx_app import export as formats
-from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, serving, soak, streaming
+from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
 from lrnnx_app.data import prepare
 from lrnnx_app.export import export_run
 from lrnnx_app.ops._table import OPERATORS
@@ -141,7 +140,6 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "rows",
             lambda denoisers, clips: [(row | {"denoiser": one.name}, []) for one in denoisers],
         ),
-        (_peers, "ours", lambda name, ours=_peers.ours: islice(ours(name), 1)),  # without its ONNX
         (denoisers, "by", lambda *_: [row]),
         (denoisers, "write_plot", lambda rows, path: path.touch()),
         (ops, "rows", lambda device: [row]),

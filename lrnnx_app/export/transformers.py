@@ -42,7 +42,7 @@ def export(run: Run, path: Path, options: Options) -> list[str]:
         save_file(tensors, part / _folder.WHOLE, {"format": "pt"})
         (part / _folder.CONFIG).write_text(json.dumps(config(run, model, kind, layout), indent=2))
         if words:
-            (part / _folder.TOKENIZER).write_text(words, encoding="utf-8")
+            (part / tokenizer.FILE).write_text(words, encoding="utf-8")
         found = _difference(model, part)
         if found is not None:
             accept(path, found, ROUNDING)
@@ -77,7 +77,8 @@ def config(run: Run, model: Language, kind: str, layout: ModuleType) -> dict[str
     imported = run.path / _folder.CONFIG
     before = _folder.config(run.path) if imported.is_file() else {}
     before = before if before.get("model_type") == kind else {}
-    end = tokenizer.opened(run.recipe.data.tokenizer).end if "tokenizer" in run.config.data else None
+    data = run.recipe.data
+    end = tokenizer.opened(data.tokenizer, data.end).end if hasattr(data, "tokenizer") else None
     ends = {} if end is None else {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end}
     return {
         **ends,

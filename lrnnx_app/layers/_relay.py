@@ -50,9 +50,8 @@ class Relay:
     def __post_init__(self) -> None:
         self.place = self.ranks.index(distributed.get_rank())
         self.start, self.stop = (self.time * at // len(self.ranks) for at in (self.place, self.place + 1))
-        self.anchor = torch.zeros(
-            (), device=self.device, requires_grad=True
-        )  # so that each part has a backward
+        # It has a gradient, so that every process takes part in the backward pass whatever is frozen.
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
 
     def of(self, x: Tensor) -> Tensor:
         """This process's steps of x (B, T, …)."""
@@ -128,7 +127,7 @@ class Relay:
         return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
 
     def finish(self) -> None:
-        """Wait until all messages have gone."""
+        """Wait until all messages have gone; call it once the backward pass has ended."""
         for work, _ in self._waiting:
             work.wait()
         self._waiting.clear()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrnnx_app.errors import DataError
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MOST_BYTES = 1 << 26  # of a file of JSON

@@ -16,7 +16,7 @@ from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import DataError, nearest
 from lrnnx_app.models.language import Language
 from lrnnx_app.published import _folder, falcon_mamba, mamba, recurrent_gemma, state_spaces
-from lrnnx_app.published._folder import CONFIG, TOKENIZER
+from lrnnx_app.published._folder import CONFIG
 from lrnnx_app.published._layout import Settings
 from lrnnx_app.runs import weights_file
 from lrnnx_app.runs.folder import RECIPE, WEIGHTS
@@ -52,7 +52,7 @@ def import_folder(folder: Path, out: Path) -> list[str]:
     options = {"name": "language", **layout.settings(Settings(values, source))}
     words = _words(folder)
     with fresh(out, folder=True) as part:
-        config = _recipe(folder, options, str(out.absolute() / TOKENIZER) if words else "")
+        config = _recipe(folder, options, str(out.absolute() / tokenizer.FILE) if words else "")
         tokens = tokenizer.opened(words or config.data.tokenizer).size
         model = _empty(config, tokens, source)
         weights = layout.LAYOUT.taken(model, _folder.tensors(folder), str(folder))
@@ -60,7 +60,7 @@ def import_folder(folder: Path, out: Path) -> list[str]:
         (part / RECIPE).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         (part / CONFIG).write_text(json.dumps(values, indent=2), encoding="utf-8")
         if words:
-            (part / TOKENIZER).write_text(words, encoding="utf-8")
+            (part / tokenizer.FILE).write_text(words, encoding="utf-8")
     return [
         f"{out}: {layout.LAYOUT.architecture}, {_count(weights):,} parameters, {tokens:,} tokens",
         f"Next: lrnnx infer {out} --prompt TEXT",
@@ -80,11 +80,11 @@ def _layout(values: dict[str, Any], source: str) -> ModuleType:
 def _words(folder: Path) -> str:
     """The JSON of the folder's tokenizer; "" if it has none."""
     try:
-        return (folder / TOKENIZER).read_text("utf-8")
+        return (folder / tokenizer.FILE).read_text("utf-8")
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{folder / TOKENIZER}: not readable ({type(error).__name__})") from error
+        raise DataError(f"{folder / tokenizer.FILE}: not readable ({type(error).__name__})") from error
 
 
 def _recipe(folder: Path, options: dict[str, Any], words: str) -> DictConfig:

@@ -35,7 +35,7 @@ def cross_entropy(
         A scalar, and (N,) with 0 where a row does not count; in float32, or float64 for such logits.
     """
     learned = (features, *parameters) if torch.is_grad_enabled() else (features.detach(),)
-    return _Summed.apply(readout, targets, valid, rows, *learned)  # type: ignore[return-value]
+    return _Summed.apply(readout, targets, valid, rows, *learned)  # type: ignore[return-value]  (two tensors)
 
 
 class _Summed(torch.autograd.Function):

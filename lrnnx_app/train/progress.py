@@ -72,7 +72,7 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
         rates = {word: found[name] for name, word in RATES.items() if name in found}
-        rates.pop("samples/s" if pl_module.spec.tokens else "tokens/s", None)  # type: ignore[union-attr]
+        rates.pop("samples/s" if pl_module.spec.tokens else "tokens/s", None)  # type: ignore[union-attr]  (a task has one)
         names = [key for key in found if key.startswith("train/")] or [key for key in found if "/" in key]
         shown = {name.rpartition("/")[2]: found[name] for name in names[: 3 - max(1, len(rates))]}
         return shown | rates

@@ -18,13 +18,11 @@ class Sequences(Callback):
 
     Gradients are averaged over all processes. So the loss of a part counts by its share of the steps, and
     `count` times; a loss of whole sequences is the same in all processes of a group.
-
-    Attributes:
-        sent: bytes that this process has handed on in the last step.
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.sent = count, 0
+        self.count = count
+        self._relay: Relay | None = None  # of the last step, whose messages may still be on their way
         self.group: Any = None  # of the processes that this one shares sequences with
         self._share: Tensor | None = None  # of the steps, within a training step whose loss is one of steps
 
@@ -41,6 +39,7 @@ class Sequences(Callback):
         changed["log"] = lambda name, value, **how: log(name, self._whole(value), **how)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._arrive()
         for name in ("training_step", "log"):
             vars(pl_module).pop(name, None)  # restores the method of the class
 
@@ -51,7 +50,8 @@ class Sequences(Callback):
             raise DataError(
                 f"a row of {time} steps for {self.count} processes; expected one for each at least"
             )
-        relay = Relay(batch.rows, batches, time, self.ranks, self.group, batch.x.device)
+        self._arrive()
+        self._relay = relay = Relay(batch.rows, batches, time, self.ranks, self.group, batch.x.device)
         own, steps = relay.own, batch.y.ndim > 1 and batch.y.shape[1] == time
         part = batch._replace(x=relay.of(batch.x), **own._asdict())
         part = part._replace(y=relay.of(batch.y)) if steps else part
@@ -60,11 +60,14 @@ class Sequences(Callback):
         try:
             with relayed(relay):
                 loss = step(part, index)
-            relay.finish()
-            self.sent = relay.sent
             return loss * self._share * self.count if self._share is not None else loss
         finally:
             self._share = None
+
+    def _arrive(self) -> None:
+        """Wait until the messages of the last step have gone, which must stay in memory until then."""
+        if self._relay is not None:
+            self._relay.finish()
 
     def _whole(self, value: Any) -> Any:
         """A logged value of a part as that of the whole sequences."""
