@@ -7,7 +7,7 @@ the state of each layer, once forward and once, as its gradient, backward.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -46,6 +46,8 @@ class Relay:
     device: torch.device
     sent: int = 0
     _waiting: list[tuple[Any, Tensor]] = field(default_factory=list)
+    _kept: list[Tensor] | None = None  # takes the messages that arrive
+    _again: Iterator[Tensor] | None = None  # messages that have arrived before, instead of new ones
 
     def __post_init__(self) -> None:
         self.place = self.ranks.index(distributed.get_rank())
@@ -114,6 +116,8 @@ class Relay:
     # ---- messages ----
     def send(self, tensors: tuple[Tensor, ...], target: int) -> None:
         """Hand tensors on as one message, and go on at once."""
+        if self._again is not None:
+            return
         dtype = _widest(tensors)
         message = torch.cat([tensor.detach().to(dtype).flatten() for tensor in tensors])
         self.sent += message.nbytes
@@ -121,10 +125,35 @@ class Relay:
 
     def receive(self, like: tuple[Tensor, ...], source: int) -> list[Tensor]:
         """Tensors as these from another process."""
-        message = torch.empty(sum(tensor.numel() for tensor in like), dtype=_widest(like), device=self.device)
-        distributed.recv(message, source, self.group)
+        if self._again is not None:
+            message = next(self._again)
+        else:
+            size = sum(tensor.numel() for tensor in like)
+            message = torch.empty(size, dtype=_widest(like), device=self.device)
+            distributed.recv(message, source, self.group)
+        if self._kept is not None:
+            self._kept.append(message)
         parts = message.split([math.prod(tensor.shape) for tensor in like])
         return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
+
+    @contextmanager
+    def keeping(self, messages: list[Tensor]) -> Iterator[None]:
+        """Within it, the messages that arrive are put into `messages`."""
+        self._kept = messages
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    @contextmanager
+    def repeating(self, messages: list[Tensor]) -> Iterator[None]:
+        """Within it, `messages` arrive once more, and nothing is sent."""
+        self._again = iter(messages)
+        try:
+            with relayed(self):
+                yield
+        finally:
+            self._again = None
 
     def finish(self) -> None:
         """Wait until all messages have gone; call it once the backward pass has ended."""
@@ -161,6 +190,16 @@ def shared(y: Tensor) -> Tensor:
 
 def current() -> Relay | None:
     return _current.get()
+
+
+def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a run and of its repetition, as `context_fn` of torch's checkpoint: what the run has
+    received is there again, and what it has sent is not sent again.
+    """
+    relay, messages = _current.get(), []
+    if relay is None:
+        return nullcontext(), nullcontext()
+    return relay.keeping(messages), relay.repeating(messages)
 
 
 def _widest(tensors: tuple[Tensor, ...]) -> torch.dtype:

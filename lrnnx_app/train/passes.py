@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.layers._relay import twice
 from lrnnx_app.ops.capture import CaptureError, capture_passes
 from lrnnx_app.recipe import TrainerConfig
 from lrnnx_app.train.progress import say
@@ -89,7 +90,8 @@ def recompute(model: nn.Module, graph: bool = False) -> None:
 def _twice(run: Callable[..., Any], draws: bool, *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return run(*inputs, **options)
-    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=draws, **options)
+    how = {"use_reentrant": False, "preserve_rng_state": draws, "context_fn": twice}
+    return checkpoint(run, *inputs, **how, **options)
 
 
 def own_gradients(model: nn.Module) -> list[RemovableHandle]:

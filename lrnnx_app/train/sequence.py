@@ -11,6 +11,7 @@ from lrnnx_app.layers._relay import Relay, relayed
 from lrnnx_app.recipe import Recipe
 from lrnnx_app.registry import MODELS
 from lrnnx_app.spec import Batch
+from lrnnx_app.train.strategies import PATIENCE
 
 
 class Sequences(Callback):
@@ -30,7 +31,7 @@ class Sequences(Callback):
         world, rank = distributed.get_world_size(), distributed.get_rank()
         for first in range(0, world, self.count):  # every process takes part in making every group
             ranks = list(range(first, first + self.count))
-            group = distributed.new_group(ranks)
+            group = distributed.new_group(ranks, timeout=PATIENCE)
             if rank in ranks:
                 self.ranks, self.group = ranks, group
         step, log = pl_module.training_step, pl_module.log
@@ -100,7 +101,5 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             "trainer.sequence_parallel: a pool of packed rows takes them whole; expected data.pack=false"
         )
-    if settings.recompute or settings.compile:
-        raise RecipeError(
-            "trainer.sequence_parallel: expected trainer.recompute and trainer.compile to be off"
-        )
+    if settings.compile:
+        raise RecipeError("trainer.sequence_parallel: expected trainer.compile to be off")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
+from torch.utils.checkpoint import checkpoint
 
 from lrnnx_app.layers._base import Layer
 from lrnnx_app.layers._bidirectional import carried
 from lrnnx_app.layers._build import build_layer
 from lrnnx_app.layers._examples import examples
-from lrnnx_app.layers._relay import Relay, relayed
+from lrnnx_app.layers._relay import Relay, relayed, twice
 from lrnnx_app.registry import LAYERS
 from lrnnx_app.spec import Rows
 
@@ -59,9 +60,15 @@ def layer_whole(layer, rows):
 
 
 def layer_part(relay):
+    """Twice in the case of packed rows: the second time in the backward pass."""
+
     def run(layer, x, weight):
+        part = layer, relay.of(x), None, relay.own
         with relayed(relay):
-            y, _ = carried(layer, relay.of(x), None, relay.own)
+            if relay.rows.reset is None:
+                y, _ = carried(*part)
+            else:
+                y, _ = checkpoint(carried, *part, use_reentrant=False, context_fn=twice)
         return (relay.own.unpadded(y) * relay.of(weight[None])).square().sum()
 
     return run
