@@ -47,6 +47,10 @@ class Draw:
         x = torch.rand(shape, generator=self._generator, device=self.device)
         return self._rounded(low + (high - low) * x)
 
+    def direction(self, *shape: int) -> Tensor:
+        """Vectors of norm 1 along the last axis."""
+        return self._rounded(torch.nn.functional.normalize(self.normal(*shape), dim=-1))
+
     def masks(self, batch: int, time: int) -> Operands:
         """Lengths T, T/2 and 0 in turn, and random starts of packed sequences."""
         lengths = torch.tensor(([time, time // 2, 0] * batch)[:batch], dtype=torch.int64, device=self.device)
@@ -170,6 +174,29 @@ def chunked_example(
         "h0": draw.normal(batch, heads, n, width),
         **draw.masks(batch, time),
     }
+
+
+def matrix_example(
+    draw: Draw,
+    sizes: Sizes,
+    of_channels: bool = False,
+    delta: bool = True,
+    erase: bool = False,
+    n: int = 5,
+    width: int = 3,
+) -> Operands:
+    batch, time, heads = sizes
+    shape = batch, time, heads, n
+    given = {
+        "q": draw.normal(*shape),
+        "k": draw.direction(*shape),
+        "v": draw.normal(batch, time, heads, width),
+        "log_decay": draw.uniform(-1, 0, *(shape if of_channels else shape[:-1])),
+        "h0": draw.normal(batch, heads, width, n),
+        **draw.masks(batch, time),
+    }
+    given |= {"beta": draw.uniform(0, 2, *shape[:-1])} if delta else {}
+    return given | ({"erase": draw.direction(*shape)} if erase else {})
 
 
 def conv_example(draw: Draw, sizes: Sizes, width: int = 4) -> Operands:

@@ -22,6 +22,8 @@ from lrnnx_app.ops.fft_conv import fft_conv, rfft
 from lrnnx_app.ops.fft_conv import reference as fft_definition
 from lrnnx_app.ops.linear_scan import linear_scan, state_dtype
 from lrnnx_app.ops.linear_scan import reference as linear_definition
+from lrnnx_app.ops.matrix_scan import matrix_scan
+from lrnnx_app.ops.matrix_scan import reference as matrix_definition
 from lrnnx_app.ops.rglru_scan import rglru_scan
 from lrnnx_app.ops.row_linear import CODES as ACTIVATIONS
 from lrnnx_app.ops.row_linear import row_linear
@@ -199,6 +201,22 @@ OPERATORS: dict[str, Operator] = {
             Variant(f"{words} chunks of {size}", {"of_states": words == "of states"}, {"size": size})
             for words in ("of heads", "of states")
             for size in (16, 4)
+        ),
+    ),
+    "matrix_scan": Operator(
+        matrix_scan,
+        matrix_definition,
+        of.matrix_example,
+        _backward("matrix_scan"),
+        ("q", "k", "v", "erase"),
+        MASKS,
+        variants=tuple(
+            Variant(
+                f"{words}, decays of {of_what}",
+                {"delta": words != "sums", "erase": words == "erasing", "of_channels": of_what == "channels"},
+            )
+            for of_what in ("heads", "channels")
+            for words in ("delta rule", "sums", "erasing")
         ),
     ),
     "bank_scan": Operator(

@@ -59,6 +59,10 @@ CHUNKED = tuple(  # of the sizes of Mamba-2, and of gated linear attention
     Variant(f"of {words}, 64 × 64", {"of_states": words == "states", "n": 64, "width": 64})
     for words in ("heads", "states")
 )
+MATRIX = tuple(  # of the sizes of gated delta nets, and of Mamba-2
+    Variant(f"{words}, 64 × 64", {"delta": words != "sums", "n": 64, "width": 64})
+    for words in ("delta rule", "sums")
+)
 MIXING = Variant("mixing", {"mixing": True})
 SIGNALS, SPECTRA = (1, 256, 15625), (256, 7813, 1)  # 256 signals of 15625 samples, and spectra of such
 
@@ -74,6 +78,7 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("selective_scan", RULED, LONG[0], keep=("D", "bias")),
         *_rows("bank_scan", BANK, EVENTS, dtypes=BOTH, keep=("direct",)),
         *_rows("chunked_scan", CHUNKED, (8, 2048, 32), dtypes=BOTH),
+        *_rows("matrix_scan", MATRIX, (8, 2048, 32), dtypes=BOTH),
         *_rows("gru_scan", (PLAIN,), EVENTS),
         *_rows("fft_conv", (PLAIN,), EVENTS, dtypes=BOTH),
         *_rows("fft_conv", (MIXING,), AUDIO),
@@ -89,6 +94,7 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("selective_scan", (_selective(2, "euler"),), MAMBA, keep=("D", "bias")),
         *_rows("bank_scan", BANK, SHORT, keep=("direct",)),
         *_rows("chunked_scan", CHUNKED, (2, 1024, 4)),
+        *_rows("matrix_scan", MATRIX, (2, 2048, 4)),
         *_rows("gru_scan", (PLAIN,), (4, 1000, 64)),
         *_rows("fft_conv", (PLAIN,), SHORT),
         *_rows("rfft", (PLAIN,), SIGNALS),
