@@ -23,7 +23,7 @@ import typer
 
 from lrnnx_app import cli, recipe
 from lrnnx_app import export as formats
-from lrnnx_app.bench import denoisers, layers, ops, scaling, serving, soak, streaming
+from lrnnx_app.bench import denoisers, layers, ops, scaling, sequences, serving, soak, streaming
 from lrnnx_app.data import prepare
 from lrnnx_app.export import export_run
 from lrnnx_app.ops._table import OPERATORS
@@ -145,6 +145,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (ops, "rows", lambda device: [row]),
         (layers, "rows", lambda device, names, d_state: [row]),
         (scaling, "rows", lambda *_: [row]),
+        (sequences, "rows", lambda *_: [row]),
         (streaming, "rows", lambda *_: [row]),
         (streaming, "largest", lambda *_: 1),
         (streaming, "step_rows", lambda *_: [row]),

@@ -71,13 +71,21 @@ def scaling_command(
     strategy: Annotated[str | None, typer.Option(help="ddp or fsdp; both by default.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 30,
     precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    case: Annotated[str, typer.Option(help="A word of the cases to time, such as S6.")] = "",
+    sequence: Annotated[
+        str, typer.Option(help="Split one sequence of so many steps, such as 65536,262144, over devices.")
+    ] = "",
+    recompute: Annotated[bool, typer.Option("--recompute", help="With --sequence: keep less.")] = False,
+    limit: Annotated[
+        float, typer.Option(callback=options.positive, help="With --sequence: seconds for each row.")
+    ] = 300.0,
     json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Time training on several devices: speed against one, memory of each, and the losses' difference."""
     import torch
 
-    from lrnnx_app.bench import report, scaling
+    from lrnnx_app.bench import report, scaling, sequences
     from lrnnx_app.errors import one_of
 
     check_targets(json_file)
@@ -86,8 +94,16 @@ def scaling_command(
     counts = _numbers("--devices", devices) or [2**i for i in range(1, most.bit_length())]
     names = (one_of("--strategy", strategy, scaling.STRATEGIES),) if strategy else ()
     one_of("--precision", precision, scaling.PRECISIONS)
+    lengths = _numbers("--sequence", sequence)
+    if lengths and min(lengths) < max(counts, default=1):
+        raise UserError("--sequence: expected a step for each device at least")
+    found = (
+        sequences.rows(device, counts, lengths, steps, precision, case, recompute, limit)
+        if lengths
+        else scaling.rows(device, counts, steps, names, precision, case)
+    )
     rows = []
-    for row in scaling.rows(device, counts, steps, names, precision):
+    for row in found:
         rows.append(row)
         say(tables.line(row), aside=True)
     say(*tables.table(rows).splitlines())

@@ -23,7 +23,7 @@ class Sequences(Callback):
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._relay: Relay | None = None  # of the last step, whose messages may still be on their way
+        self.relay: Relay | None = None  # of the last step, whose messages may still be on their way
         self.group: Any = None  # of the processes that this one shares sequences with
         self._share: Tensor | None = None  # of the steps, within a training step whose loss is one of steps
 
@@ -52,7 +52,7 @@ class Sequences(Callback):
                 f"a row of {time} steps for {self.count} processes; expected one for each at least"
             )
         self._arrive()
-        self._relay = relay = Relay(batch.rows, batches, time, self.ranks, self.group, batch.x.device)
+        self.relay = relay = Relay(batch.rows, batches, time, self.ranks, self.group, batch.x.device)
         own, steps = relay.own, batch.y.ndim > 1 and batch.y.shape[1] == time
         part = batch._replace(x=relay.of(batch.x), **own._asdict())
         part = part._replace(y=relay.of(batch.y)) if steps else part
@@ -67,8 +67,8 @@ class Sequences(Callback):
 
     def _arrive(self) -> None:
         """Wait until the messages of the last step have gone, which must stay in memory until then."""
-        if self._relay is not None:
-            self._relay.finish()
+        if self.relay is not None:
+            self.relay.finish()
 
     def _whole(self, value: Any) -> Any:
         """A logged value of a part as that of the whole sequences."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lrnnx_app.bench import layers, ops, records, report, scaling, soak, streaming
+from lrnnx_app.bench import layers, ops, records, report, scaling, sequences, soak, streaming
 from lrnnx_app.console import tables
 from lrnnx_app.ops._examples import Sizes
 from lrnnx_app.ops._timed import TIMED, Timed
@@ -126,6 +126,23 @@ def test_scaling_compares_the_losses_of_two_processes_with_those_of_one(
     assert both["largest difference"] < 1e-5
     assert alone["ratio"] == 1
     assert both["ratio"] == both["samples/s"] / alone["samples/s"] > 0
+
+
+def test_a_sequence_in_two_parts_has_the_losses_of_the_whole() -> None:
+    alone, both = sequences.rows("cpu", [2], [64], 2, word="S6", recompute=True)
+    assert (alone["devices"], both["devices"], both["time steps"]) == (1, 2, 64)
+    assert both["largest difference"] < 1e-5
+    assert both["ratio"] == alone["s / step"] / both["s / step"] > 0
+    states = 3 * 64 + 64 * 16  # of a layer: convolution and recurrence
+    assert both["KiB / layer"] == 2 * 4 * states / 1024  # in float32, there and back
+
+
+def test_a_row_that_fails_says_why_and_others_follow() -> None:
+    short, late = (
+        list(sequences.rows("cpu", [2], [1], 1, word="S6", limit=limit))[1] for limit in (None, 0.2)
+    )
+    assert "a row of 1 steps for 2 processes" in short["failed"]
+    assert late["failed"] == "over 0.2 s"
 
 
 SOAKED = """

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lrnnx_app import cli, export, plots, recipe
-from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, serving, soak, streaming
+from lrnnx_app.bench import _peers, denoisers, layers, ops, scaling, sequences, serving, soak, streaming
 from lrnnx_app.console import terminal
 from lrnnx_app.infer import prompts, start
 from lrnnx_app.infer import text as sample
@@ -90,6 +90,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (ops, "rows", lambda *_: [row]),
         (layers, "rows", lambda device, names, d_state: [row for name in names or () if LAYERS.find(name)]),
         (scaling, "rows", lambda *_: [row]),
+        (sequences, "rows", lambda *_: [row]),
         (run, "audio_model", lambda run: None),
         (streaming, "rows", lambda *_: [row]),
         (streaming, "largest", lambda *_: 1),
