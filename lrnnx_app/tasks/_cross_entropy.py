@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 AT_ONCE = 2**24  # logits: 64 MiB in float32
+AT_ONCE_ON_GPU = 2**27  # 512 MiB; smaller parts leave it idle
 
 
 def cross_entropy(
@@ -70,6 +71,9 @@ class _Summed(torch.autograd.Function):
                 slopes[part] = next(found)
             for index in learned:
                 sums[index] = _added(sums[index], next(found))
+            if not start:  # what this part did not use, the others do not
+                learned = [index for index in learned if sums[index] is not None]
+                wanted = (wanted[0], *(total is not None for total in sums))
         summed = (s if s is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))
         ctx.save_for_backward(slopes, *summed)
         each = torch.cat(errors)

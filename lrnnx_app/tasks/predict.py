@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrnnx_app.spec import Batch, DataSpec
 from lrnnx_app.tasks._base import Task
-from lrnnx_app.tasks._cross_entropy import AT_ONCE, cross_entropy
+from lrnnx_app.tasks._cross_entropy import AT_ONCE, AT_ONCE_ON_GPU, cross_entropy
 
 EXAMPLES = 3  # test rows kept for pictures
 SHOWN = 400  # steps of a row that are drawn
@@ -102,13 +102,14 @@ class Predict(Task):
         """The sum of the bits of a batch of tokens, and those of each step (B, T)."""
         features, _ = self.model(batch.x, **batch.rows._asdict(), read=False)
         valid = batch.rows.valid(batch.x)
+        at_once = AT_ONCE if features.device.type == "cpu" else AT_ONCE_ON_GPU
         total, nats = cross_entropy(
             self.model.readout,
             batch.rows.unpadded(features).flatten(0, 1),
             batch.y.flatten(),
             None if valid is None else valid.flatten(),
             tuple(self.model.parameters()),
-            max(1, AT_ONCE // self.spec.d_output),
+            max(1, at_once // self.spec.d_output),
         )
         return total / math.log(2), nats.unflatten(0, batch.x.shape) / math.log(2)
 
