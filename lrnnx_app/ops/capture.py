@@ -4,6 +4,7 @@ Nothing says beforehand whether work can be captured: it is tried. The environme
 switches graphs off.
 """
 
+import gc
 import os
 import traceback
 import warnings
@@ -92,6 +93,7 @@ def _reported() -> Iterator[None]:
     except RuntimeError as error:
         torch.cuda.synchronize()
         traceback.clear_frames(error.__traceback__)  # frees its tensors
+        gc.collect()  # and what remembers the stream of the capture
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
 
 

@@ -92,12 +92,12 @@ def gru_scan(
         h0: state before the first step (B, N).
         dt: elapsed time δ (B, T); None is 1.
         lengths, reset: as in `linear_scan`.
-        tolerance: stop when no state changes by more than this.
-        max_iterations: after so many, the states are computed one step at a time instead.
+        tolerance: a row is done when none of its states changes by more than this.
+        max_iterations: after so many, the states of other rows are computed one step at a time instead.
 
     Returns:
         States (B, T, N), the state after each row's last step (B, N), and the number of iterations, int64.
-        Steps computed one at a time count as T iterations.
+        Steps computed one at a time count as T iterations. No row depends on the others.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; names it.
@@ -149,19 +149,22 @@ def _gru_states(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor]:
-    time, iterations = inputs.shape[1], 0
+    batch, time, iterations = *inputs.shape[:2], 0
     if h0.numel() == 0 or (h0.device.type == "cpu" and h0.numel() >= SERIAL):
         max_iterations = 0
     states = h0[:, None].expand(-1, time, -1)
-    while iterations < max_iterations:
+    settled = torch.zeros(batch, 1, 1, dtype=torch.bool, device=inputs.device)
+    while iterations < max_iterations and not settled.all():
         new = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=True)
+        moved = (new - states).abs().amax((1, 2), keepdim=True)
+        states = torch.where(settled, states, new)  # no row depends on how long others take
+        settled = settled | (moved <= tolerance)
         iterations += 1
-        moved, states = (new - states).abs().amax(), new
-        if moved <= tolerance:
-            states = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=False)
-            break
-    else:
-        states = reference(inputs, recurrent, h0, dt=dt, lengths=lengths, reset=reset)
+    if max_iterations:
+        states = _newton(states, inputs, recurrent, h0, dt, lengths, reset, clamp=False)
+    if not settled.all():
+        steps = reference(inputs, recurrent, h0, dt=dt, lengths=lengths, reset=reset)
+        states = torch.where(settled, states, steps)
         iterations += time
     return states.contiguous(), torch.tensor(iterations, device=inputs.device)
 

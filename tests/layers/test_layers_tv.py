@@ -59,6 +59,20 @@ def test_gru_that_does_not_converge_in_time_is_right_all_the_same():
     assert iterations == 51
 
 
+@pytest.mark.parametrize("most", [6, 200])  # iterations, of which the first row needs more than the second
+def test_a_row_of_gru_depends_on_no_other(most):
+    inputs, recurrent, h0 = gru_inputs(100)
+    size = torch.tensor([1.0, 1e-2], dtype=inputs.dtype)
+    inputs, h0 = size[:, None, None, None] * inputs, size[:, None] * h0
+    options = {"tolerance": 1e-6, "max_iterations": most}
+    alike = (
+        gru_scan(inputs[k].expand_as(inputs), recurrent, h0[k].expand_as(h0), **options) for k in range(2)
+    )
+    (_, _, slow), (quick, _, count) = alike
+    assert count < min(slow, most)
+    assert torch.equal(gru_scan(inputs, recurrent, h0, **options)[0][1], quick[1])
+
+
 def test_gru_gradient_is_that_of_the_fixed_point():
     given = gru_inputs(6)
     dt = torch.rand(2, 6, dtype=torch.float64).add(0.5).requires_grad_()
