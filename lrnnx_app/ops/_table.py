@@ -215,8 +215,9 @@ OPERATORS: dict[str, Operator] = {
                 f"{words}, decays of {of_what}",
                 {"delta": words != "sums", "erase": words == "erasing", "of_channels": of_what == "channels"},
             )
-            for of_what in ("heads", "channels")
-            for words in ("delta rule", "sums", "erasing")
+            for words, of_what in product(("delta rule", "sums", "erasing"), ("heads", "channels"))
+            if (words, of_what)
+            not in (("delta rule", "channels"), ("erasing", "heads"))  # no paths of their own
         ),
     ),
     "bank_scan": Operator(

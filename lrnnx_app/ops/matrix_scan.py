@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrnnx_app.ops._matrix import chunked
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import leaf, recording, state_dtype, wants_gradient
-from lrnnx_app.spec import unpadded
 
 
 def matrix_scan(
@@ -110,14 +110,6 @@ def reference(
     return torch.stack(ys, 1), h
 
 
-def chunked(q, k, v, log_decay, beta, h0, erase, lengths, reset) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls; differentiable."""
-    parts = (unpadded(x, lengths) for x in (q, k, v, log_decay, beta))
-    erase = unpadded(erase, lengths)
-    y, h = reference(*parts, h0, erase=erase, lengths=lengths, reset=reset)  # type: ignore[arg-type]
-    return y, h.to(state_dtype(v.dtype), copy=h is h0)
-
-
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? beta, Tensor? h0, Tensor? erase,"
     " Tensor? lengths, Tensor? reset"
@@ -142,7 +134,7 @@ def _adjoint(grad, grad_last, *arguments):
     given = [x for x in arguments[:_LEAVES] if x is not None]
     again = wants_gradient(grad, grad_last, *given)
     with recording():
-        leaves = tuple(None if x is None else leaf(x) for x in arguments[:_LEAVES])
+        leaves: Any = [None if x is None else leaf(x) for x in arguments[:_LEAVES]]
         found = torch.autograd.grad(
             chunked(*leaves, *arguments[_LEAVES:]),
             [x for x in leaves if x is not None],
