@@ -4,7 +4,6 @@ Nothing says beforehand whether work can be captured: it is tried. The environme
 switches graphs off.
 """
 
-import gc
 import os
 import traceback
 import warnings
@@ -17,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 OFF = "LRNNX_GRAPHS"  # environment variable that a user sets to "off" to switch graphs off
+HARMLESS = (  # beginnings of warnings by which torch greets a first backward pass on another thread or stream
+    "Attempting to run cuBLAS, but there was no current CUDA",
+    "The AccumulateGrad node's stream does not match",
+)
 WARM_UPS = 2  # calls before the capture, in which kernels are built and plans, workspaces and constants made
 
 
@@ -56,9 +59,8 @@ def capture_passes(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         torch.autograd.grad(y, weights, torch.ones_like(y), allow_unused=True)
 
     with _reported(), torch.cuda.device(x.device), _own_thread(), warnings.catch_warnings():
-        # torch's own warm-up gives these two warnings for any module
-        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
-        warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA")
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
         _tried(both)
         replay: Any = torch.cuda.make_graphed_callables(module, (x.clone(),), allow_unused_input=True)
     return replay
@@ -93,7 +95,6 @@ def _reported() -> Iterator[None]:
     except RuntimeError as error:
         torch.cuda.synchronize()
         traceback.clear_frames(error.__traceback__)  # frees its tensors
-        gc.collect()  # and what remembers the stream of the capture
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lrnnx_app.errors import RecipeError
+from lrnnx_app.ops.capture import HARMLESS
 from lrnnx_app.recipe import Recipe
 from lrnnx_app.runs.folder import BEST, CHECKPOINTS
 from lrnnx_app.tasks._base import Task
@@ -103,9 +104,11 @@ def _settings_checked() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Silence Lightning's advice about choices that are made on purpose."""
+    """Silence Lightning's advice about choices that are made on purpose, and harmless warnings of torch."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message="GPU available but not used")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
