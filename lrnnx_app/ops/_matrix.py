@@ -27,6 +27,32 @@ NUMBERS_ELSEWHERE = 2**24  # more on a GPU, where each launch costs time
 KEPT = 2**23  # up to so many keys, what a segment computes is kept for the backward pass; else done again
 
 
+def matrix_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    h: Tensor,
+    *,
+    erase: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step, by plain torch calls without checks: arguments of `matrix_scan` without T, and the state h.
+
+    Returns:
+        y (B, H, V) typed like v, and the new state (B, H, V, K) typed like h.
+    """
+    dtype, given = v.dtype, h.dtype
+    q, k, v = (x.to(given) for x in (q, k, v))
+    decay = log_decay.to(given).exp()
+    h = h * (decay[..., None, None] if decay.ndim == 2 else decay[..., None, :])
+    if beta is not None:
+        e = k if erase is None else erase.to(given)
+        v = beta.to(given)[..., None] * (v - (h * e[..., None, :]).sum(-1))
+    h = torch.addcmul(h, v[..., None], k[..., None, :])
+    return (h * q[..., None, :]).sum(-1).to(dtype), h
+
+
 def chunked(
     q: Tensor,
     k: Tensor,
@@ -37,22 +63,26 @@ def chunked(
     erase: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    whole: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The operator by torch calls, differentiable; arguments and results as of `matrix_scan`."""
+    """The operator by torch calls, over segments of chunks or, if `whole`, at once; differentiable.
+
+    Arguments and results are those of `matrix_scan`.
+    """
     batch, time, heads, width = v.shape
     dtype = state_dtype(v.dtype)
     h = v.new_zeros(batch, heads, width, q.shape[-1], dtype=dtype) if h0 is None else h0.to(dtype)
-    log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
-    beta = None if beta is None else beta[..., None]
-    inputs = tuple(unpadded(x, lengths) for x in (q, k, v, log_decay, beta, erase))
     if reset is not None and lengths is not None:
         reset = reset & within(lengths, time, 2)
+    inputs: list[Any] = [*(unpadded(x, lengths) for x in (q, k, v, log_decay, beta, erase)), reset]
+    if whole:
+        return _segment(h, *inputs)
     numbers = q[:, :SIZE].numel()
     steps = SIZE * max(1, NUMBERS.get(q.device.type, NUMBERS_ELSEWHERE) // max(1, numbers))
     again = torch.is_grad_enabled() and time > steps and q.numel() > KEPT
     ys = []
     for start in range(0, time, steps):
-        parts: Any = [x if x is None else x[:, start : start + steps] for x in (*inputs, reset)]
+        parts: Any = [x if x is None else x[:, start : start + steps] for x in inputs]
         y, h = recomputed(_segment, h, *parts) if again else _segment(h, *parts)
         ys.append(y)
     return torch.cat(ys, 1), h
@@ -70,6 +100,11 @@ def _segment(
 ) -> tuple[Tensor, Tensor]:
     """y and the last state from some steps (B, T, H, …) at once, after the state h (B, H, V, K)."""
     batch, time, heads, _ = v.shape
+    if time == 1:
+        h = _uncut(h, None if reset is None else reset[..., None, None])
+        *given, erase = (x if x is None else x[:, 0] for x in (q, k, v, log_decay, beta, erase))
+        y, h = matrix_step(*given, h, erase=erase)  # type: ignore[arg-type]
+        return y.unsqueeze(1), h
     size = min(SIZE, 1 << (time - 1).bit_length())
 
     def cut(x: Tensor) -> Tensor:
@@ -78,7 +113,7 @@ def _segment(
         return x.to(h.dtype).unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
     rows = torch.stack([cut(x) for x in ((q,) if beta is None else (q, k if erase is None else erase))], -2)
-    k, values, a = cut(k), cut(v), cut(log_decay).exp()
+    k, values, a = cut(k), cut(v), cut(log_decay if log_decay.ndim == 4 else log_decay[..., None]).exp()
     seen = None
     if reset is not None:
         starts = cut(reset[..., None, None].expand(-1, -1, heads, 1)) > 0
@@ -93,7 +128,7 @@ def _segment(
         weights, rows, k = products * decays, rows * enter, k * leave
     reading, outputs, erased = rows[..., 0, :], weights[..., 0, :], None
     if beta is not None:
-        share = cut(beta)
+        share = cut(beta[..., None])
         solve = _inverse(share * weights[..., 1, :]) * share.mT
         values, erased = solve @ values, solve @ rows[..., 1, :]
         reading = reading - outputs @ erased

@@ -108,7 +108,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ops.linear_scan.default: composed,
     _ops.discretized_scan.default: _discretized_scan,
     _ops.rglru_scan.default: _rglru_scan,
-    _ops.matrix_scan.default: matrix_scan.chunked,
+    _ops.matrix_scan.default: partial(matrix_scan.chunked, whole=True),
     _ops.convolve.default: _convolve,
     _ops.rfft.default: _rfft,
     _ops.irfft.default: _irfft,

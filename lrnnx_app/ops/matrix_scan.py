@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrnnx_app.ops._matrix import chunked
+from lrnnx_app.ops._matrix import chunked, matrix_step
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
 from lrnnx_app.ops.linear_scan import leaf, recording, state_dtype, wants_gradient
+
+__all__ = ["matrix_scan", "matrix_step", "reference"]
 
 
 def matrix_scan(
@@ -65,32 +67,6 @@ def matrix_scan(
         raise ValueError("beta must be given where erase is")
     run = chunked if transformed() else torch.ops.lrnnx.matrix_scan
     return run(q, k, v, log_decay, beta, h0, erase, lengths, reset)
-
-
-def matrix_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor | None,
-    h: Tensor,
-    *,
-    erase: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One step, by plain torch calls without checks: arguments of `matrix_scan` without T, and the state h.
-
-    Returns:
-        y (B, H, V) typed like v, and the new state (B, H, V, K) typed like h.
-    """
-    dtype, given = v.dtype, h.dtype
-    q, k, v = (x.to(given) for x in (q, k, v))
-    decay = log_decay.to(given).exp()
-    h = h * (decay[..., None, None] if decay.ndim == 2 else decay[..., None, :])
-    if beta is not None:
-        e = k if erase is None else erase.to(given)
-        v = beta.to(given)[..., None] * (v - (h * e[..., None, :]).sum(-1))
-    h = h + v[..., None] * k[..., None, :]
-    return (h * q[..., None, :]).sum(-1).to(dtype), h
 
 
 def reference(

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.export import Dim, export
 
 from lrnnx_app.ops import _matrix
 from lrnnx_app.ops._compare import compared, errors, relative, results
 from lrnnx_app.ops._examples import Draw, Sizes
+from lrnnx_app.ops._portable import DECOMPOSITIONS
 from lrnnx_app.ops._table import OPERATORS, TOLERANCE
 from lrnnx_app.ops.matrix_scan import matrix_scan, matrix_step
 
@@ -159,6 +161,31 @@ def test_steps_are_the_scan(variant):
         out, h = matrix_step(h=h, **{k: None if x is None else x[:, t] for k, x in rest.items()})
         assert relative(out, y[:, t]) < 5 * TOLERANCE[torch.float32]
     assert relative(h, last) < 5 * TOLERANCE[torch.float32]
+
+
+@EACH
+def test_exported_for_any_batch_and_any_time(variant):
+    """As the operator for any time too; by torch's own operators for a fixed number of steps."""
+    batch, time = Dim("batch", min=1), Dim("time", min=1)
+    names = list(SCAN.needed(operands(variant), ("h0",)))
+
+    class Module(torch.nn.Module):
+        def forward(self, *given):
+            return matrix_scan(**dict(zip(names, given, strict=True)))
+
+    def arguments(batch, time):
+        given = operands(variant, time, torch.float32, batch)
+        return tuple(given[name] for name in names)
+
+    for own, steps, free in ((True, 1, {}), (True, 40, {}), (False, 40, {1: time})):
+        shapes = tuple({0: batch} | ({} if name == "h0" else free) for name in names)
+        with torch.no_grad():
+            program = export(Module(), arguments(2, steps), dynamic_shapes=(shapes,), strict=False)
+            program = program.run_decompositions(DECOMPOSITIONS) if own else program
+        assert own == all("lrnnx" not in str(node.target) for node in program.graph.nodes)
+        for given in (arguments(5, steps), arguments(1, steps if own else 70)):
+            for x, y in zip(program.module()(*given), Module()(*given), strict=True):
+                assert relative(x, y) < TOLERANCE[torch.float32]
 
 
 def test_erase_needs_beta():
