@@ -13,7 +13,7 @@ import typer
 from lrnnx_app import __version__, plugins
 from lrnnx_app import export as formats
 from lrnnx_app.bench.cli import app as bench
-from lrnnx_app.console import options, outputs, terminal
+from lrnnx_app.console import options, outputs, tables, terminal
 from lrnnx_app.console.options import Json, Overrides, Plugins, RunFolder
 from lrnnx_app.console.terminal import as_json, say, table
 from lrnnx_app.data.cli import app as data
@@ -140,6 +140,26 @@ def compare(
     if to_json:
         return print(as_json([asdict(row) for row in found]))
     show.comparison(found)
+
+
+@app.command()
+def checkpoints(
+    run: RunFolder,
+    to: Annotated[str | None, typer.Option(help="Write them anew as whole or sharded ones.")] = None,
+    to_json: Json = False,
+    plugin: Plugins = None,
+) -> None:
+    """List the checkpoints that a run can be resumed from, or change their form."""
+    from lrnnx_app.runs import forms
+    from lrnnx_app.runs.run import Run
+
+    opened = Run(run)
+    if to is not None:
+        forms.convert(opened, to)
+    found = forms.rows(opened)
+    if to_json:
+        return print(as_json(found))
+    say(*tables.table(found).splitlines() if found else [f"{run}: no checkpoint to resume from"])
 
 
 app.command()(infer)

@@ -29,6 +29,7 @@ MOST_SEED = 2**32 - 1
 PERIODS = ("checkpoint_every", "validate_every", "log_every")  # of the trainer, as COUNTS
 COUNTS = ("keep", "max_skipped", "accumulate", "devices", "nodes", "sequence_parallel")
 STRATEGIES = ("auto", "ddp", "fsdp")
+FORMS = {"whole": ".ckpt", "sharded": ".shards"}  # of checkpoints, and how their names end
 
 
 @dataclass
@@ -37,6 +38,7 @@ class TrainerConfig:
     max_epochs: int = 10  # passes over the training data, -1 for no limit
     checkpoint_every: int = 500  # steps between checkpoints to resume from
     keep: int = 3  # checkpoints to resume from that stay
+    checkpoints: str = "whole"  # whole | sharded: those written in parts, while training goes on
     max_skipped: int = 10  # steps in a row without a finite loss and gradient that end the training
     validate_every: int = 1  # epochs between validations
     log_every: int = 10  # steps between logged values
@@ -68,6 +70,7 @@ class TrainerConfig:
                 "expected fsdp, which spreads weights, gradients and optimizer states as well"
             )
         one_of("strategy", self.strategy, STRATEGIES)
+        one_of("checkpoints", self.checkpoints, tuple(FORMS))
 
 
 @dataclass

@@ -22,7 +22,7 @@ from lrnnx_app.models._base import Model
 from lrnnx_app.ops import _compilers, _extension
 from lrnnx_app.ops._table import TOLERANCE as ROUNDING
 from lrnnx_app.registry import LAYERS, MODELS, TASKS
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import sealed
 from lrnnx_app.runs.checkpoint_file import read_checkpoint, step_of
 from lrnnx_app.runs.folder import CHECKPOINTS, LAST, RECIPE
 from lrnnx_app.runs.run import build
@@ -144,7 +144,7 @@ def untrained(path: Path, source: str, *overrides: str) -> Path:
     task = build(recipe.typed(config))[1]
     content: dict[str, Any] = {"state_dict": task.state_dict(), "global_step": 1}
     task.on_save_checkpoint(content)
-    checkpoint_file.write(content, path / CHECKPOINTS / LAST)
+    sealed.write(content, path / CHECKPOINTS / LAST)
     (path / RECIPE).write_text(OmegaConf.to_yaml(config))
     return path
 
@@ -211,7 +211,7 @@ def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> N
 
 def latest(run: Path) -> int:
     """The step of a run's newest checkpoint, 0 if there is none."""
-    return max(map(step_of, (run / "checkpoints").glob("step_*.ckpt")), default=0)
+    return max(map(step_of, (run / "checkpoints").glob("step_*")), default=0)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -234,7 +234,7 @@ def lightning() -> dict[str, Any]:
     from lightning import Trainer
     from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -242,6 +242,7 @@ def lightning() -> dict[str, Any]:
         "trainer": Trainer(accelerator="cpu", enable_model_summary=False, **quiet),
         "launcher": _SubprocessScriptLauncher(LightningEnvironment(), 1, 1),
         "ddp": DDPStrategy(),
+        "fsdp": ModelParallelStrategy(),
         "best": ModelCheckpoint(),
         "bar": TQDMProgressBar(),
     }

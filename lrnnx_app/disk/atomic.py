@@ -62,7 +62,7 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
             part.unlink()
             part.mkdir()
         yield part
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             path.rmdir()
         finish(part, path)
     finally:

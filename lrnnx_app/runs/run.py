@@ -160,7 +160,7 @@ class Run:
             RunError: there is no checkpoint.
         """
         for path in (self.best, self.last):
-            if path.is_file():
+            if path.exists():
                 return path
         raise RunError(f"{self.path}: no {CHECKPOINTS}/{BEST} or {LAST}; train it first: lrnnx train RECIPE")
 

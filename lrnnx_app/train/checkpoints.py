@@ -1,19 +1,25 @@
 """When a training writes checkpoints, and which of them it keeps."""
 
 import os
-import shutil
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import distributed
 
 from lrnnx_app.console.interrupts import Interrupts
 from lrnnx_app.disk import atomic
-from lrnnx_app.errors import Interrupted
-from lrnnx_app.runs.checkpoint_file import candidates, step_of, verify, write
+from lrnnx_app.errors import Interrupted, RunError
+from lrnnx_app.recipe import FORMS
+from lrnnx_app.runs.checkpoint_file import candidates, link, load, step_of
 from lrnnx_app.runs.folder import LAST
+from lrnnx_app.runs.sealed import write
+from lrnnx_app.train.strategies import PATIENCE, FullyShard
 
 
 class SealedIO(TorchCheckpointIO):
@@ -30,12 +36,13 @@ class SealedIO(TorchCheckpointIO):
         map_location: Any = lambda storage, _: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        verify(Path(path))
-        return super().load_checkpoint(Path(path), map_location, weights_only)
+        return load(Path(path))
 
 
 class Checkpoints(Callback):
     """Writes checkpoints/step_N.ckpt every so many steps and when asked to stop; last.ckpt is the newest.
+
+    If they are `sharded` it writes folders step_N.shards, and training goes on meanwhile.
 
     The checkpoint of a step is written just before the next batch starts. By then the step's log entries and
     its validation, if there is one, are done, so a resumed run neither repeats nor misses them. The state of
@@ -47,10 +54,14 @@ class Checkpoints(Callback):
         every: optimizer steps between checkpoints.
         keep: how many to keep.
         interrupts: says whether to stop. Then the checkpoint is written and `Interrupted` is raised.
+        form: one of `recipe.FORMS`.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int, interrupts: Interrupts) -> None:
+    def __init__(self, folder: Path, every: int, keep: int, interrupts: Interrupts, form: str) -> None:
         self.folder, self.every, self.keep, self.interrupts = folder, every, keep, interrupts
+        self.form, self.sharded = form, form == "sharded"
+        self._group: Any = None  # of the processes that write shards
+        self._writing: tuple[Future[Any], Path] | None = None  # what is not yet on the disk
         self._step = -1
         self._due = False
         self._stop = False
@@ -67,6 +78,8 @@ class Checkpoints(Callback):
         self.interrupts.install()
         if self._position[1] == 0:  # else Lightning would repeat the last validation if max_steps is set
             trainer.fit_loop.epoch_loop.restarting = False
+        if self.sharded and trainer.world_size > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,6 +109,7 @@ class Checkpoints(Callback):
         if self._due or self._stop:
             self.save(trainer)
         if self._stop:
+            self.wait()
             raise Interrupted(self.folder.parent, trainer.global_step)
         self._loops = None
 
@@ -107,20 +121,52 @@ class Checkpoints(Callback):
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        with suppress(RunError):  # which is not why the training ends
+            self.wait()
+
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the step that ended last; every process calls this."""
         for logger in trainer.loggers:
             logger.save()
-        path = self.folder / f"step_{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        path = self.folder / f"step_{trainer.global_step:08d}{FORMS[self.form]}"
         self._due = False
+        if self.sharded:
+            self._begin(trainer, path)
+            return
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            _link(path, self.folder / LAST)
-            for old in candidates(self.folder):
-                if old.name != LAST and step_of(old) > trainer.global_step:
-                    old.unlink()  # from before a resume at an earlier step: no longer part of the run
-            for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
-                old.unlink()
+            self._written(path)
+
+    def _begin(self, trainer: Trainer, path: Path) -> None:
+        from lrnnx_app.runs import shards  # which takes long to import
+
+        self.wait()
+        strategy = trainer.strategy
+        with strategy.in_parts() if isinstance(strategy, FullyShard) else nullcontext():
+            content = trainer._checkpoint_connector.dump_checkpoint(False)
+        self._writing = shards.begin(content, path, self._group, partial(self._written, path)), path
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            from lrnnx_app.runs import shards
+
+            shards.finished(*writing)
+
+    def _written(self, path: Path) -> None:
+        """Name a checkpoint that is on the disk the last, and remove those that are no longer wanted."""
+        link(path, self.folder / LAST)
+        for old in candidates(self.folder):
+            if old.name != LAST and step_of(old) > step_of(path):
+                atomic.discard(old)  # from before a resume at an earlier step: no longer part of the run
+        for old in [path for path in candidates(self.folder) if path.name != LAST][self.keep :]:
+            atomic.discard(old)
 
     def finish(self, trainer: Trainer, source: Path | None) -> None:
         """Write the checkpoint of the end of training.
@@ -130,8 +176,9 @@ class Checkpoints(Callback):
         """
         if self._loops is not None:
             self.save(trainer)
+            self.wait()
         elif source is not None and source.name != LAST and trainer.is_global_zero:
-            _link(source, self.folder / LAST)
+            link(source, self.folder / LAST)
 
     @staticmethod
     def clear(folder: Path) -> None:
@@ -157,13 +204,3 @@ def _locate_best(checkpoint: dict[str, Any], folder: str) -> None:
                 "best_k_models": {moved(path): score for path, score in state["best_k_models"].items()},
                 **{name: moved(path) for name, path in state.items() if name.endswith("_model_path")},
             }
-
-
-def _link(path: Path, name: Path) -> None:
-    """Make `name` a second name of the file `path`, replacing an older file of that name in one move."""
-    with atomic.whole(name) as part:
-        try:
-            atomic.discard(part)
-            os.link(path, part)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, atomic.begin(name))

@@ -109,7 +109,11 @@ class _Observers:
         self.totals = Totals(settings.sequence_parallel)
         self.nonfinite = SkipNonfinite(folder, settings.max_skipped, self.interrupts)
         self.saver = Checkpoints(
-            folder / CHECKPOINTS, settings.checkpoint_every, settings.keep, self.interrupts
+            folder / CHECKPOINTS,
+            settings.checkpoint_every,
+            settings.keep,
+            self.interrupts,
+            settings.checkpoints,
         )
         self.peers = processes.PeerWatch(folder)
         self.callbacks: list[Callback] = [

@@ -9,6 +9,8 @@ PLACES = {
     "trainer.fit_loop.epoch_loop.restarting": "checkpoints: no validation once more after a resume",
     "trainer.fit_loop.batch_idx": "progress: the place in an epoch",
     "trainer.lr_scheduler_configs": "rates: those of the recipe after a resume",
+    "trainer._checkpoint_connector.dump_checkpoint": "checkpoints: the content of one in shards",
+    "fsdp._save_distributed_checkpoint": "strategies: whether state dicts are those of parts",
     "launcher.procs": "processes: those that Lightning started, to watch them",
     "ddp._setup_model": "strategies: the model wrapped on the stream that trains",
     "ddp._ddp_kwargs": "strategies: the options for that",

@@ -4,10 +4,13 @@ auto       one process, or ddp where there are several
 ddp        each process has all weights and a share of every batch; gradients are averaged
 fsdp       as ddp, but each process keeps only a part of the weights, gradients and optimizer states (FSDP2)
 
-Checkpoints are alike for all of them: one whole state dict. So a run can be resumed under another strategy.
+Checkpoints are read alike for all of them: as one whole state dict. So a run can be resumed under another
+strategy.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +71,8 @@ class Replicated(DDPStrategy):
 class FullyShard(ModelParallelStrategy):
     """FSDP2 over all processes, with whole checkpoints.
 
+    Within `in_parts`, state dicts have this process's parts alone.
+
     A checkpoint numbers the parameters of the optimizer's state as a single process does, in the order of the
     optimizer's groups. Lightning would number them in the order of the model's parameters.
     """
@@ -83,11 +88,20 @@ class FullyShard(ModelParallelStrategy):
         for module in (*(m for m in model.modules() if isinstance(m, Residual)), model):
             fully_shard(module, mesh=mesh)
 
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        self._save_distributed_checkpoint = True
+        try:
+            yield
+        finally:
+            self._save_distributed_checkpoint = False
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         assert self.model is not None
-        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=WHOLE)
+        options = StateDictOptions() if self._save_distributed_checkpoint else WHOLE
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not state:  # not the first process
             return state
         names = [name for group in state["param_groups"] for name in group["params"]]

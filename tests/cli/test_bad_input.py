@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from lrnnx_app import recipe
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import sealed
 from tests.helpers import DENOISE, SMALL, trained
 
 RATE = 16000
@@ -215,7 +215,7 @@ def _sealed_checkpoint_with_code(place: Place):
     run = place.copy(place.denoiser)
     path = run / "checkpoints" / "best.ckpt"
     path.unlink()
-    checkpoint_file.write({"state_dict": Trap()}, path)
+    sealed.write({"state_dict": Trap()}, path)
     return infer(place._replace(denoiser=run), place.wave("in.wav", SILENCE))
 
 

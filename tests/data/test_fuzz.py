@@ -32,7 +32,7 @@ from lrnnx_app.data import tokenizer
 from lrnnx_app.data.audio_io import read_mono
 from lrnnx_app.errors import UserError
 from lrnnx_app.infer import generation
-from lrnnx_app.runs.checkpoint_file import verify
+from lrnnx_app.runs.sealed import verify
 from tests.data.standins import event_stream, image_sequence
 
 TRIES = int(os.environ.get("LRNNX_FUZZ", "60"))

@@ -13,10 +13,9 @@ from lrnnx_app import plots
 from lrnnx_app.disk import atomic
 from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.errors import RunError
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import checkpoint_file, sealed
 from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.streaming.sinks import AudioFile
-from lrnnx_app.train import checkpoints
 
 
 def _sound(path: Path) -> None:
@@ -38,13 +37,13 @@ def _folder(path: Path) -> None:
 def _named_twice(path: Path) -> None:
     other = path.with_name("step_1.ckpt")
     other.write_text("new")
-    checkpoints._link(other, path)
+    checkpoint_file.link(other, path)
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "sound": ("out.wav", _sound),
     "text": ("summary.json", lambda path: run_folder.write_whole(path, "new")),
-    "checkpoint": ("best.ckpt", lambda path: checkpoint_file.write({"x": 1}, path)),
+    "checkpoint": ("best.ckpt", lambda path: sealed.write({"x": 1}, path)),
     "link": ("last.ckpt", _named_twice),
     "exported": ("model.onnx", _exported),
     "folder": ("hub", _folder),

@@ -12,8 +12,8 @@ import torch
 
 from lrnnx_app.errors import RunError
 from lrnnx_app.export.huggingface import escaped
-from lrnnx_app.runs import checkpoint_file, metrics
 from lrnnx_app.runs import folder as run_folder
+from lrnnx_app.runs import metrics, sealed
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import Run
 from lrnnx_app.spec import DataSpec
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_does_not_fit(run: Path, change: Callable[[dict], obje
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     change(content)
-    checkpoint_file.write(content, path)
+    sealed.write(content, path)
     with pytest.raises(RunError, match="not a checkpoint that lrnnx wrote"):
         read_checkpoint(path)
 

@@ -205,7 +205,7 @@ def test_a_model_that_does_not_stream_is_refused(lrnnx, tmp_path: Path, recipe: 
     from omegaconf import OmegaConf
 
     from lrnnx_app.recipe import load, typed
-    from lrnnx_app.runs import checkpoint_file
+    from lrnnx_app.runs import sealed
     from lrnnx_app.runs.run import build
 
     config = load(recipe, ["model.d_model=8", "model.depth=1"])
@@ -213,7 +213,7 @@ def test_a_model_that_does_not_stream_is_refused(lrnnx, tmp_path: Path, recipe: 
     content = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(content)
     (tmp_path / "checkpoints").mkdir()
-    checkpoint_file.write(content, tmp_path / "checkpoints" / "best.ckpt")
+    sealed.write(content, tmp_path / "checkpoints" / "best.ckpt")
     (tmp_path / "recipe.yaml").write_text(OmegaConf.to_yaml(config))
     lrnnx("serve", tmp_path, "--port", 0).refuses(said)
 

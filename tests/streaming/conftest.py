@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import sealed
 from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec
 
@@ -37,5 +37,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         checkpoint = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
         (made[name] / "checkpoints").mkdir()
-        checkpoint_file.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
+        sealed.write(checkpoint, made[name] / "checkpoints" / "best.ckpt")
     return made

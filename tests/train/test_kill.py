@@ -9,14 +9,20 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
+from lrnnx_app.recipe import FORMS
 from tests.helpers import digits, latest, same, started, trained, wait_for_progress
 
 KILLS = int(os.environ.get("LRNNX_KILLS", "3"))
 EPOCHS = 3 + KILLS // 2
 
 
-def test_killed_again_and_again_ends_with_the_very_same_weights(folder: Path, tmp_path: Path) -> None:
-    words, run = [*digits(EPOCHS), "data.workers=2"], tmp_path / "run"
+@pytest.mark.parametrize("form", FORMS)
+def test_killed_again_and_again_ends_with_the_very_same_weights(
+    form: str, folder: Path, tmp_path: Path
+) -> None:
+    words, run = [*digits(EPOCHS), "data.workers=2", f"trainer.checkpoints={form}"], tmp_path / "run"
     chance = random.Random(KILLS)
     lives: list[int] = []
     while len(lives) < KILLS:
@@ -35,5 +41,5 @@ def test_killed_again_and_again_ends_with_the_very_same_weights(folder: Path, tm
     process = started("--resume", run)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    same(run, trained(folder, f"uninterrupted_{EPOCHS}_by_two", words))
+    same(run, trained(folder, f"uninterrupted_{EPOCHS}_{form}", words))
     assert not list(run.rglob(".*.part*")) + list(run.glob("metrics.earlier.csv"))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lrnnx_app import recipe
 from lrnnx_app.data.module import Address, AddressSampler
+from lrnnx_app.disk import atomic
 from lrnnx_app.errors import STOPPED, DataError, RecipeError
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import checkpoint_file, forms
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.runs.run import Run, build
 from lrnnx_app.train import fit
@@ -47,10 +49,10 @@ FREEZE = "freeze=[encoder.*,blocks.0.*]"
 
 def cut(run: Path, to: Path, step: int) -> Path:
     """A copy of a run as it was when the checkpoint of that step was its newest."""
-    shutil.copytree(run, to)
-    for path in (to / "checkpoints").glob("*.ckpt"):
+    shutil.copytree(run, to, symlinks=True)
+    for path in (to / "checkpoints").iterdir():
         if not path.name.startswith("step_") or checkpoint_file.step_of(path) > step:
-            path.unlink()
+            atomic.discard(path)
     (to / "summary.json").unlink()
     return to
 
@@ -122,10 +124,12 @@ def survivor(folder: Path) -> Path:
 def pairs(folder: Path, alone: dict[str, Path], survivor: Path) -> dict[str, Path]:
     """What two processes trained, all in one job of torchrun."""
     fsdp = "trainer.strategy=fsdp"
-    resumed = cut(alone["gru"], folder / "one_then_fsdp", 3)
+    resumed, shards = cut(alone["gru"], folder / "one_then_fsdp", 3), "trainer.checkpoints=sharded"
+    forms.convert(Run(resumed), "sharded")
     jobs = {layer: (f"digits_{layer}", TWO, folder / f"pair_{layer}") for layer in LAYERS}
     jobs["fsdp"] = ("digits_gru", [*TWO, fsdp], folder / "pair_fsdp")
-    jobs["resumed"] = ("digits_gru", [*TWO, fsdp], resumed)
+    jobs["shards"] = ("digits_gru", [*TWO, fsdp, shards], folder / "pair_shards")
+    jobs["resumed"] = ("digits_gru", [*TWO, fsdp, shards], resumed)
     jobs["frozen_fsdp"] = ("digits_gru", [*TWO, fsdp, FREEZE], folder / "pair_frozen_fsdp")
     jobs["frozen_ddp"] = ("digits_gru", [*TWO, FREEZE], folder / "pair_frozen_ddp")
     jobs["frozen_resumed"] = (
@@ -164,9 +168,27 @@ def test_weights_spread_over_two_processes_end_as_in_one(
 ) -> None:
     assert distance(alone["gru"], pairs["fsdp"]) < ROUNDING
     assert distance(alone["gru"], pairs["resumed"]) < ROUNDING
-    back = cut(pairs["fsdp"], tmp_path / "fsdp_then_one", 3)
-    fit.train(recipe.load("digits_gru", ONE), resume=back)
-    assert distance(alone["gru"], back) < ROUNDING
+    for way in ("fsdp", "shards"):
+        back = cut(pairs[way], tmp_path / f"{way}_then_one", 3)
+        fit.train(recipe.load("digits_gru", ONE), resume=back)
+        assert distance(alone["gru"], back) < ROUNDING
+
+
+def test_each_process_writes_its_shard_of_what_is_whole_otherwise(pairs: dict[str, Path]) -> None:
+    assert distance(pairs["fsdp"], pairs["shards"]) == 0
+    for step in range(1, STEPS + 1):
+        name = f"checkpoints/step_{step:08d}"
+        whole, parts = (
+            read_checkpoint(pairs[way] / f"{name}{end}")
+            for way, end in (("fsdp", ".ckpt"), ("shards", ".shards"))
+        )
+        assert parts["position"] == whole["position"]
+        states = [content["optimizer_states"][0] for content in (whole, parts)]
+        assert states[0]["param_groups"] == states[1]["param_groups"]
+        assert all(map(torch.equal, *(tree_leaves(state["state"]) for state in states)))
+        sizes = [file.stat().st_size for file in (pairs["shards"] / f"{name}.shards").glob("*.distcp")]
+        assert len(sizes) == 2
+        assert max(sizes) < 0.7 * sum(sizes)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])

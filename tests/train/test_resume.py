@@ -14,7 +14,7 @@ import torch
 from lrnnx_app import recipe
 from lrnnx_app.data.module import AddressSampler
 from lrnnx_app.errors import STOPPED, Interrupted, RunError, TrainingError
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import checkpoint_file, sealed
 from lrnnx_app.runs.checkpoint_file import read_checkpoint
 from lrnnx_app.spec import Batch
 from lrnnx_app.tasks.classify import Classify
@@ -135,15 +135,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoint_file.write({"x": torch.ones(3)}, path)
+    sealed.write({"x": torch.ones(3)}, path)
 
     def full(_: int) -> None:
         raise OSError(28, reason)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=reason):
-        checkpoint_file.write({"x": torch.zeros(3)}, path)
-    checkpoint_file.verify(path)
+        sealed.write({"x": torch.zeros(3)}, path)
+    sealed.verify(path)
     assert torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -151,10 +151,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
 def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys, torch\nfrom pathlib import Path\n"
-        "from lrnnx_app.runs import checkpoint_file\n"
+        "from lrnnx_app.runs import sealed\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "checkpoint_file.write({'x': torch.ones(10000)}, Path(sys.argv[1]))\n"
+        "sealed.write({'x': torch.ones(10000)}, Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "last.ckpt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)

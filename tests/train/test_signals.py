@@ -15,7 +15,7 @@ from lrnnx_app import plots, recipe
 from lrnnx_app.console import outputs
 from lrnnx_app.data import workers
 from lrnnx_app.errors import DataError, GridInterrupted, Interrupted, RunError
-from lrnnx_app.runs import checkpoint_file
+from lrnnx_app.runs import checkpoint_file, sealed
 from lrnnx_app.runs import folder as run_folder
 from lrnnx_app.tasks.classify import Classify
 from lrnnx_app.train import fit, grid, progress
@@ -54,7 +54,7 @@ def test_a_killed_process_is_told_as_such(tmp_path: Path, monkeypatch: pytest.Mo
     run = tmp_path / "run"
     with refused(DataError, match=r"data\.workers: .* killed .*memory.*--resume .*run"):
         fit.train(recipe.load("digits_lru", [*WORDS, "trainer.checkpoint_every=1"]), run)
-    checkpoint_file.verify(run / "checkpoints" / "last.ckpt")
+    sealed.verify(run / "checkpoints" / "last.ckpt")
     assert not list(run.rglob("*.part"))
 
 
@@ -64,7 +64,7 @@ def test_a_killed_process_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "save", died)
     with pytest.raises(DataError, match="pid 7"), workers.told():
-        checkpoint_file.write({}, tmp_path / "last.ckpt")
+        sealed.write({}, tmp_path / "last.ckpt")
     assert not list(tmp_path.iterdir())
 
 
