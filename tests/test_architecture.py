@@ -45,7 +45,9 @@ ARROWS: dict[str, set[str]] = {
     "data_modules": {"data", "disk", "errors", "spec"},
     "streaming": {"console", "data", "disk", "errors", "layers", "models", "ops", "spec"},
     "runs": {"console", "data", "disk", "errors", "recipe", "registry", "spec"},
-    "published": {"console", "data", "disk", "errors", "models", "recipe", "runs", "spec"},
+    "published": {
+        *("console", "data", "disk", "errors", "interop", "models", "recipe", "registry", "runs", "spec"),
+    },
     "train": {
         *("console", "data", "disk", "errors", "layers", "machine", "models", "ops", "plots", "plugins"),
         *("recipe", "registry", "runs", "spec", "tasks", ENTRY),

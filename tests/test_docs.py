@@ -90,6 +90,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "notes" / f"{name}.txt").write_text(name * 200)
     (folder / "series.txt").write_text("1\n2\n3\n" * 4)
     (folder / "sound.pcm").write_bytes(bytes(3200))
+    shapes = {"Lambda_re": 4, "Lambda_im": 4, "B": (4, 16, 2), "C": (16, 4, 2), "D": 16, "log_step": (4, 1)}
+    places = [(f"layers_{number}/seq/{name}", shape) for number in (0, 1) for name, shape in shapes.items()]
+    np.savez(folder / "s5.npz", **{name: -rng.random(shape) for name, shape in places})
     (folder / "events.csv").write_text(
         "t,x,y,p\n" + "".join(f"{9 * i},{i % 2},{i % 16},0\n" for i in range(64))
     )

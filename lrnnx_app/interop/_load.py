@@ -32,8 +32,8 @@ def convert(
     Returns:
         name of the layer, its Config, and its state_dict.
     """
-    converted = _convert(source, params, config, options)
-    return converted.layer, converted.config, converted.state
+    found = converted(source, params, config, **options)
+    return found.layer, found.config, found.state
 
 
 def load(source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any) -> Layer:
@@ -57,19 +57,33 @@ def load(source: str, params: Mapping[str, Any] | nn.Module, config: Any = None,
         UserError: an unknown source or option, a module or config of another source, a parameter that is
             missing, misshapen or not of the source.
     """
-    name, d_model, settings, state = _convert(source, params, config, options)
+    name, d_model, settings, state = converted(source, params, config, **options)
     layer = LAYERS[name](d_model, settings)
     layer.to(reduce(torch.promote_types, (tensor.dtype for tensor in state.values())))
     layer.load_state_dict(state)
     return layer
 
 
-def _convert(
-    source: str, params: Mapping[str, Any] | nn.Module, config: Any, options: dict[str, Any]
-) -> Converted:
+def key(source: str) -> str:
+    """The name of a parameter that every layer of a source has.
+
+    Raises:
+        UserError: an unknown source.
+    """
+    return _module(source).KEY
+
+
+def _module(source: str) -> ModuleType:
     if source not in SOURCES:
         raise UserError(f"unknown source '{source}'; {nearest(source, SOURCES)}")
-    module = importlib.import_module(f"lrnnx_app.interop.{source.replace('-', '_')}")
+    return importlib.import_module(f"lrnnx_app.interop.{source.replace('-', '_')}")
+
+
+def converted(
+    source: str, params: Mapping[str, Any] | nn.Module, config: Any = None, **options: Any
+) -> Converted:
+    """As `convert`, with the width."""
+    module = _module(source)
     known = list(inspect.signature(module.convert).parameters)[1:]
     for option in options:
         if option not in known:
@@ -80,9 +94,9 @@ def _convert(
         options = _configured(given, module, config, known) | options
     if isinstance(params, nn.Module):
         options = _told(given, module, params) | options
-    converted = module.convert(given, **options)
+    found = module.convert(given, **options)
     given.finish(getattr(module, "PARTS", ()))
-    return converted
+    return found
 
 
 def _configured(given: Params, source: ModuleType, config: Any, known: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.centaurus import Centaurus
 
+KEY = "log_dt"
 MODULES = ("SSMLayer",)
 
 

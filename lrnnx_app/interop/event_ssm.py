@@ -5,6 +5,7 @@ from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.interop.s5 import system
 from lrnnx_app.layers.event_ssm import EventSSM
 
+KEY = "Lambda_re"
 RULES = {"zoh": "zoh", "dirac": "dirac", "async": "asynchronous"}
 
 

@@ -3,6 +3,7 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.interop.mamba import block
 
+KEY = "A_log"
 MODEL_TYPE = "falcon_mamba"
 MODULES = ("FalconMambaMixer",)
 PARTS = ("act",)

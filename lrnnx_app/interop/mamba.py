@@ -3,6 +3,7 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.s6 import S6
 
+KEY = "A_log"
 MODEL_TYPE = "mamba"
 MODULES = ("Mamba", "MambaMixer")
 PARTS = ("act",)

@@ -5,6 +5,8 @@ import torch
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.lru import LRU
 
+KEY = "nu_log"
+
 
 def convert(params: Params) -> Converted:
     """nu_log, theta_log, gamma_log (N), B_re, B_im (N, H), C_re, C_im (H, N), D (H)."""

@@ -3,6 +3,7 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.rglru import RGLRU
 
+KEY = "rg_lru.recurrent_param"
 MODEL_TYPE = "recurrent_gemma"
 MODULES = ("RecurrentGemmaRecurrentBlock",)
 PARTS = ("act_fn",)

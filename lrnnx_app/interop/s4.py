@@ -21,6 +21,7 @@ LOGS = {  # of the positive number that a parameter stands for
     "softplus": lambda z: torch.log(F.softplus(z)),
 }
 KERNEL = "layer.kernel."
+KEY = "layer.kernel.inv_dt"
 MODULES = ("S4Block",)
 PARTS = ("layer.activation", "layer.drop", "layer.drop_kernel", "mult_activation", "drop", "output_linear.1")
 OPTIONS = {name: KERNEL + name for name in ("disc", "dt_transform", "real_transform", "imag_transform")}

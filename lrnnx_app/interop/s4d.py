@@ -3,6 +3,7 @@
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.glu import GLU
 
+KEY = "kernel.log_A_real"
 MODULES = ("S4D",)
 PARTS = ("activation", "dropout", "output_linear.1")
 FIXED = {"activation": "GELU", "output_linear.1": "GLU"}

@@ -7,6 +7,7 @@ from lrnnx_app.errors import one_of
 from lrnnx_app.interop._params import Converted, Params
 from lrnnx_app.layers.s5 import S5
 
+KEY = "Lambda_re"
 RULES = {"zoh": "zoh", "bilinear": "bilinear", "dirac": "dirac"}
 
 

@@ -5,7 +5,9 @@ import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -44,6 +46,21 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     raise DataError(f"{folder}: no weights in it; expected {WHOLE}, or {INDEX} and its shards")
 
 
+def file(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in one file: .safetensors, numpy's .npz, or what torch has saved.
+
+    Raises:
+        DataError: there is none, it is damaged, or it holds more than tensors.
+    """
+    if path.suffix == ".npz":
+        try:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays}
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path}: not readable as arrays of numbers ({type(error).__name__})") from error
+    return (_safe if path.suffix == ".safetensors" else _pickled)(path)
+
+
 def _sharded(folder: Path, index: Path, read: Any) -> dict[str, Tensor]:
     places = _mapping(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -76,6 +93,8 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         raise DataError(
             f"{path}: a pickle of more than tensors, or damaged; expected weights as safetensors"
         ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # as Lightning has them
+        content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path}: expected a mapping from names to tensors")
     return content

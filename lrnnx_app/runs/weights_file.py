@@ -16,6 +16,7 @@ from lrnnx_app.errors import RunError
 from lrnnx_app.spec import DataSpec
 
 ENDING = ".safetensors"
+PART = "layers"  # in the header of a file that has layers alone
 
 
 class Written(NamedTuple):
@@ -37,6 +38,22 @@ def write(
     if tokenizer:
         metadata["tokenizer"] = tokenizer
     save_file(weights, path, metadata)
+
+
+def write_layers(path: Path, weights: Mapping[str, Tensor], layers: str) -> None:
+    """Write weights of a model's layers alone, and in YAML the layers that they are of."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, path, {PART: layers})
+
+
+def read_layers(path: Path) -> dict[str, Tensor] | None:
+    """The weights that `write_layers` wrote; None if the file is another."""
+    try:
+        with safe_open(path, "pt") as file:
+            if PART in (file.metadata() or {}):
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        pass
+    return None
 
 
 def read(path: Path) -> Written:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lrnnx_app.errors import RecipeError, RunError, nearest
+from lrnnx_app.runs import weights_file
 from lrnnx_app.runs.run import Run
 
 SHOWN = 6  # names in a line of a terminal; the run folder has all
@@ -57,12 +59,16 @@ class Taken(NamedTuple):
 
 @torch.no_grad()
 def take(model: nn.Module, source: str) -> Taken:
-    """Load those weights of a run, exported file or shipped model whose names and shapes fit, in place.
+    """Load those weights whose names and shapes fit, in place.
+
+    Args:
+        source: a run, a shipped model, or a file of a model or of layers.
 
     Raises:
         RunError: `source` has no readable weights, or none that fits.
     """
-    own, theirs = model.state_dict(), Run(source).task().model.state_dict()
+    own, theirs = model.state_dict(), weights_file.read_layers(Path(source))
+    theirs = Run(source).task().model.state_dict() if theirs is None else theirs
     new = [name for name in own if name not in theirs]
     shapes = {name: (tuple(own[name].shape), tuple(theirs[name].shape)) for name in own if name in theirs}
     reshaped = {name: (here, there) for name, (here, there) in shapes.items() if here != there}
