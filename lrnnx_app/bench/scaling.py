@@ -268,7 +268,7 @@ def fit(
         use_distributed_sampler=False,
         callbacks=[Passes(task.model, settings), *callbacks, recorder],
     )
-    if settings.accelerator == "cuda":
+    if torch.cuda.is_initialized():  # else the first device would be, which may be another process's
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(task, Loaders(data, together))
     if settings.accelerator == "cuda":
