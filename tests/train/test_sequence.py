@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import multiprocessing
 
 from lrnnx_app.train import fit
@@ -53,18 +54,34 @@ def losses(run: Path) -> list[float]:
     return [float(row["train/loss"]) for row in rows if row["train/loss"]]
 
 
-@pytest.mark.parametrize("recipe", CASES)
-def test_two_processes_train_as_one(recipe, numbers):
-    words = (recipe, *STEPS, *CASES[recipe])
-    fit.train_recipe(*words, out=numbers / "one")
-    shared = ["trainer.devices=2", "trainer.sequence_parallel=2", "-o", "two"]
-    shared += ["trainer.recompute=true"] if recipe == "digits_s5" else []
+def trained(recipe: str, folder: Path, *more: str) -> tuple[list[float], list[float]]:
+    """The losses of one process, and of two that share each sequence, with `more` settings."""
+    words = (recipe, *STEPS, *CASES[recipe], *(word for word in more if "accelerator" in word))
+    fit.train_recipe(*words, out=folder / "one")
+    shared = ("trainer.devices=2", "trainer.sequence_parallel=2", *more, "-o", "two")
     command = [sys.executable, "-m", "lrnnx_app", "train", *words, *shared]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = losses(numbers / "one"), losses(numbers / "two")
+    one, two = losses(folder / "one"), losses(folder / "two")
     assert len(one) == 3
+    return one, two
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_two_processes_train_as_one(recipe, numbers):
+    one, two = trained(recipe, numbers, *(["trainer.recompute=true"] if recipe == "digits_s5" else []))
     assert two == pytest.approx(one, rel=1e-12 if recipe == "text_hybrid" else 1e-6)  # classify: in float32
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("recipe", CASES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_two_gpus_train_as_one(recipe, strategy, recompute, numbers):
+    """By NCCL, and with checkpoints in shards."""
+    more = ("accelerator=gpu", f"strategy={strategy}", f"recompute={recompute}", "checkpoints=sharded")
+    one, two = trained(recipe, numbers, *(f"trainer.{word}" for word in more))
+    assert two == pytest.approx(one, rel=1e-10 if recipe == "text_hybrid" else 1e-5)
 
 
 @pytest.mark.parametrize(
