@@ -24,7 +24,7 @@ from lrnnx_app.spec import unpadded, within
 SIZE = 32  # most steps of a chunk, a power of 2
 NUMBERS = {"cpu": 2**17}  # keys of a segment of chunks, which then fit a CPU's cache (measured)
 NUMBERS_ELSEWHERE = 2**24  # more on a GPU, where each launch costs time
-KEPT = 2**23  # up to so many keys, what a segment computes is kept for the backward pass; else done again
+KEPT = 2**21  # up to so many keys, what a segment computes is kept for the backward pass; else done again
 
 
 def matrix_step(
@@ -80,9 +80,8 @@ def chunked(
     numbers = q[:, :SIZE].numel()
     steps = SIZE * max(1, NUMBERS.get(q.device.type, NUMBERS_ELSEWHERE) // max(1, numbers))
     again = torch.is_grad_enabled() and time > steps and q.numel() > KEPT
-    ys = []
-    for start in range(0, time, steps):
-        parts: Any = [x if x is None else x[:, start : start + steps] for x in inputs]
+    ys, segments = [], -(-time // steps)
+    for parts in zip(*([x] * segments if x is None else x.split(steps, 1) for x in inputs), strict=True):
         y, h = recomputed(_segment, h, *parts) if again else _segment(h, *parts)
         ys.append(y)
     return torch.cat(ys, 1), h
@@ -126,11 +125,12 @@ def _segment(
         decays, enter, leave, through = _weights(one[..., None], one, a)
         products = (rows.flatten(-3, -2) @ k.mT).unflatten(-2, rows.shape[-3:-1])
         weights, rows, k = products * decays, rows * enter, k * leave
-    reading, outputs, erased = rows[..., 0, :], weights[..., 0, :], None
+    (reading, *of_erase), (outputs, *inside) = rows.unbind(-2), weights.unbind(-2)
+    erased = None
     if beta is not None:
         share = cut(beta[..., None])
-        solve = _inverse(share * weights[..., 1, :]) * share.mT
-        values, erased = solve @ values, solve @ rows[..., 1, :]
+        solve = _inverse(share * inside[0]) * share.mT
+        values, erased = solve @ values, solve @ of_erase[0]
         reading = reading - outputs @ erased
     states = _across(h.flatten(0, 1), k, values, erased, through, None if seen is None else seen[..., -1:, :])
     y = _uncut(reading @ torch.stack(states[:-1]).mT, seen) + outputs @ values
@@ -142,11 +142,12 @@ def _across(
     h: Tensor, k: Tensor, values: Tensor, erased: Tensor | None, through: Tensor, cuts: Tensor | None
 ) -> list[Tensor]:
     """The states before each chunk, and the last one."""
-    states = [h]
-    for c in range(len(k)):
-        h = _uncut(h, None if cuts is None else cuts[c])
-        written = values[c] if erased is None else values[c] - erased[c] @ h.mT
-        h = torch.addcmul(written.mT @ k[c], h, through[c, :, None])
+    states, none = [h], [None] * len(k)
+    erasing, cutting = (none if x is None else x for x in (erased, cuts))
+    for key, new, decay, read, cut in zip(k, values, through.unsqueeze(-2), erasing, cutting, strict=True):
+        h = _uncut(h, cut)
+        new = new if read is None else new - read @ h.mT
+        h = torch.addcmul(new.mT @ key, h, decay)
         states.append(h)
     return states
 
@@ -166,13 +167,13 @@ def _weights(rows: Tensor, k: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor
     weights = (rows * k.unsqueeze(-2)).sum(-1)[..., None, :, None]  # (…, blocks, steps, m, steps)
     rows, through = rows * a.unsqueeze(-2), a
     while (blocks := through.shape[-2]) > 1:
-        rows, k = rows.unflatten(-3, (blocks // 2, 2, -1)), k.unflatten(-2, (blocks // 2, 2, -1))
-        corner = rows[..., 1, :, :, :].flatten(-3, -2) @ k[..., 0, :, :].mT
-        weights = _joined(weights, corner.unflatten(-2, (-1, kinds)), -3)
+        halves = rows.unflatten(-3, (blocks // 2, 2, -1)).unbind(-4)
+        ks = k.unflatten(-2, (blocks // 2, 2, -1)).unbind(-3)
+        corner = (halves[1].flatten(-3, -2) @ ks[0].mT).unflatten(-2, (-1, kinds))
+        weights = _joined(weights, corner, -3)
         first, second = through.unflatten(-2, (-1, 2)).unbind(-2)
-        one = torch.ones_like(first)
-        rows = (rows * torch.stack((one, first), -2)[..., None, None, :]).flatten(-5, -3)
-        k = (k * torch.stack((second, one), -2)[..., None, :]).flatten(-4, -2)
+        rows = torch.stack((halves[0], halves[1] * first[..., None, None, :]), -4).flatten(-5, -3)
+        k = torch.stack((ks[0] * second.unsqueeze(-2), ks[1]), -3).flatten(-4, -2)
         through = first * second
     return weights.squeeze(-4), rows, k, through.squeeze(-2)
 
