@@ -52,6 +52,10 @@ def file(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: there is none, it is damaged, or it holds more than tensors.
     """
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; expected weights in .npz or .safetensors, or as torch saves them"
+        )
     if path.suffix == ".npz":
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:

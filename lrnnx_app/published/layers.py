@@ -38,10 +38,11 @@ def import_layers(path: Path, source: str, options: Sequence[str], out: Path) ->
     """
     if out.suffix != weights_file.ENDING:
         raise UserError(f"{out}: layers are written to one file; expected a name that ends with .safetensors")
+    mark = key(source)
     given = {name.replace("/", "."): value for name, value in _folder.file(path).items()}
     weights: dict[str, Tensor] = {}
     found, said = [], []
-    for number, place in enumerate(_places(given, key(source), f"{path}: {source}")):
+    for number, place in enumerate(_places(given, mark, f"{path}: {source}")):
         inside = {name[len(place) :]: value for name, value in given.items() if name.startswith(place)}
         try:
             layer = converted(source, inside, **_values(options))

@@ -88,6 +88,7 @@ def test_what_is_no_layer_of_the_source_is_one_line(lrnnx, tmp_path: Path) -> No
     saved("s5", file, "a.")
     lrnnx("import", file, "--from", "s4", "-o", out).refuses("s4 has 'layer.kernel.inv_dt' in every layer")
     lrnnx("import", file, "--from", "s6", "-o", out).refuses("unknown source 's6'")
+    lrnnx("import", tmp_path / "no.npz", "--from", "s5", "-o", out).refuses("no.npz: no such file")
     lrnnx("import", file, "--from", "s5", "-o", tmp_path / "x").refuses("ends with .safetensors")
     lrnnx("import", file, "bidirectional=true", "-o", out).refuses("expected --from with them")
     lrnnx("import", file, "bidirectional", "--from", "s5", "-o", out).refuses("expected key=value")
