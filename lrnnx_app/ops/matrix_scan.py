@@ -76,10 +76,10 @@ def reference(
     batch, time, heads, width = v.shape
     h = v.new_zeros(batch, heads, width, q.shape[-1], dtype=state_dtype(v.dtype)) if h0 is None else h0
     ys = []
-    for t in range(time):
-        step = (None if x is None else x[:, t] for x in (q, k, v, log_decay, beta))
+    each = ([None] * time if x is None else x.unbind(1) for x in (q, k, v, log_decay, beta, erase))
+    for t, step in enumerate(zip(*each, strict=True)):
         before = h if reset is None else torch.where(reset[:, t, None, None, None], 0, h)
-        y, new = matrix_step(*step, before, erase=None if erase is None else erase[:, t])  # type: ignore[arg-type]
+        y, new = matrix_step(*step[:-1], before, erase=step[-1])  # type: ignore[call-arg]
         valid = None if lengths is None else (t < lengths)[:, None, None]
         h = new if valid is None else torch.where(valid[..., None], new, h)
         ys.append(y if valid is None else torch.where(valid, y, 0))
