@@ -11,6 +11,7 @@ what is written (the UT transform of arXiv 2412.06464): w = W_v − W_k hᵀ for
 the inverse of a triangular matrix.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -75,8 +76,34 @@ def chunked(
     if reset is not None and lengths is not None:
         reset = reset & within(lengths, time, 2)
     inputs: list[Any] = [*(unpadded(x, lengths) for x in (q, k, v, log_decay, beta, erase)), reset]
-    if whole:
-        return _segment(h, *inputs)
+    if reset is None:
+        return _segment(h, *inputs) if whole else _segments(h, inputs)
+    inputs, lost = _without_lost(inputs, reset)
+    y, h = _segments(h, inputs)
+    y, h = (torch.where(z[..., None, None], math.nan, x) for x, z in ((y, lost), (h, lost[:, -1:])))
+    return y, h
+
+
+def _without_lost(inputs: list[Any], reset: Tensor) -> tuple[list[Any], Tensor]:
+    """The inputs with zeros at steps where one is not finite; and the steps (B, T) that those reach.
+
+    A matmul would take them to the other sequences of a row, since a weight of 0 does not remove a NaN.
+    """
+    lost = torch.stack(
+        [~x.isfinite().flatten(2).all(-1) for x in inputs if x is not None and x.ndim > 2]
+    ).any(0)
+    count = lost.cumsum(1)
+    before = torch.where(reset, count - lost.long(), 0).cummax(1).values  # those of the sequences before
+    cleared = [
+        x if x is None or x.ndim == 2 else torch.where(lost[(...,) + (None,) * (x.ndim - 2)], 0, x)
+        for x in inputs
+    ]
+    return cleared, count > before
+
+
+def _segments(h: Tensor, inputs: list[Any]) -> tuple[Tensor, Tensor]:
+    """y and the last state, segment by segment."""
+    q, time = inputs[0], inputs[0].shape[1]
     numbers = q[:, :SIZE].numel()
     steps = SIZE * max(1, NUMBERS.get(q.device.type, NUMBERS_ELSEWHERE) // max(1, numbers))
     again = torch.is_grad_enabled() and time > steps and q.numel() > KEPT
