@@ -92,6 +92,38 @@ def softplus(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(x))
 
 
+def silu(x: Tensor) -> Tensor:
+    """x·σ(x)."""
+    return x * torch.sigmoid(x)
+
+
+def rms(x: Tensor, eps: float) -> Tensor:
+    """x / √(mean x² + ε) along the last axis."""
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def matrix_outputs(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None = None) -> Tensor:
+    """y[t] = h[t] q[t] of h[t] = decay∘h[t − 1] + v kᵀ from h = 0; by a β the delta rule, with v − h k for v.
+
+    Args:
+        q: what reads, (B, T, H, K).
+        k: the place of what is written, (B, T, H, K).
+        v: what is written, (B, T, H, V).
+        decay: (B, T, H), or (B, T, H, K) for each column of h.
+        beta: (B, T, H), the share of v that is written, and of what was there that is taken away.
+    """
+    h, ys = torch.zeros(*v[:, 0].shape, q.shape[-1], dtype=v.dtype), []
+    for t in range(q.shape[1]):
+        kept = decay[:, t, :, None] if decay.ndim == 3 else decay[:, t]
+        h = h * kept[:, :, None]
+        new = v[:, t]
+        if beta is not None:
+            new = beta[:, t, :, None] * (new - torch.einsum("bhvk,bhk->bhv", h, k[:, t]))
+        h = h + torch.einsum("bhv,bhk->bhvk", new, k[:, t])
+        ys.append(torch.einsum("bhvk,bhk->bhv", h, q[:, t]))
+    return torch.stack(ys, 1)
+
+
 def discretized(rule: str, lam: Tensor, step: Tensor, dt: Tensor | None) -> tuple[Tensor, ...]:
     """Coefficient a and gains of h = a∘h + gain∘v, of real or complex numbers.
 

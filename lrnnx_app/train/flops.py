@@ -1,8 +1,8 @@
 """How much of a device's peak a training uses: the model's own operations, each counted once.
 
-Counted are matrix products, convolutions, attention and selective scans, of the forward pass once and of the
-backward pass twice as often, as for model FLOP utilization (Chowdhery et al. 2022, arXiv 2204.02311). What is
-run again to save memory, and what is done for padding, does not count.
+Counted are matrix products, convolutions, attention, and scans that are selective or of matrices: of the
+forward pass once and of the backward pass twice as often, as for model FLOP utilization (Chowdhery et al.
+2022, arXiv 2204.02311). What is run again to save memory, and what is done for padding, does not count.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import lrnnx_app.ops.selective_scan  # noqa: F401  (defines operators)
+import lrnnx_app.ops.matrix_scan
+import lrnnx_app.ops.selective_scan  # noqa: F401  (both define operators)
 from lrnnx_app.spec import Batch, Rows
 
 PASSES = 3  # of the forward pass's operations: the backward pass derives by inputs and by weights
@@ -53,4 +54,13 @@ def _selective(u: Any, delta: Any, A: Any, *_: Any, **__: Any) -> int:
     return 6 * torch.Size(u).numel() * torch.Size(A[1:]).numel()
 
 
-SCANS = {torch.ops.lrnnx.selective_scan: _selective, torch.ops.lrnnx.selective_scan_kernel: _selective}
+def _matrix(q: Any, k: Any, v: Any, log_decay: Any, beta: Any, *_: Any, **__: Any) -> int:
+    """The same, and by the delta rule what is read to be overwritten; q (B, T, H, K), v (B, T, H, V)."""
+    return (6 if beta is None else 8) * torch.Size(q).numel() * v[-1]
+
+
+SCANS = {
+    torch.ops.lrnnx.selective_scan: _selective,
+    torch.ops.lrnnx.selective_scan_kernel: _selective,
+    torch.ops.lrnnx.matrix_scan: _matrix,
+}

@@ -95,6 +95,24 @@ def test_gru_reports_its_iterations():
     assert 1 < int(layer.iterations) < 50
 
 
+@pytest.mark.parametrize("name", ["mamba2", "mamba3", "gated_deltanet", "gla", "mlstm"])
+def test_states_that_are_matrices_train_in_half_precision(name):
+    layer = LAYERS[name](D_MODEL, LAYERS[name].Config())
+    optimizer = torch.optim.AdamW(layer.parameters(), 0.02)
+    x = torch.randn(4, 40, D_MODEL)
+    losses = []
+    for _ in range(25):
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = layer(x)
+        loss = (y.float()[:, 3:] - x[:, :-3]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in layer.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -106,6 +124,10 @@ def test_gru_reports_its_iterations():
         ("glu", {"options": {"d_stat": 3}}, "did you mean 'd_state'"),
         ("s7", {"selective": ["stepp"]}, "did you mean 'step'"),
         ("s7", {"rule": "zho"}, "did you mean 'zoh'"),
+        ("mamba2", {"head_dim": 3}, "head_dim: 3 does not divide 16"),
+        ("mamba2", {"groups": 3}, "groups: 3 does not divide 2 heads"),
+        ("mamba3", {"d_state": 3}, "expected an even number"),
+        ("gla", {"head_dim": 3}, "head_dim: 3 does not divide 8"),
         ("local_attention", {"heads": 3}, "multiple of"),
         ("local_attention", {"window": 0}, "at least 1"),
     ],

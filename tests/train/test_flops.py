@@ -31,9 +31,10 @@ def test_operations_are_those_by_hand() -> None:
     assert flops.of_step(model, padded) == 2 * 3 * per_step  # the padding is computed, and is no step
 
 
-def test_fused_scans_count_and_random_numbers_stay() -> None:
+@pytest.mark.parametrize(("layer", "each"), [("s6", 6), ("gla", 6), ("gated_deltanet", 8)])
+def test_fused_scans_count_and_random_numbers_stay(layer: str, each: int) -> None:
     x = torch.randn(B, T, 3)
-    model = small_model("backbone", "s6", dropout=0.5).train()
+    model = small_model("backbone", layer, dropout=0.5).train()
     before = torch.get_rng_state()
     counted = flops.of_step(model, Batch(x, x))
     assert torch.equal(torch.get_rng_state(), before)
@@ -42,10 +43,9 @@ def test_fused_scans_count_and_random_numbers_stay() -> None:
         without = flops.of_step(model, Batch(x, x))
     finally:
         flops.SCANS = scans
-    layer = model.blocks[0].layer
-    states = sum(p.numel() for name, p in layer.named_parameters() if name.endswith(("A_log", "log_A")))
+    states = model.blocks[0].layer.init_state(1).h.numel()
     assert states
-    assert counted - without == 3 * 2 * 6 * states
+    assert counted - without == 3 * 2 * each * states
 
 
 @pytest.mark.parametrize(
