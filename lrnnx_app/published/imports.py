@@ -15,7 +15,7 @@ from lrnnx_app.disk.atomic import fresh
 from lrnnx_app.disk.overrides import dotlist
 from lrnnx_app.errors import DataError, nearest
 from lrnnx_app.models.language import Language
-from lrnnx_app.published import _folder, falcon_mamba, mamba, recurrent_gemma, state_spaces
+from lrnnx_app.published import _folder, falcon_mamba, mamba, mamba2, recurrent_gemma, state_spaces
 from lrnnx_app.published._folder import CONFIG
 from lrnnx_app.published._layout import Settings
 from lrnnx_app.runs import weights_file
@@ -25,6 +25,7 @@ from lrnnx_app.spec import DataSpec
 
 KINDS: dict[str, ModuleType] = {  # by model_type, which the authors of Mamba do not write
     "mamba": mamba,
+    "mamba2": mamba2,
     "falcon_mamba": falcon_mamba,
     "recurrent_gemma": recurrent_gemma,
 }

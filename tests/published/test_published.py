@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     FalconMambaConfig,
     FalconMambaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     RecurrentGemmaConfig,
@@ -27,6 +29,7 @@ from tests.helpers import relative
 TOKENS, ROUNDING = 300, 1e-5
 SMALL = {"vocab_size": TOKENS, "hidden_size": 24, "num_hidden_layers": 3, "initializer_range": 0.4}
 MAMBA = {**SMALL, "state_size": 5, "expand": 2}
+MAMBA2 = {**SMALL, "state_size": 5, "head_dim": 8, "num_heads": 6, "chunk_size": 16}
 GEMMA = {
     **SMALL,
     "hidden_size": 32,
@@ -41,6 +44,10 @@ CASES = {
     "mamba": lambda: MambaForCausalLM(MambaConfig(**MAMBA)),
     "mamba_untied": lambda: MambaForCausalLM(
         MambaConfig(**MAMBA, tie_word_embeddings=False, use_bias=True, use_conv_bias=False, time_step_rank=3)
+    ),
+    "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**MAMBA2, n_groups=2, use_bias=True)),
+    "mamba2_tied": lambda: Mamba2ForCausalLM(
+        Mamba2Config(**MAMBA2, n_groups=1, tie_word_embeddings=True, use_conv_bias=False)
     ),
     "falcon_mamba": lambda: FalconMambaForCausalLM(FalconMambaConfig(**MAMBA, mixer_rms_eps=0.01)),
     "recurrent_gemma": lambda: RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**GEMMA)),
@@ -160,6 +167,17 @@ def test_names_of_the_authors_of_mamba(norm, tmp_path):
     assert all(shift.abs().max() > 0 for shift in shifts)
 
 
+@torch.inference_mode()
+def test_mamba_2_of_its_authors(tmp_path):
+    theirs = made("mamba2")
+    weights = {name.replace("embeddings", "embedding"): p for name, p in theirs.state_dict().items()}
+    block = {"layer": "Mamba2", "d_state": 5, "headdim": 8, "ngroups": 2, "bias": True}
+    values = {"d_model": 24, "n_layer": 3, "vocab_size": TOKENS, "pad_vocab_size_multiple": 4}
+    folder(tmp_path / "hub", {**values, "ssm_cfg": block, "tie_embeddings": False}, weights)
+    import_folder(tmp_path / "hub", tmp_path / "run")
+    assert relative(load(tmp_path / "run")(PROMPT)[0], theirs(PROMPT, use_cache=False).logits) < ROUNDING
+
+
 def folder(path: Path, values: dict, weights: dict | None = None) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(values))
@@ -184,6 +202,11 @@ def test_what_is_wrong_in_a_folder_is_told_in_one_line(lrnnx, tmp_path):
         "width": ({**values, "intermediate_size": 50}, weights, "expected a multiple of 24"),
         "deep": ({**values, "num_hidden_layers": 4}, weights, "'backbone.layers.3"),
         "none": (values, None, "no weights in it"),
+    }
+    second = Mamba2Config(**MAMBA2).to_dict()
+    wrong |= {
+        "limit": ({**second, "time_step_limit": [0.0, 0.1]}, weights, "time_step_limit is [0.0, 0.1]"),
+        "heads": ({**second, "num_heads": 5}, weights, "num_heads: expected 6 of 8 channels, not 5"),
     }
     for case, (given, tensors, said) in wrong.items():
         folder(tmp_path / case, given, tensors)
