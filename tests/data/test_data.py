@@ -1,6 +1,6 @@
 """Data modules: addressed randomness, splits that do not leak, the user's own files, and bad files."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from data_modules._mixtures import coloured
 from data_modules.audio import Audio
 from data_modules.image_sequence import ImageSequence
+from data_modules.state_tracking import StateTracking
 from lrnnx_app.data.module import AddressSampler, DataModule
 from lrnnx_app.errors import DataError
 from lrnnx_app.registry import DATA
@@ -100,6 +101,20 @@ def test_coloured_noise_has_its_slope() -> None:
         power = np.abs(np.fft.rfft(coloured(torch.from_numpy(rng.standard_normal(2**16)), beta).numpy())) ** 2
         low, high = power[100:200].mean(), power[10000:20000].mean()
         assert abs(np.log10(low / high) / 2 - beta) < 0.1
+
+
+def test_series_of_permutations_come_to_what_they_come_to() -> None:
+    bits = next(iter(StateTracking(StateTracking.Config()).loader("test")))
+    assert torch.equal(bits.y, bits.x.cumsum(1) % 2)
+    every = list(permutations(range(5)))
+    for swaps in (False, True):
+        data = StateTracking(StateTracking.Config(group="s5", swaps=swaps, test_length=30))
+        assert (data.spec.d_input, data.spec.d_output) == (11 if swaps else 120, 120)
+        batch = next(iter(data.loader("valid")))
+        order = list(range(5))
+        for token, state in zip(batch.x[0], batch.y[0], strict=True):
+            order = [order[place] for place in every[data.tokens[token]]]
+            assert tuple(order) == every[state]
 
 
 def write(path: Path, seconds: float, rate: int, channels: int = 1, seed: int = 0) -> Path:

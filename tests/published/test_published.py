@@ -24,7 +24,7 @@ from lrnnx_app import load
 from lrnnx_app.export import export_run
 from lrnnx_app.published.imports import import_folder
 from lrnnx_app.runs.run import Run
-from tests.helpers import relative
+from tests.helpers import relative, untrained
 
 TOKENS, ROUNDING = 300, 1e-5
 SMALL = {"vocab_size": TOKENS, "hidden_size": 24, "num_hidden_layers": 3, "initializer_range": 0.4}
@@ -176,6 +176,12 @@ def test_mamba_2_of_its_authors(tmp_path):
     folder(tmp_path / "hub", {**values, "ssm_cfg": block, "tie_embeddings": False}, weights)
     import_folder(tmp_path / "hub", tmp_path / "run")
     assert relative(load(tmp_path / "run")(PROMPT)[0], theirs(PROMPT, use_cache=False).logits) < ROUNDING
+
+
+def test_a_mamba_2_with_two_norms_is_no_model_of_transformers(lrnnx, tmp_path):
+    options = ("model.layer.norm_eps=0.01", "model.layer.d_state=4", "model.d_model=8")
+    run = untrained(tmp_path / "run", "text_mamba2_mini", *options)
+    lrnnx("export", run, "--format", "transformers", "-o", tmp_path / "hub").refuses("has one norm_eps")
 
 
 def folder(path: Path, values: dict, weights: dict | None = None) -> Path:
