@@ -105,7 +105,7 @@ struct Exponential {
 template <class S, int PL, int V, bool BWD>
 struct Impulse {  // a gain of 1
   static constexpr int EXTRA = 0, OUT = 0;
-  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false;
+  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false, UNITS = false;
   using X = Val<S, PL, V>;
   using In = Inputs<S, X, EXTRA>;
   Exponential<S, PL, V> exponential;
@@ -130,7 +130,7 @@ struct Impulse {  // a gain of 1
 template <class S, int PL, int V, bool BWD>
 struct Ruled {
   static constexpr int EXTRA = BWD, OUT = 0;
-  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false;
+  static constexpr bool STRIDED = false, CONSTANT = false, TIMED = true, KEEP_A = true, KEEP_X = false, UNITS = false;
   static constexpr int TERMS = sizeof(S) == 8 ? 14 : 7;
   using X = Val<S, PL, V>;
   using In = Inputs<S, X, EXTRA>;

@@ -117,7 +117,7 @@ Optional run_ruled(Request& request) {
 
 template <class E, bool BWD>
 Optional run_gates(Request& request) {
-  return choose<E, 1, Gates, BWD, true>(request);
+  return request.masked ? choose<E, 1, Gates, BWD, true>(request) : choose<E, 1, Gates, BWD, false>(request);
 }
 
 }  // namespace lrnnx::cuda

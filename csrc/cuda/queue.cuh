@@ -27,7 +27,7 @@ struct Queue {
   using X = typename G::X;
   using In = typename Src::In;
   static constexpr int PL = G::PL, V = G::V, C = G::C, K = G::K, ST = G::ST, TH = G::TH, NV = G::NV, CL = G::CL, TS = G::TS;
-  static constexpr bool BWD = G::BWD, MASKED = G::MASKED, TIMED = Src::TIMED;
+  static constexpr bool BWD = G::BWD, MASKED = G::MASKED, TIMED = Src::TIMED, MODES = G::MODES;
 
   struct Place {  // a chunk: batch element, turn of this block, index in the group
     int b, turn, chunk;
@@ -35,14 +35,14 @@ struct Queue {
 
   const Params& p;
   uint4* cells;  // [ST][K][NV][TH]
-  int* modes;    // [ST][K][TS], if MASKED
+  int* modes;    // [ST][K][TS], if MODES
   S* steps;      // [ST][K][TS], if TIMED
   int tid, cl, row_of_block, jg, j, n;
 
   DEVICE Queue(const Params& p_, unsigned char* shared) : p(p_) {
     cells = reinterpret_cast<uint4*>(shared);
     modes = reinterpret_cast<int*>(cells + size_t(ST) * K * NV * TH);
-    steps = reinterpret_cast<S*>(modes + (MASKED ? ST * K * TS : 0));
+    steps = reinterpret_cast<S*>(modes + (MODES ? ST * K * TS : 0));
     tid = threadIdx.x;
     cl = tid % CL;
     row_of_block = tid / CL;
@@ -82,7 +82,7 @@ struct Queue {
     if constexpr (BWD) fetch_row(st, k, NV - PL, p.states, off + onward(), ok && r < p.T - 1);
     const int64_t cell = ok ? int64_t(b) * p.T + time(r) : 0;
     const int row = (st * K + k) * TS + row_of_block;
-    if constexpr (MASKED) {
+    if constexpr (MODES) {
       if (p.mode && cl == 0) copy_one(modes + row, p.mode + cell, ok);
     }
     if constexpr (TIMED) {
@@ -90,7 +90,7 @@ struct Queue {
     }
   }
   DEVICE void fetch(int i, int st) {
-    if constexpr (MASKED || TIMED) __syncwarp();  // all lanes of a row have read the old modes and times
+    if constexpr (MODES || TIMED) __syncwarp();  // all lanes of a row have read the old modes and times
     if (i < p.rounds * p.nper) {
       const Place at = place(i);
       const int r = step(at, 0);
@@ -110,7 +110,7 @@ struct Queue {
   template <int pending>
   DEVICE void wait() const {
     wait_copies<pending>();
-    if constexpr (MASKED || TIMED) __syncwarp();
+    if constexpr (MODES || TIMED) __syncwarp();
   }
   DEVICE X value(int st, int k, int first) const {
     X r;
@@ -123,7 +123,7 @@ struct Queue {
     In in;
     in.mode = kPlain;
     in.dt = 1;
-    if constexpr (MASKED) in.mode = p.mode ? modes[row] : kPlain;
+    if constexpr (MODES) in.mode = p.mode ? modes[row] : kPlain;
     if constexpr (TIMED) in.dt = p.dt && !(MASKED && in.mode & kHold) ? steps[row] : S(1);
     UNROLL for (int e = 0; e < Src::EXTRA; e++)
       in.raw[e] = unless(MASKED && in.mode & kHold, value(st, k, PL * (1 + e)));

@@ -19,6 +19,7 @@ struct Request {
   bool constant;   // coefficients are the same at every step
   Tensor like;     // device and allocator of scratch memory
   cudaStream_t stream;
+  bool masked = false;  // kHold or kCut may be among the modes of a scan by gates
   Optional part_dt = std::nullopt;  // out: partial sums of the gradient of dt, (tiles, B, T)
 };
 

@@ -96,6 +96,7 @@ std::tuple<Tensor, Tensor> rglru_scan(
   input_gate = dense(input_gate, dtype);
   const Optional mode = modes(u, x, lengths, reset, false, first);
   Request request = prepare(x, u, rates, mode, true, false);
+  request.masked = lengths || reset;
   Params& p = request.params;
   p.extra[0] = add_input(request, gate);
   p.extra[1] = add_input(request, input_gate);
@@ -133,6 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rglru_scan_backward(
   const Coefficient rates = channels(rate, x, wide);
   const Optional mode = modes(u, x, lengths, reset, false, first);
   Request request = prepare(x, grad, rates, mode, true, true);
+  request.masked = lengths || reset;
   Params& p = request.params;
   p.extra[0] = add_input(request, gate);
   p.extra[1] = add_input(request, input_gate);

@@ -49,6 +49,7 @@ struct Walk : Queue<G> {
   static constexpr int WT = G::WT, NW = G::NW, TC = G::TC, AC = G::AC, AW = G::AW, Q = G::Q, SV = G::SV;
   using Src = typename G::Src;
   static constexpr bool CONSTANT = Src::CONSTANT, SUMS = CONSTANT || MASKED || TIMED;  // SUMS: over time, if sum_a
+  static constexpr bool HANDED = G::HANDED;
 
   struct Map {  // c -> A c + H
     X A, H;
@@ -56,7 +57,7 @@ struct Walk : Queue<G> {
 
   S* totals;     // [3][NW][AW][C]: maps of warps; three, since a slow warp may still read the last one
   S* between;    // [J-1][AW][C]: maps of the chunks in between
-  S* entering;   // [PL][C]: state that enters the chunk
+  S* entering;   // [2][PL][C]: state that enters the chunk; two, since a slow warp may still read the last one
   int warp, row_of_warp;
   Src source;
   X over_thread, over_rows, over_warp, over_chunk;  // CONSTANT: coefficient to the power of so many steps
@@ -122,7 +123,7 @@ struct Walk : Queue<G> {
   template <bool FAR>
   DEVICE void fold(int st, X& A, X& H) {
     UNROLL for (int k = 0; k < K; k++) {
-      const In in = inputs(st, k);
+      In in = inputs(st, k);
       const X raw = source.template at<FAR>(in), a = held(in, raw), x = drive(in, raw, st, k);
       if constexpr (Src::KEEP_A) kept_a[k] = raw;
       if constexpr (Src::KEEP_X) kept_x[k] = x;
@@ -197,12 +198,17 @@ struct Walk : Queue<G> {
     const S* const warps = totals + (i % 3) * NW * AW * C;
     X c{}, m = carry;
     if (p.J == 1) {
-      if (at.turn == 0) m = state(p.first, at.b);
-      UNROLL for (int w = 0; w < NW; w++) {
-        if (w == warp) c = m;
-        m = carried(get_A(warps + w * AW * C, over_warp), m, get(warps + w * AW * C, AC));
+      if constexpr (HANDED) {
+        c = at.turn == 0 ? state(p.first, at.b) : get(entering + (i + 1) % 2 * PL * C, 0);
+        for (int w = 0; w < warp; w++) c = carried(get_A(warps + w * AW * C, over_warp), c, get(warps + w * AW * C, AC));
+      } else {
+        if (at.turn == 0) m = state(p.first, at.b);
+        UNROLL for (int w = 0; w < NW; w++) {
+          if (w == warp) c = m;
+          m = carried(get_A(warps + w * AW * C, over_warp), m, get(warps + w * AW * C, AC));
+        }
+        carry = m;
       }
-      carry = m;
     } else {
       const int count = min(p.J - 1, at.chunk);
       for (int d = row_of_block; d < count; d += TS) {
@@ -227,13 +233,13 @@ struct Walk : Queue<G> {
   }
 
   // ---- 4: replay ----
-  DEVICE void replay(const Place& at, int st, X c) {
+  DEVICE void replay(const Place& at, int st, int i, X c) {
     const int last = p.T - 1 - step(at, 0);
     if (last >= 0 && last < K) finish(at, st, c, last);
     int64_t off = offset(at.b, time(step(at, 0)));
     UNROLL for (int k = 0; k < K; k++, off += onward()) {
       const bool ok = k <= last && n < p.N;
-      const In in = inputs(st, k);
+      In in = inputs(st, k);
       const X raw = Src::KEEP_A ? kept_a[Src::KEEP_A ? k : 0] : source.template at<true>(in);
       const X x = Src::KEEP_X ? kept_x[Src::KEEP_X ? k : 0] : drive(in, raw, st, k);
       const X next = advance(in, held(in, raw), x, c);
@@ -241,6 +247,8 @@ struct Walk : Queue<G> {
       else store(p.y, off, st, k, 0, ok, next);
       c = next;
     }
+    if constexpr (HANDED)
+      if (p.J == 1 && row_of_block == TS - 1) put(entering + i % 2 * PL * C, 0, c);  // the next chunk starts from it
     if (!p.aligned) write_back(at, st, last);
   }
   DEVICE void gradients(
@@ -270,7 +278,7 @@ struct Walk : Queue<G> {
   DEVICE void finish(const Place& at, int st, X c, int last) {
 #pragma unroll 1
     for (int k = 0; k <= last; k++) {
-      const In in = inputs(st, k);
+      In in = inputs(st, k);
       const X a = source.template at<true>(in);
       c = advance(in, held(in, a), drive(in, a, st, k), c);
     }
@@ -317,7 +325,7 @@ struct Walk : Queue<G> {
         before = next_before;
         whole = next_whole;
       }
-      if (busy) replay(now, st, enter(now, i, before, whole, words, looked));
+      if (busy) replay(now, st, i, enter(now, i, before, whole, words, looked));
       if (lead) {
         before = next_before;
         whole = next_whole;

@@ -33,15 +33,19 @@ struct Shape {
   using E = E_;
   using S = typename Storage<E>::Sum;
   static constexpr int PL = PL_, TH = kThreads, V = 16 / sizeof(E), C = ROW / sizeof(E);
-  static constexpr bool BWD = BWD_, MASKED = MASKED_;  // MASKED: steps have a mode
+  static constexpr bool BWD = BWD_, MASKED = MASKED_;  // MASKED: steps may hold the state or drop it
   using Src = SRC<S, PL, V, BWD>;
+  static constexpr bool MODES = MASKED || Src::UNITS;
+  // With J = 1 the last row hands its state to the next chunk. For other sources, where that was not compared on a GPU,
+  // each warp folds all maps for it.
+  static constexpr bool HANDED = PL == 1 && (Src::STRIDED || Src::UNITS);
   using X = Val<S, PL, V>;
   static constexpr int NV = (Src::EXTRA + 1 + BWD) * PL;           // vectors of a step and thread
   static constexpr int AC = Src::CONSTANT ? 0 : PL, AW = AC + PL;  // planes of A, and of A and H, in a map
   static constexpr int CL = C / V, WT = 32 / CL;                   // lanes of a row, rows of a warp
   static constexpr int NW = TH / 32, TS = TH / CL;                 // warps; rows of a block
   static constexpr int MAP = AW * C * int(sizeof(S));              // in bytes, as what follows
-  static constexpr int STEP = TH * NV * 16 + TS * ((MASKED ? 4 : 0) + (Src::TIMED ? int(sizeof(S)) : 0));
+  static constexpr int STEP = TH * NV * 16 + TS * ((MODES ? 4 : 0) + (Src::TIMED ? int(sizeof(S)) : 0));
   static constexpr int ROOM = LRNNX_SHARED_KB * 1024 - 3 * NW * MAP - 1024;
   static constexpr int K = steps_for(STEP, ROOM), TC = TS * K;     // steps of a thread; steps of a chunk
   static constexpr int STAGE = K * STEP, FIT = ROOM / STAGE, ST = FIT < 2 ? 2 : FIT < 4 ? FIT : 4;
@@ -50,7 +54,7 @@ struct Shape {
   static_assert(CL <= 32 && 32 % CL == 0);
 
   static size_t shared_bytes(int J) {
-    return size_t(ST) * STAGE + size_t(3 * NW) * MAP + (J > 1 ? size_t(J - 1) * MAP + sizeof(S) * C * PL : 0);
+    return size_t(ST) * STAGE + size_t(3 * NW + J - 1) * MAP + size_t(HANDED ? 2 : J > 1) * sizeof(S) * C * PL;
   }
 };
 

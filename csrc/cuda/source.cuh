@@ -4,9 +4,10 @@
 //   OUT     gradients stored at every step beside y
 //   STRIDED the extra tensor has strides of its own          CONSTANT  a is the same at every step: powers replace
 //   TIMED   needs the time before each step                            products of maps
+//   UNITS   steps may be of kUnit
 //   KEEP_A, KEEP_X  a and the drive stay in registers between the two passes over a chunk
 //   init(p, n)             reads what belongs to channels n to n + V
-//   at<FAR>(in)            a, backward its conjugate
+//   at<FAR>(in)            a, backward its conjugate; comes before drive and backward
 //   far(in)                whether a needs at<true>, which is right for every step and slow
 //   drive(in, a, x)        forward: what enters the recurrence
 //   backward(in, a, g, next, h, da, sum, along)  returns the gradient of x; g is the gradient of the drive, next =
@@ -52,6 +53,7 @@ enum Mode : int { kPlain = 0, kHold = 1, kCut = 2, kUnit = 4 };
 template <class S, class X, int EXTRA>
 struct Inputs {  // what a source knows of a step
   X raw[EXTRA > 0 ? EXTRA : 1];
+  X made[2];  // what `at` makes on its way for the other functions
   S dt;
   int mode;
 };
@@ -60,7 +62,7 @@ struct Inputs {  // what a source knows of a step
 template <class S, int PL, int V, bool BWD>
 struct Given {
   static constexpr int EXTRA = 1, OUT = 1;
-  static constexpr bool STRIDED = true, CONSTANT = false, TIMED = false, KEEP_A = false, KEEP_X = false;
+  static constexpr bool STRIDED = true, CONSTANT = false, TIMED = false, KEEP_A = false, KEEP_X = false, UNITS = false;
   using X = Val<S, PL, V>;
   using In = Inputs<S, X, EXTRA>;
   DEVICE void init(const Params&, int) {}
@@ -77,7 +79,7 @@ struct Given {
 template <class S, int PL, int V, bool BWD>
 struct Constant {
   static constexpr int EXTRA = 0, OUT = 0;
-  static constexpr bool STRIDED = false, CONSTANT = true, TIMED = false, KEEP_A = false, KEEP_X = false;
+  static constexpr bool STRIDED = false, CONSTANT = true, TIMED = false, KEEP_A = false, KEEP_X = false, UNITS = false;
   using X = Val<S, PL, V>;
   using In = Inputs<S, X, EXTRA>;
   X lam;
