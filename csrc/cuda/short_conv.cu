@@ -11,29 +11,23 @@
 //   (it starts with x3 and x2)
 //   backward, strip 1 at step 5      owed    for x5, x4, x3: += w0 g5, w1 g5, w2 g5; strip 0 stores dx3
 //   (it reads the gradients g4 to g9)        for x4 is complete after step 6: stored as dx4
-//   sums for bias and taps           registers of a thread -> shared memory, 8 strips added -> global part -> sum_first
+//   sums for bias and taps           registers of a thread -> shared memory, 8 strips added -> global part -> finish_conv
+//
+// That is for rows with lengths or resets. All others go through short_conv_strip.cuh.
 #include "chained.cuh"
-#include "reduce.cuh"
+#include "short_conv_strip.cuh"
 
 namespace lrnnx::cuda {
 namespace {
 
-constexpr int kLanes = 32, kStrips = 8;  // of a block: channel vectors, and strips of time whose sums it adds
+constexpr int kStrips = 8;  // of a block
 
-struct Conv {
-  const void *x, *weight, *bias, *state;  // x (B, T, D) with strides; weight (D, W); the rest may be null
-  const void *grad, *grad_last;
-  void *y, *last, *dx, *d_state, *part;   // part (blocks along T · B, 1 + W, D): sums for the bias and the taps
-  const int64_t* lengths;
-  const bool* reset;
-  int64_t x_batch, x_time;
-  int B, T, D, strip;                     // strip: steps of a thread
-  bool silu;
+struct Outputs {
+  Tensor weight, bias;  // gradients (D, W) and (D,), in the precision of sums
 };
 
-// One thread's place and taps, and the window of inputs: window[k] is that of k steps ago. MASKED: there are lengths
-// or resets.
-template <class E, int W, int V, bool MASKED>
+// One thread's place and taps, and the window of inputs: window[k] is that of k steps ago.
+template <class E, int W, int V>
 struct Walk {
   using S = typename Storage<E>::Sum;
   static constexpr int SPAN = W - 1;
@@ -42,20 +36,19 @@ struct Walk {
   int64_t length;
   S weight[W][V], bias[V], window[W][V];  // weight by distance: weight[0] meets the present sample
 
-  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), seen(SPAN), length(MASKED && p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.T)) : p.T) {
+  DEVICE Walk(const Conv& p, int b, int d, int first) : p(p), b(b), d(d), seen(SPAN), length(p.lengths ? min(max(p.lengths[b], int64_t(0)), int64_t(p.T)) : p.T) {
     UNROLL for (int i = 0; i < V; i++) {
       bias[i] = p.bias ? static_cast<const S*>(p.bias)[d + i] : S(0);
       UNROLL for (int k = 0; k < W; k++) weight[k][i] = static_cast<const S*>(p.weight)[(d + i) * W + SPAN - k];
     }
     UNROLL for (int k = 0; k < SPAN; k++) input(first - 1 - k, window[k]);
-    if constexpr (!MASKED) return;
     seen = 0;  // of the step before the strip: how many inputs before it are of the same sequence
     while (seen < SPAN && first - 1 - seen >= 0 && !(p.reset && p.reset[int64_t(b) * p.T + first - 1 - seen])) seen++;
     if (first - 1 - seen < 0) seen = SPAN;
   }
 
   DEVICE const E* inputs(int t) const { return static_cast<const E*>(p.x) + b * p.x_batch + t * p.x_time + d; }
-  DEVICE bool sees(int k) const { return !MASKED || k <= seen; }
+  DEVICE bool sees(int k) const { return k <= seen; }
 
   DEVICE void input(int t, S (&to)[V]) const {
     if (t >= 0 && t < length)
@@ -69,7 +62,7 @@ struct Walk {
   DEVICE void advance(int t, const S (&now)[V]) {
     UNROLL for (int k = SPAN; k > 0; k--) UNROLL for (int i = 0; i < V; i++) window[k][i] = window[k - 1][i];
     UNROLL for (int i = 0; i < V; i++) window[0][i] = now[i];
-    if constexpr (MASKED) seen = p.reset && p.reset[int64_t(b) * p.T + t] ? 0 : min(seen + 1, SPAN);
+    seen = p.reset && p.reset[int64_t(b) * p.T + t] ? 0 : min(seen + 1, SPAN);
   }
 
   DEVICE void sum(S (&out)[V]) const {
@@ -79,7 +72,7 @@ struct Walk {
   }
 };
 
-template <class E, int W, int V, bool MASKED>
+template <class E, int W, int V>
 __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
   using S = typename Storage<E>::Sum;
   constexpr int SPAN = W - 1, AHEAD = 4;
@@ -87,7 +80,7 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
   const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
   const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
   if (d >= p.D || first >= p.T) return;
-  Walk<E, W, V, MASKED> walk(p, b, d, first);
+  Walk<E, W, V> walk(p, b, d, first);
   E* const y = static_cast<E*>(p.y) + (int64_t(b) * p.T) * p.D + d;
   S* const last = static_cast<S*>(p.last) + int64_t(b) * SPAN * p.D + d;
   if (first == 0 && walk.length == 0)
@@ -120,16 +113,15 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_forward(Conv p) {
 }
 
 // owed[k] gathers the gradient of the input k steps ago; it is whole when it leaves the window.
-template <class E, int W, int V, bool MASKED>
+template <class E, int W, int V>
 __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) {
   using S = typename Storage<E>::Sum;
   constexpr int SPAN = W - 1;
-  __shared__ S shared[kStrips][kLanes * V + 1];
   const int d = (blockIdx.x * kLanes + threadIdx.x) * V, b = blockIdx.z;
   const int first = (blockIdx.y * kStrips + threadIdx.y) * p.strip, end = min(first + p.strip, p.T);
   S sums[1 + W][V] = {};  // for the bias, and for each tap by distance
   if (d < p.D && first < p.T) {
-    Walk<E, W, V, MASKED> walk(p, b, d, first);
+    Walk<E, W, V> walk(p, b, d, first);
     const E* const grad = static_cast<const E*>(p.grad) + (int64_t(b) * p.T) * p.D + d;
     const S* const grad_last = static_cast<const S*>(p.grad_last) + int64_t(b) * SPAN * p.D + d;
     E* const dx = static_cast<E*>(p.dx) + (int64_t(b) * p.T) * p.D + d;
@@ -181,54 +173,71 @@ __global__ void __launch_bounds__(kLanes * kStrips) short_conv_backward(Conv p) 
         store_packed(d_state + (SPAN + s) * p.D, owed[SPAN]);
     }
   }
-  // The strips of a block are added in order, one tap at a time.
-  S* const part = static_cast<S*>(p.part) + (int64_t(b) * gridDim.y + blockIdx.y) * (1 + W) * p.D;
-  UNROLL for (int j = 0; j <= W; j++) {
-    __syncthreads();
-    UNROLL for (int i = 0; i < V; i++) shared[threadIdx.y][threadIdx.x * V + i] = sums[j == 0 ? 0 : 1 + W - j][i];
-    __syncthreads();
-    const int c = threadIdx.y * kLanes + threadIdx.x, channel = blockIdx.x * kLanes * V + c;
-    if (c < kLanes * V && channel < p.D) {
-      S total = 0;
-      UNROLL for (int strip = 0; strip < kStrips; strip++) total += shared[strip][c];
-      part[j * p.D + channel] = total;
-    }
-  }
+  sum_strips<S, W, V, kStrips>(p, sums);
 }
 
-// Strips are short enough to give several waves of blocks. Inputs where strips meet are read twice, but from a cache.
+// Strips are as long as leaves enough for all processors. Inputs where strips meet are read twice, but from a cache.
 int strip_of(const Conv& p, int V, int most) {
-  const int64_t rows = (int64_t(p.B) * p.D + kLanes * V - 1) / (kLanes * V);
+  const int64_t rows = int64_t(p.B) * ((p.D + kLanes * V - 1) / (kLanes * V));
   int strip = most;
-  while (strip > 4 && rows * ((p.T + strip - 1) / strip) < 132 * 16) strip /= 2;
+  while (strip > 4 && rows * ((p.T + strip - 1) / strip) < 132 * 15) strip /= 2;
   return strip;
 }
 
-dim3 grid_of(const Conv& p, int V) {
-  const int steps = p.strip * kStrips;
+dim3 grid_of(const Conv& p, int V, int strips) {
+  const int steps = p.strip * strips;
   return dim3((p.D + kLanes * V - 1) / (kLanes * V), (p.T + steps - 1) / steps, p.B);
 }
 
-template <class E, int W, int V, bool BWD>
-void start(const Conv& p, cudaStream_t stream) {
-  const dim3 grid = grid_of(p, V), threads(kLanes, kStrips);
-  const bool masked = p.lengths || p.reset;
-  if constexpr (BWD) {
-    const auto kernel = masked ? short_conv_backward<E, W, V, true> : short_conv_backward<E, W, V, false>;
-    kernel<<<grid, threads, 0, stream>>>(p);
+// A kernel with V channels in a thread and so many strips in a block; backward with the sums after it.
+template <class S>
+struct Start {
+  Conv p;
+  int W, V, strips;
+  Outputs* sums;
+  cudaStream_t stream;
+
+  template <class Kernel>
+  void forward(Kernel kernel) const {
+    start_chained(kernel, grid_of(p, V, strips), dim3(kLanes, strips), stream, p);
+  }
+  template <class Kernel>
+  void backward(Kernel kernel) {
+    const dim3 grid = grid_of(p, V, strips);
+    const int rows = static_cast<int>(p.B * grid.y);
+    Tensor part = empty(sums->bias, {int64_t(rows) * (1 + W), p.D}, sums->bias.scalar_type());
+    p.part = part.data_ptr();
+    kernel<<<grid, dim3(kLanes, strips), 0, stream>>>(p);
+    finish_conv<S><<<dim3((p.D + 31) / 32, 1 + W), dim3(32, 8), 0, stream>>>(
+        static_cast<const S*>(p.part), static_cast<S*>(sums->bias.data_ptr()), static_cast<S*>(sums->weight.data_ptr()),
+        rows, W, p.D);
     check(cudaGetLastError());
+  }
+};
+
+template <class E, int W, int V, bool BWD>
+void start(Conv p, Outputs* sums, cudaStream_t stream) {
+  using S = typename Storage<E>::Sum;
+  constexpr int U = 4, N = !BWD || V == 1 ? V : sizeof(S) == 8 ? 1 : 2;  // channels of a thread; backward registers are few
+  if (p.lengths || p.reset) {
+    p.strip = strip_of(p, V, BWD ? 32 : 16);
+    Start<S> run{p, W, V, kStrips, sums, stream};
+    if constexpr (BWD) run.backward(short_conv_backward<E, W, V>);
+    else run.forward(short_conv_forward<E, W, V>);
   } else {
-    const auto kernel = masked ? short_conv_forward<E, W, V, true> : short_conv_forward<E, W, V, false>;
-    start_chained(kernel, grid, threads, stream, p);
+    p.strip = strip_of(p, N, 256);
+    Start<S> run{p, W, N, kStrips, sums, stream};
+    if constexpr (BWD) run.backward(strip_backward<E, W, N, U, kStrips>);
+    else run.forward(strip_forward<E, W, N, U, kStrips>);
   }
 }
 
 template <class E, bool BWD>
-void by_width(const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
+void by_width(const Conv& p, int64_t width, bool aligned, Outputs* sums, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(typename Storage<E>::Sum);
   const auto with = [&](auto w) {
     constexpr int W = decltype(w)::value;
-    aligned ? start<E, W, V, BWD>(p, stream) : start<E, W, 1, BWD>(p, stream);
+    aligned ? start<E, W, V, BWD>(p, sums, stream) : start<E, W, 1, BWD>(p, sums, stream);
   };
   if (width == 1) return with(std::integral_constant<int, 1>{});
   if (width == 2) return with(std::integral_constant<int, 2>{});
@@ -238,9 +247,9 @@ void by_width(const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
 }
 
 template <bool BWD>
-void run_conv(ScalarType dtype, const Conv& p, int64_t width, bool aligned, cudaStream_t stream) {
+void run_conv(ScalarType dtype, const Conv& p, int64_t width, bool aligned, Outputs* sums, cudaStream_t stream) {
   if (int64_t(p.B) * p.D == 0) return;
-  by_dtype(dtype, [&](auto e) { by_width<decltype(e), BWD>(p, width, aligned, stream); });
+  by_dtype(dtype, [&](auto e) { by_width<decltype(e), BWD>(p, width, aligned, sums, stream); });
 }
 
 // What both passes read: x without a copy if its channels are contiguous; the rest in the precision of sums.
@@ -261,8 +270,9 @@ struct Tensors {
     expect_taps(x_, weight_, bias_, state_, lengths_, reset_);
   }
 
-  Conv conv(bool silu, int longest_strip) const {
-    STD_TORCH_CHECK(x.size(0) < 65536 && x.size(1) < (1 << 30) && x.size(2) < (1 << 30), "extent too large");
+  Conv conv(bool silu) const {
+    STD_TORCH_CHECK(x.size(0) < 65536 && x.size(1) < (1 << 30) && x.size(2) < (1 << 28), "extent too large");
+    STD_TORCH_CHECK(x.stride(1) < (1 << 28), "stride too large");
     Conv p{};
     p.x = x.data_ptr();
     p.weight = weight.data_ptr();
@@ -275,7 +285,6 @@ struct Tensors {
     p.B = static_cast<int>(x.size(0));
     p.T = static_cast<int>(x.size(1));
     p.D = static_cast<int>(x.size(2));
-    p.strip = strip_of(p, V, longest_strip);
     p.silu = silu;
     return p;
   }
@@ -286,7 +295,7 @@ struct Tensors {
   bool aligned(const Conv& p) const {
     const int64_t size = x.element_size(), wide = weight.element_size();
     return p.D % V == 0 && p.x_batch % V == 0 && p.x_time % V == 0 && fits(p.x, size) && fits(p.grad, size) &&
-           fits(p.state, wide) && fits(p.grad_last, wide);
+           fits(p.weight, wide) && fits(p.state, wide) && fits(p.grad_last, wide);
   }
 };
 
@@ -298,11 +307,11 @@ std::tuple<Tensor, Tensor> short_conv(
   const ScalarType dtype = x.scalar_type(), wide = state_dtype(dtype);
   const Tensors given(x, weight, bias, state, lengths, reset, wide);
   const int64_t width = weight.size(1);
-  Conv p = given.conv(silu, 16);
+  Conv p = given.conv(silu);
   Tensor y = empty(x, sizes(x), dtype), last = empty(x, {p.B, width - 1, p.D}, wide);
   p.y = y.data_ptr();
   p.last = last.data_ptr();
-  run_conv<false>(dtype, p, width, given.aligned(p), current_stream(x));
+  run_conv<false>(dtype, p, width, given.aligned(p), nullptr, current_stream(x));
   return {y, last};
 }
 
@@ -317,18 +326,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> short_conv_backward(
   expect_gradients(grad, grad_last, x, width);
   grad = dense(grad, dtype);
   grad_last = dense(grad_last, wide);
-  Conv p = given.conv(silu, 32);
+  Conv p = given.conv(silu);
   p.grad = grad.data_ptr();
   p.grad_last = grad_last.data_ptr();
   Tensor dx = empty(x, sizes(x), dtype), d_state = empty(x, sizes(grad_last), wide);
-  Tensor part = empty(x, {p.B * static_cast<int64_t>(grid_of(p, 1).y), 1 + width, p.D}, wide);
+  Outputs sums{empty(x, {p.D, width}, wide), empty(x, {p.D}, wide)};
+  if (int64_t(p.B) * p.D == 0)
+    return {dx, torch::stable::new_zeros(weight, sizes(weight)), torch::stable::new_zeros(sums.bias, sizes(sums.bias)), d_state};
   p.dx = dx.data_ptr();
   p.d_state = d_state.data_ptr();
-  p.part = part.data_ptr();
-  run_conv<true>(dtype, p, width, given.aligned(p), stream);
-  Tensor sums = *std::get<0>(sum_first(part, std::nullopt, stream));
-  const Tensor taps = torch::stable::transpose(torch::stable::clone(torch::stable::narrow(sums, 0, 1, width)), 0, 1);
-  return {dx, dense(taps, weight.scalar_type()), torch::stable::select(sums, 0, 0), d_state};
+  run_conv<true>(dtype, p, width, given.aligned(p), &sums, stream);
+  return {dx, dense(sums.weight, weight.scalar_type()), sums.bias, d_state};
 }
 
 }  // namespace lrnnx::cuda

@@ -233,14 +233,31 @@ struct alignas(sizeof(E) * V) Packed {
 };
 
 template <class S, class E, int V>
-DEVICE void load_packed(S (&to)[V], const E* from) {
-  const Packed<E, V> packed = *reinterpret_cast<const Packed<E, V>*>(from);
+DEVICE void unpack(S (&to)[V], const Packed<E, V>& packed) {
   UNROLL for (int i = 0; i < V; i++) to[i] = static_cast<S>(packed.v[i]);
+}
+template <class S, class E, int V>
+DEVICE void load_packed(S (&to)[V], const E* from) {
+  unpack(to, *reinterpret_cast<const Packed<E, V>*>(from));
+}
+template <class E, class S>
+DEVICE void to_pair(E* to, S first, S second) {
+  to[0] = static_cast<E>(first);
+  to[1] = static_cast<E>(second);
+}
+DEVICE void to_pair(__nv_bfloat16* to, float first, float second) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(first, second);
+}
+DEVICE void to_pair(__half* to, float first, float second) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(first, second);
 }
 template <class E, class S, int V>
 DEVICE void store_packed(E* to, const S (&from)[V]) {
   Packed<E, V> packed;
-  UNROLL for (int i = 0; i < V; i++) packed.v[i] = static_cast<E>(from[i]);
+  UNROLL for (int i = 0; i < V; i++) {
+    if (i % 2 == 0 && i + 1 < V) to_pair(packed.v + i, from[i], from[i + 1]);  // one instruction for two of half precision
+    else if (i % 2 == 0) packed.v[i] = static_cast<E>(from[i]);
+  }
   *reinterpret_cast<Packed<E, V>*>(to) = packed;
 }
 
