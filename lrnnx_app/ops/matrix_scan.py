@@ -8,11 +8,13 @@ channel gated linear attention (arXiv 2312.06635), and β the gated delta rule (
 h·(diag(w) − c bᵀ) + v kᵀ is two steps: β = 1, e = c/w, k = b, v = 0, then log_decay = 0, e = 0 and its v, k.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrnnx_app.ops._extension import wanted
 from lrnnx_app.ops._matrix import chunked, matrix_step
 from lrnnx_app.ops._operands import check, check_steps, principal
 from lrnnx_app.ops._transforms import transformed
@@ -102,6 +104,27 @@ _library.define(
 @torch.library.impl(_library, "matrix_scan", "CompositeExplicitAutograd")
 def _forward(*arguments):
     return chunked(*arguments)
+
+
+def _kernels(*arguments) -> Any:
+    """The module with kernels for a GPU, if they take these arguments."""
+    if "cuda" not in wanted() or find_spec("triton") is None:
+        return None
+    from lrnnx_app.ops import _matrix_gpu
+
+    return _matrix_gpu if _matrix_gpu.fits(*arguments) else None
+
+
+@torch.library.impl(_library, "matrix_scan", "CUDA")
+def _forward_on_gpu(*arguments):
+    kernels = _kernels(*arguments)
+    return kernels.forward(*arguments) if kernels else chunked(*arguments)
+
+
+@torch.library.impl(_library, "matrix_scan_backward", "CUDA")
+def _adjoint_on_gpu(grad, grad_last, *arguments):
+    kernels = _kernels(*arguments)
+    return (kernels.backward if kernels else _adjoint)(grad, grad_last, *arguments)
 
 
 @torch.library.impl(_library, "matrix_scan_backward", "CompositeExplicitAutograd")
