@@ -59,6 +59,8 @@ def begin(
     if group is None or torch.distributed.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.discard(atomic.part_of(path))
+    if group is not None:
+        torch.distributed.barrier(group)  # others may not have begun to write what is discarded
     _of_one_process()
     writer = _Writer(path, rest, done)
     with torch.no_grad():
