@@ -69,8 +69,8 @@ class GLA(Layer):
 
 
 def definition(layer: GLA, x: Tensor, dt: Tensor | None = None) -> Tensor:
-    """S[t] = Diag(α[t]) S[t − 1] + k[t] v[t]ᵀ, o[t] = S[t]ᵀ q[t]: equation 3 of the paper, in the layer of
-    its section 4.4. Here h is Sᵀ.
+    """S[t] = Diag(α[t]) S[t − 1] + k[t] v[t]ᵀ, o[t] = S[t]ᵀ q[t]: the recurrence of the paper's section 4,
+    in its layer. Here h is Sᵀ.
     """
     heads, config = layer.heads, layer.config
     q, k, v, z, r = affine(layer.in_proj, x).split(list(layer.sizes), -1)
