@@ -74,7 +74,7 @@ class Rows(NamedTuple):
         """
         time = x.shape[1]
         t = torch.arange(time, device=x.device).expand(x.shape[:2])
-        end = x.new_full((len(x), 1), time, dtype=torch.long)
+        end = x.new_full((x.shape[0], 1), time, dtype=torch.long)
         end = end if self.lengths is None else self.lengths[:, None].long()
         starts = t == 0 if self.reset is None else self.reset | (t == 0)
         following = torch.where(starts, t, end).roll(-1, 1)

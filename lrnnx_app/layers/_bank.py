@@ -146,7 +146,7 @@ class BankLayer(DiagonalLayer):
             v = cast(v, state_dtype(v.dtype))
             made = self.chunks(steps(v))
             if self.two_taps:
-                w, *last = self._by_what_follows(made, v, state or self.init_state(len(v)), lengths)
+                w, *last = self._by_what_follows(made, v, state or self.init_state(v.shape[0]), lengths)
             else:
                 w, *last = bank_scan_unchecked(made, v, None if state is None else state.h, lengths)
         return self.outputs(cast(w, x.dtype), x), carried(*last)

@@ -30,6 +30,7 @@ class Layer(nn.Module):
     learning rate of their own and no weight decay. `rule` is the discretization, None where the class has a
     formula of its own; `taps` is how many taps of the input one that is chosen by an option `rule` may have,
     and 0 where there is no choice. A layer to which elapsed time means nothing sets `uses_dt` to False.
+    One whose `run` loops over steps in Python sets `loops`: it is exported for a fixed number of them.
     `paper`, `varying` (the recurrence depends on the input) and `cost` (the order of multiplications per
     step) are for the table of `lrnnx layers`.
     """
@@ -43,6 +44,7 @@ class Layer(nn.Module):
     causal: bool = True
     rule: Any = None  # a Rule
     taps: ClassVar[int] = 0
+    loops: ClassVar[bool] = False
     kept: dict[Any, Any] | None = None  # in a copy made by `frozen`: its constants, see `_constants`
 
     def __init_subclass__(cls, **options: Any) -> None:

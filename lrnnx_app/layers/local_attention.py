@@ -42,6 +42,7 @@ class LocalAttention(Layer):
     paper = "De et al. 2024, arXiv 2402.19427"
     varying = True
     cost = "D² + window·D"
+    loops = True
     examples = ({"window": 4, "heads": 2}, {"window": 3, "heads": 2, "kv_heads": 2, "rotary": 0.5})
 
     @dataclass

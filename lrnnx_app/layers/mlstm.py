@@ -48,6 +48,7 @@ class MLSTM(Layer):
     paper = "Beck et al. 2024, arXiv 2405.04517"
     varying = True
     cost = "D² + n·D"
+    loops = True
     examples = ({"head_dim": 8, "expand": 4},)
 
     @dataclass

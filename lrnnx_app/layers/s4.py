@@ -37,6 +37,7 @@ class S4(Layer):
     rule = OWN["bilinear"]
     paper = "Gu et al. 2022, arXiv 2111.00396"
     cost = "n·D"
+    loops = True
     examples = (
         {"d_state": 4, "path": "fft"},
         {"d_state": 4, "path": "scan"},

@@ -71,8 +71,8 @@ class Backbone(Model):
         x, after = self.blocks.run(self.encoder(x), None if state is None else state.layers, rows)
         if rows.reset is not None and self.pool != "none":
             packed = pool_packed(self.norm(x), self.pool, rows)
-            return packed, BackboneState(after, *self._empty_pool(len(x)))
-        pool = self._empty_pool(len(x)) if state is None else (state.pooled, state.steps)
+            return packed, BackboneState(after, *self._empty_pool(x.shape[0]))
+        pool = self._empty_pool(x.shape[0]) if state is None else (state.pooled, state.steps)
         return self._finish(x, BackboneState(after, *pool), rows)
 
     def readout(self, features: Tensor) -> Tensor:

@@ -237,4 +237,4 @@ def _delayed(x: Tensor, first: Tensor, counts: Tensor | None) -> tuple[Tensor, T
     every = torch.cat((first.to(x.dtype)[:, None], x), 1)
     if counts is None:
         return every[:, :-1], every[:, -1]
-    return every[:, :-1], every[torch.arange(len(x), device=x.device), counts]
+    return every[:, :-1], every[torch.arange(x.shape[0], device=x.device), counts]

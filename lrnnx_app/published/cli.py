@@ -12,7 +12,9 @@ from lrnnx_app.errors import UserError
 def import_(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="config.json, weights, tokenizer.json; or a file of layers."),
+        typer.Argument(
+            metavar="FOLDER", help="A published model, or what --format jax wrote; or a file of layers."
+        ),
     ],
     options: Annotated[
         list[str] | None,
@@ -27,6 +29,7 @@ def import_(
 ) -> None:
     """Make a run of a published language model: Mamba, FalconMamba or RecurrentGemma, as the hub has them.
 
+    Or of a folder that `lrnnx export --format jax` wrote, with the weights that training there left in it.
     With --from, take layers of another implementation: a file that `lrnnx train RECIPE init_from=` reads.
     """
     if source is not None:

@@ -1,4 +1,4 @@
-"""`lrnnx import`: a published language model becomes a run."""
+"""`lrnnx import`: a published language model, or a model that was trained on in JAX, becomes a run."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from lrnnx_app.published._folder import CONFIG
 from lrnnx_app.published._layout import Settings
 from lrnnx_app.runs import weights_file
 from lrnnx_app.runs.folder import RECIPE, WEIGHTS
-from lrnnx_app.runs.run import build_task
+from lrnnx_app.runs.run import Run, build_task
 from lrnnx_app.spec import DataSpec
 
 KINDS: dict[str, ModuleType] = {  # by model_type, which the authors of Mamba do not write
@@ -32,11 +32,12 @@ KINDS: dict[str, ModuleType] = {  # by model_type, which the authors of Mamba do
 
 
 def import_folder(folder: Path, out: Path) -> list[str]:
-    """Make a run of a published language model: `infer`, `evaluate`, `export` and `init_from` take it.
+    """Make a run: `infer`, `evaluate`, `export` and `init_from` take it.
 
     Args:
-        folder: config.json; model.safetensors, or its shards and their index, or pytorch_model.bin; and
-            tokenizer.json if there is one. Without it tokens are bytes, if there are 256, or numbers.
+        folder: of a published language model: config.json; model.safetensors, or its shards and their index,
+            or pytorch_model.bin; and tokenizer.json if there is one. Without it tokens are bytes, if there
+            are 256, or numbers. Or one that `lrnnx export --format jax` wrote, with the weights of now.
         out: the run folder to make.
 
     Returns:
@@ -45,8 +46,10 @@ def import_folder(folder: Path, out: Path) -> list[str]:
     Raises:
         DataError: a file is missing or damaged, there is no layout for the model, or a tensor is missing, has
             another shape, or is one too many.
-        RunError: `out` exists, or cannot be written.
+        RunError: `out` exists, or cannot be written; or the folder is one of ours, with other weights.
     """
+    if (folder / RECIPE).is_file():
+        return _home(folder, out)
     source = str(folder / CONFIG)
     values = _folder.config(folder)
     layout = _layout(values, source)
@@ -65,6 +68,22 @@ def import_folder(folder: Path, out: Path) -> list[str]:
     return [
         f"{out}: {layout.LAYOUT.architecture}, {_count(weights):,} parameters, {tokens:,} tokens",
         f"Next: lrnnx infer {out} --prompt TEXT",
+    ]
+
+
+def _home(folder: Path, out: Path) -> list[str]:
+    """Make a run of a folder with the recipe beside the weights."""
+    run = Run(folder)
+    task = run.task()
+    with fresh(out, folder=True) as part:
+        weights = task.model.state_dict()
+        weights_file.write(part / WEIGHTS, weights, task.spec, run.config, run.tokenizer())
+        (part / RECIPE).write_text(OmegaConf.to_yaml(run.config), encoding="utf-8")
+        if run.tokenizer():
+            (part / tokenizer.FILE).write_text(run.tokenizer(), encoding="utf-8")
+    return [
+        f"{out}: {run.recipe.model.name}, {_count(weights):,} parameters of {folder}",
+        f"Next: lrnnx evaluate {out}",
     ]
 
 
