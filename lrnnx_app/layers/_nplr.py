@@ -15,8 +15,8 @@ from lrnnx_app.errors import RecipeError
 from lrnnx_app.layers._bank import backwards
 from lrnnx_app.layers._hippo import legs_normal
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._blocked import cut
 from lrnnx_app.ops._transforms import recomputed
-from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import irfft
 
 FREQUENCIES = 2**20  # elements (channels × states × frequencies) of one chunk of the Cauchy sum

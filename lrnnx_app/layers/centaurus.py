@@ -15,8 +15,8 @@ from lrnnx_app.layers._base import Carried, DiagonalState, wide
 from lrnnx_app.layers._constants import constant
 from lrnnx_app.layers._definition import diagonal_states
 from lrnnx_app.ops import planar
+from lrnnx_app.ops._blocked import cut
 from lrnnx_app.ops.bank_scan import by_step, modes_last
-from lrnnx_app.ops.chunked_scan import cut
 from lrnnx_app.ops.fft_conv import fft_conv
 from lrnnx_app.ops.linear_scan import state_dtype
 from lrnnx_app.ops.row_linear import row_linear

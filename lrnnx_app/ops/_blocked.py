@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrnnx_app.ops import planar
 from lrnnx_app.spec import unpadded, within
@@ -22,6 +23,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x.to(dtype)`, but faster if x has that dtype already: `to` then takes a microsecond for nothing."""
     return x if x.dtype is dtype else x.to(dtype)
+
+
+def cut(x: Tensor, size: int) -> Tensor:
+    """(B, T, …) as (B, chunks, size, …), with zeros that fill the last chunk."""
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, -x.shape[1] % size)).unflatten(1, (-1, size))
 
 
 def scan(

@@ -161,21 +161,6 @@ def bank_example(draw: Draw, sizes: Sizes, modes: int = 3) -> Operands:
     }
 
 
-def chunked_example(
-    draw: Draw, sizes: Sizes, of_states: bool = False, n: int = 5, width: int = 3
-) -> Operands:
-    batch, time, heads = sizes
-    groups = 1 if heads % 2 else 2
-    return {
-        "x": draw.normal(batch, time, heads, width),
-        "log_a": draw.uniform(-1, 0, batch, time, heads, *((n,) if of_states else ())),
-        "B": draw.normal(batch, time, groups, n),
-        "C": draw.normal(batch, time, groups, n),
-        "h0": draw.normal(batch, heads, n, width),
-        **draw.masks(batch, time),
-    }
-
-
 def matrix_example(
     draw: Draw,
     sizes: Sizes,

@@ -21,7 +21,7 @@ def blocked(
 ) -> tuple[Tensor, Tensor]:
     """The operator by torch calls, over chunks of time or, if `whole`, at once; differentiable.
 
-    It scans every step, with no matmuls as `chunked_scan` has: chunks only let the states fit a cache.
+    It scans every step, with no matmuls as `matrix_scan` has: chunks only let the states fit a cache.
     Arguments and results are those of `selective_scan`; `rule` may also be a rule's number.
     """
     batch, time, _ = u.shape

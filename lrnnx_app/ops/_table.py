@@ -15,8 +15,6 @@ from lrnnx_app.ops import _examples as of
 from lrnnx_app.ops._examples import Draw, Operands, Sizes
 from lrnnx_app.ops.bank_scan import bank_scan
 from lrnnx_app.ops.bank_scan import reference as bank_definition
-from lrnnx_app.ops.chunked_scan import chunked_scan
-from lrnnx_app.ops.chunked_scan import reference as chunked_definition
 from lrnnx_app.ops.discretized_scan import discretized_scan
 from lrnnx_app.ops.fft_conv import fft_conv, rfft
 from lrnnx_app.ops.fft_conv import reference as fft_definition
@@ -189,19 +187,6 @@ OPERATORS: dict[str, Operator] = {
         (*MASKS, "D", "z", "bias", "dt"),
         variants=real_and_complex(options(rule=tuple(KERNELS), softplus=(True,))),
         kernels={"cpu": DTYPES, "cuda": (FLOAT, HALF, BRAIN)},
-    ),
-    "chunked_scan": Operator(
-        chunked_scan,
-        chunked_definition,
-        of.chunked_example,
-        (),
-        ("x", "B", "C"),
-        MASKS,
-        variants=tuple(
-            Variant(f"{words} chunks of {size}", {"of_states": words == "of states"}, {"size": size})
-            for words in ("of heads", "of states")
-            for size in (16, 4)
-        ),
     ),
     "matrix_scan": Operator(
         matrix_scan,

@@ -55,10 +55,6 @@ DISCRETIZED = real_and_complex(options(rule=tuple(SCANNED)))[len(SCANNED) :]
 RULED = [_selective(planes, rule) for planes in (1, 2) for rule in KERNELS]
 GATED = (_selective(1, "euler", "gated"),)
 BANK = (Variant("32 modes", {"modes": 32}),)  # as of S4D by default
-CHUNKED = tuple(  # of the sizes of Mamba-2, and of gated linear attention
-    Variant(f"of {words}, 64 × 64", {"of_states": words == "states", "n": 64, "width": 64})
-    for words in ("heads", "states")
-)
 MATRIX = tuple(  # of the sizes of gated delta nets, and of Mamba-2
     Variant(f"{words}, 64 × 64", {"delta": words != "sums", "n": 64, "width": 64})
     for words in ("delta rule", "sums")
@@ -77,7 +73,6 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("selective_scan", GATED, *LONG, (8, 2049, 2048), dtypes=BOTH, keep=("D", "bias", "z")),
         *_rows("selective_scan", RULED, LONG[0], keep=("D", "bias")),
         *_rows("bank_scan", BANK, EVENTS, dtypes=BOTH, keep=("direct",)),
-        *_rows("chunked_scan", CHUNKED, (8, 2048, 32), dtypes=BOTH),
         *_rows("matrix_scan", MATRIX, (8, 2048, 32), dtypes=BOTH),
         *_rows("gru_scan", (PLAIN,), EVENTS),
         *_rows("fft_conv", (PLAIN,), EVENTS, dtypes=BOTH),
@@ -93,7 +88,6 @@ TIMED: dict[str, tuple[Timed, ...]] = {
         *_rows("selective_scan", (_selective(1, "euler"), _selective(1, "zoh")), MAMBA, keep=("D", "bias")),
         *_rows("selective_scan", (_selective(2, "euler"),), MAMBA, keep=("D", "bias")),
         *_rows("bank_scan", BANK, SHORT, keep=("direct",)),
-        *_rows("chunked_scan", CHUNKED, (2, 1024, 4)),
         *_rows("matrix_scan", MATRIX, (2, 2048, 4)),
         *_rows("gru_scan", (PLAIN,), (4, 1000, 64)),
         *_rows("fft_conv", (PLAIN,), SHORT),

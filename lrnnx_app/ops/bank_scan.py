@@ -5,7 +5,7 @@
 for G groups of n states, each with one input and one output, as in S4D (arXiv 2206.11893). Inside a chunk of
 L steps the outputs are a triangular Toeplitz matrix times the inputs; between chunks only states go, one for
 L steps, so that memory holds 2·n/L as many states as inputs. All but the scan of these is arithmetic that
-tensor cores and a CPU's vector units do best. For decays that vary see `chunked_scan`.
+tensor cores and a CPU's vector units do best. For decays that vary see `matrix_scan`.
 """
 
 from typing import Any, NamedTuple
