@@ -23,13 +23,13 @@ from lrnnx_app.spec import Rows
 EXAMPLE = 5  # hops of the sequence that is traced
 MOST = 2**24  # steps
 
-_library = torch.library.Library("lrnnx", "FRAGMENT")
+_library = torch.library.Library("lrnnx_export", "DEF")
 _library.define(
     "by_step(Tensor x, Tensor[] state, Tensor[] weights, Tensor? dt, Tensor? lengths, str layer) -> Tensor[]"
 )
 
 
-@torch.library.register_fake("lrnnx::by_step", lib=_library)
+@torch.library.register_fake("lrnnx_export::by_step", lib=_library)
 def _by_step(x, state, weights, dt, lengths, layer):
     return [torch.empty_like(x), *(torch.empty_like(z) for z in state)]
 
@@ -165,7 +165,7 @@ def _by_steps(model: nn.Module) -> Iterator[None]:
     def run(path: str, layer: Layer, x: Tensor, state: Any, rows: Rows) -> tuple[Tensor, Any]:
         state = layer.init_state(x.shape[0]) if state is None else state
         weights = list(layer.parameters())
-        y, *after = torch.ops.lrnnx.by_step(x, list(state), weights, rows.dt, rows.lengths, path)
+        y, *after = torch.ops.lrnnx_export.by_step(x, list(state), weights, rows.dt, rows.lengths, path)
         return y, type(state)(*after)
 
     for path, layer in looping:

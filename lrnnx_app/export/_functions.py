@@ -306,7 +306,7 @@ class Region:
 
     def _expression(self, node: fx.Node) -> str:
         name, args = _rules.named(node.target), list(node.args)
-        if name == "lrnnx.by_step.default":
+        if name == "lrnnx_export.by_step.default":
             return self._by_step(*args)
         if name in _rules.RULES:
             return _rules.RULES[name](self._bracketed, node, args)
