@@ -176,7 +176,7 @@ def through(
     step: Callable[[Any], tuple[Tensor, Any]], state: Any, first: Callable[[], Any] | None = None
 ) -> tuple[Tensor, Any]:
     """`step(state)`; within `relayed`, the first process's state, `first()` if it is None, is handed on."""
-    relay = _current.get()
+    relay = current()
     if relay is None:
         return step(state)
     return relay.run(step, first() if first is not None and state is None else state)
@@ -184,19 +184,20 @@ def through(
 
 def shared(y: Tensor) -> Tensor:
     """y; within `relayed`, that of the process with the end of time."""
-    relay = _current.get()
+    relay = current()
     return y if relay is None else relay.shared(y)
 
 
 def current() -> Relay | None:
-    return _current.get()
+    """What `relayed` set. Nothing in compiled code, which takes whole sequences and cannot look there."""
+    return None if torch.compiler.is_compiling() else _current.get()
 
 
 def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of a run and of its repetition, as `context_fn` of torch's checkpoint: what the run has
     received is there again, and what it has sent is not sent again.
     """
-    relay, messages = _current.get(), []
+    relay, messages = current(), []
     if relay is None:
         return nullcontext(), nullcontext()
     return relay.keeping(messages), relay.repeating(messages)
