@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -55,7 +56,9 @@ def interpreted(program, *words):
 
 @pytest.fixture(autouse=True)
 def _interpreter(monkeypatch):
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if triton.__version__.startswith("3.6.") and int(np.__version__.split(".")[1]) >= 4:
+        pytest.skip("the interpreter of Triton 3.6 takes an array for a number, which numpy 2.4 refuses")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
