@@ -289,7 +289,7 @@ class Region:
             if _rules.pieces(node) is None:
                 users = {user.args[1]: self.graph.kept(user) for user in node.users if user.target is PART}
                 parts = [users.get(k) for k in range(len(node.meta["val"]))]
-                names = ["_" if part not in self.uses else self._result(part) for part in parts]  # type: ignore[arg-type]
+                names = ["_" if part not in self.uses else self._result(part) for part in parts]  # type: ignore[arg-type]  (nodes)
                 self.lines.append(f"{', '.join(names)} = {_plain(self._expression(node))}")
         else:
             self._keep(node, self._expression(node))

@@ -123,7 +123,7 @@ def outputs(path: Path, x: Tensor, lengths: Tensor | None = None) -> Tensor:
     given = {"x": x.numpy()} | ({} if lengths is None else {"lengths": lengths.numpy()})
     with TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("given.npz", "found.npy")]
-        np.savez(files[0], **given)  # type: ignore[arg-type]
+        np.savez(files[0], **given)  # type: ignore[arg-type]  (arrays, no option)
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(path.absolute()), *files],
             env={**os.environ, "JAX_PLATFORMS": "cpu"},

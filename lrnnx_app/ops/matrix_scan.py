@@ -81,7 +81,7 @@ def reference(
     each = ([None] * time if x is None else x.unbind(1) for x in (q, k, v, log_decay, beta, erase))
     for t, step in enumerate(zip(*each, strict=True)):
         before = h if reset is None else torch.where(reset[:, t, None, None, None], 0, h)
-        y, new = matrix_step(*step[:-1], before, erase=step[-1])  # type: ignore[call-arg]
+        y, new = matrix_step(*step[:-1], before, erase=step[-1])  # type: ignore[call-arg]  (as many as there are)
         valid = None if lengths is None else (t < lengths)[:, None, None]
         h = new if valid is None else torch.where(valid[..., None], new, h)
         ys.append(y if valid is None else torch.where(valid, y, 0))
